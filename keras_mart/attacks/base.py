@@ -1,0 +1,149 @@
+"""What every attack shares: how it is called, traced, seeded and serialised, and how it differentiates."""
+
+import dataclasses
+import random
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_mart import checks, losses
+from keras_mart.attacks.inference import traced
+
+# A float16 backward pass neither under- nor overflows while its largest input gradient stays in this range.
+FIRST_SCALE = 2.0**10
+SCALE_FACTOR = 2.0**4
+LARGEST_SCALE = 2.0**30
+SMALLEST_SCALED_GRADIENT = 2.0**-4
+
+
+# Added to a misclassified example's score, so that it beats every correctly classified one.
+FOOLED = 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """Base of all attacks: frozen, equal by value, serialisable; holds no model and no tensor.
+
+    A subclass gives `perturb(logits, images, labels, seed)`. One that climbs an objective derives from `Climb`.
+
+    Args:
+        threat: the ball, `keras_mart.Linf` or `keras_mart.L2`.
+    """
+
+    threat: object
+
+    def __call__(self, model, x, labels, seed=None):
+        """Adversarial examples for a classifier.
+
+        Traced once for each model and image shape, with the batch size left open. The model runs in evaluation
+        mode and need not be compiled.
+
+        Args:
+            model: any Keras classifier that returns logits, or a wrapped one.
+            x: [batch, ...] images in [0, 1].
+            labels: [batch] or [batch, 1] integers.
+            seed: an integer or [2] integers; the same seed gives the same examples. `None` takes a fresh one.
+
+        Returns:
+            [batch, ...] float32 images, inside the ball and [0, 1].
+
+        Raises:
+            ValueError: images outside [0, 1], labels that do not fit, or a model that does not return logits.
+        """
+        network = getattr(model, "network", model)
+        if not tf.is_symbolic_tensor(x):
+            checks.batch(network, x, labels)
+        images = ops.convert_to_tensor(x, "float32")
+        labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
+        signature = [
+            tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32"), tf.TensorSpec([2], "int32"),
+        ]  # fmt: skip
+        return traced(network, self, self.perturb, signature)(images, labels, as_seed(seed))
+
+    def perturb(self, logits, images, labels, seed):
+        """The attack itself: `logits` maps [batch, ...] images to [batch, classes] float32."""
+        raise NotImplementedError
+
+    def get_config(self):
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: keras.saving.serialize_keras_object(value) for name, value in fields.items()}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
+
+
+class Climb(Attack):
+    """An attack that climbs an objective: a training method lends it one with `maximise`."""
+
+    def loss(self, labels, logits):
+        """[batch] what the attack climbs when no method lends it an objective."""
+        raise NotImplementedError
+
+    def maximise(self, objective, x, epsilon=None, seed=None, score=None):
+        """Images in the ball round x on which the objective is as large as the attack can make it.
+
+        Args:
+            objective: maps [batch, ...] images to [batch] values, differentiable.
+            x: [batch, ...] float32 images in [0, 1].
+            epsilon: scalar or [batch], in place of the threat's own; step sizes scale with it.
+            seed: an integer or [2] integers; `None` takes a fresh one.
+            score: maps images to [batch] values by which the best of several restarts is chosen; the objective
+                by default.
+
+        Returns:
+            [batch, ...] float32 images, without a gradient.
+        """
+        raise NotImplementedError
+
+    def perturb(self, logits, images, labels, seed):
+        def objective(candidates):
+            return self.loss(labels, logits(candidates))
+
+        def score(candidates):
+            outputs = logits(candidates)
+            fooled = losses.margin(labels, outputs) > 0
+            return ops.where(fooled, FOOLED, 0.0) + self.loss(labels, outputs)
+
+        return self.maximise(objective, images, seed=seed, score=score)
+
+
+def as_seed(seed):
+    """[2] int32 from an integer, from two integers, or from `None` (drawn from Python's `random`)."""
+    if seed is None:
+        seed = random.getrandbits(31)
+    seed = ops.convert_to_tensor(seed, "int32")
+    return seed if len(seed.shape) == 1 else ops.stack([seed, ops.zeros_like(seed)])
+
+
+def first_scale(images):
+    """[batch] the scale to begin `scaled_gradient` with."""
+    return ops.full((ops.shape(images)[0],), FIRST_SCALE)
+
+
+def scaled_gradient(objective, images, scale):
+    """An objective's gradient for use as a direction: each example's is multiplied by a power of two.
+
+    The gradient with respect to the logits of a confident example underflows in float16. Multiplying it at the
+    top of the backward pass, by a factor that each example adapts as the attack goes on, keeps it alive;
+    powers of two leave the direction exact. An example whose gradient overflowed gets zeros for this once.
+
+    Args:
+        objective: maps [batch, ...] images to [batch] float32.
+        images: [batch, ...].
+        scale: [batch] positive powers of two.
+
+    Returns:
+        ([batch] values of the objective, [batch, ...] scaled gradient, [batch] scale for the next call).
+    """
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        values = objective(images)
+    gradient = tape.gradient(values, images, output_gradients=scale, unconnected_gradients="zero")
+    axes = tuple(range(1, len(images.shape)))
+    finite = ops.all(ops.isfinite(gradient), axis=axes, keepdims=True)
+    gradient = ops.where(finite, gradient, 0.0)
+    faint = ops.max(ops.abs(gradient), axis=axes) < SMALLEST_SCALED_GRADIENT
+    grown = ops.where(faint, ops.minimum(scale * SCALE_FACTOR, LARGEST_SCALE), scale)
+    return values, gradient, ops.where(ops.reshape(finite, (-1,)), grown, scale / SCALE_FACTOR**2)

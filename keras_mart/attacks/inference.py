@@ -1,0 +1,47 @@
+"""A network in evaluation mode, as a function of images, and what is traced of it once and kept."""
+
+import weakref
+
+import tensorflow as tf
+from keras import ops
+
+from keras_mart import distribution
+
+_TRACES = weakref.WeakKeyDictionary()
+
+
+def inference(network):
+    """Maps [batch, ...] images to [batch, classes] float32 logits, in evaluation mode."""
+    return lambda images: ops.cast(network(images, training=False), "float32")
+
+
+def traced(network, key, function, signature):
+    """`function(logits, *tensors)` as a `tf.function`, traced once for each network, key and signature.
+
+    Args:
+        network: a Keras classifier; its traces live as long as it does.
+        key: hashable, tells this function from others.
+        function: takes `inference(network)` and then tensors.
+        signature: list of `tf.TensorSpec`.
+    """
+    traces = _TRACES.setdefault(network, {})
+    key = (key, *signature)
+    if key not in traces:
+        reference = weakref.ref(network)  # a trace that held its network would keep it alive for ever
+        traces[key] = tf.function(
+            lambda *tensors: function(inference(reference()), *tensors),
+            input_signature=signature,
+            autograph=False,
+            jit_compile=distribution.prefers_xla(),
+        )
+    return traces[key]
+
+
+def predict(network, images):
+    """[batch] predicted classes of [batch, ...] images."""
+    signature = [tf.TensorSpec([None, *images.shape[1:]])]
+    return traced(network, "predict", _classes, signature)(images)
+
+
+def _classes(logits, images):
+    return ops.argmax(logits(images), axis=-1)

@@ -1,0 +1,145 @@
+"""Projected gradient ascent: PGD, its single step FGSM, and CW, which is PGD on the margin."""
+
+import dataclasses
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_mart import checks, losses
+from keras_mart.attacks import base
+
+STARTS = ("uniform", "gaussian", "zero")
+# Standard deviation of the Gaussian start in the official TRADES and MART code.
+GAUSSIAN_START = 0.001
+# An attack that is not told its step size takes steps of this fraction of epsilon, as the MART paper's evaluation does.
+DEFAULT_STEP = 0.1
+
+
+@keras.saving.register_keras_serializable("keras_mart")
+@dataclasses.dataclass(frozen=True)
+class PGD(base.Climb):
+    """Projected gradient descent (ascent on the loss): x <- project(x + step_size * direction(gradient)).
+
+    The direction is the gradient's sign in the Linf ball, the normalised gradient in the L2 ball. The last iterate
+    is returned; with restarts, for each example the worst of them (misclassified first, then by loss).
+
+    Differences: the Gaussian start is projected into the ball and [0, 1] at once; the official code of TRADES and
+    MART does so from the first step on.
+
+    Args:
+        threat: the ball, `Linf` or `L2`.
+        steps: number of gradient steps.
+        step_size: length of a step in input units; epsilon / 10 by default.
+        start: "uniform" in the ball, "gaussian" (x + 0.001 * N(0, 1)), or "zero" (x itself).
+        restarts: number of independent runs.
+
+    Raises:
+        ValueError: `steps`, `step_size` or `restarts` not positive, or an unknown `start`.
+
+    Reference: Madry et al., arXiv 1706.06083.
+    """
+
+    steps: int = 20
+    _: dataclasses.KW_ONLY
+    step_size: float | None = None
+    start: str = "uniform"
+    restarts: int = 1
+
+    def __post_init__(self):
+        if self.step_size is None:
+            object.__setattr__(self, "step_size", DEFAULT_STEP * self.threat.epsilon)
+        for name in ("steps", "restarts"):
+            value = getattr(self, name)
+            if value < 1 or value != int(value):
+                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value}")
+        if not self.step_size >= 0 or (self.step_size == 0 and self.threat.epsilon > 0):
+            raise ValueError(f"`step_size` must be positive. Received: step_size={self.step_size}")
+        checks.one_of(self.start, STARTS, "start")
+
+    def loss(self, labels, logits):
+        """Cross-entropy."""
+        return losses.cross_entropy(labels, logits)
+
+    def maximise(self, objective, x, epsilon=None, seed=None, score=None):
+        seed = base.as_seed(seed)
+        if self.restarts == 1:
+            return ops.stop_gradient(self._run(objective, x, epsilon, seed))
+        score = score or objective
+
+        def restart(run, worst, worst_score):
+            candidates = self._run(objective, x, epsilon, tf.random.fold_in(seed, run))
+            scores = score(candidates)
+            worse = scores > worst_score
+            chosen = ops.where(ops.reshape(worse, (-1,) + (1,) * (len(x.shape) - 1)), candidates, worst)
+            return run + 1, chosen, ops.where(worse, scores, worst_score)
+
+        nothing_yet = ops.full((ops.shape(x)[0],), -float("inf"))
+        state = (0, x, nothing_yet)
+        return ops.stop_gradient(_loop(restart, state, self.restarts)[1])
+
+    def _run(self, objective, x, epsilon, seed):
+        step_size = self.step_size
+        if epsilon is not None:
+            step_size = epsilon * (self.step_size / self.threat.epsilon)
+
+        def step(number, candidates, scale):
+            _, gradient, scale = base.scaled_gradient(objective, candidates, scale)
+            moved = self.threat.ascend(candidates, gradient, step_size, tf.random.fold_in(seed, number))
+            return number + 1, self.threat.project(moved, x, epsilon), scale
+
+        start = self._start(x, epsilon, tf.random.fold_in(seed, self.steps))
+        return _loop(step, (0, start, base.first_scale(x)), self.steps)[1]
+
+    def _start(self, x, epsilon, seed):
+        if self.start == "zero":
+            return x
+        if self.start == "uniform":
+            return self.threat.sample(x, seed, epsilon)
+        noise = GAUSSIAN_START * tf.random.stateless_normal(ops.shape(x), seed)
+        return self.threat.project(x + noise, x, epsilon)
+
+
+@keras.saving.register_keras_serializable("keras_mart")
+@dataclasses.dataclass(frozen=True)
+class CW(PGD):
+    """The paper's CW-inf: PGD that climbs the logit margin, max over k != y of z_k - z_y.
+
+    Not the optimisation of Carlini and Wagner's own paper (arXiv 1608.04644), only its objective: the MART paper
+    and others it compares with call this attack CW. It is weak for few steps; AutoAttack judges better.
+
+    Args:
+        threat: the ball.
+        steps: number of gradient steps, 30 as in the paper.
+        step_size, start, restarts: as in `PGD`.
+    """
+
+    steps: int = 30
+
+    def loss(self, labels, logits):
+        """Logit margin."""
+        return losses.margin(labels, logits)
+
+
+@keras.saving.register_keras_serializable("keras_mart")
+@dataclasses.dataclass(frozen=True)
+class FGSM(base.Climb):
+    """Fast gradient sign method: one step of length epsilon from the natural image, on the cross-entropy.
+
+    Args:
+        threat: the ball; in `L2` the step follows the normalised gradient.
+
+    Reference: Goodfellow et al., arXiv 1412.6572.
+    """
+
+    def loss(self, labels, logits):
+        """Cross-entropy."""
+        return losses.cross_entropy(labels, logits)
+
+    def maximise(self, objective, x, epsilon=None, seed=None, score=None):
+        single_step = PGD(self.threat, steps=1, step_size=self.threat.epsilon, start="zero")
+        return single_step.maximise(objective, x, epsilon, seed)
+
+
+def _loop(body, state, times):
+    return ops.while_loop(lambda count, *_: count < times, body, state, maximum_iterations=times)

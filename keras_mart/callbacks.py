@@ -1,0 +1,49 @@
+"""Keras callbacks: robust accuracy during training."""
+
+import keras
+
+from keras_mart.evaluation import evaluate
+
+
+class RobustAccuracy(keras.callbacks.Callback):
+    """Puts the accuracy under attacks into the logs, as `val_<name>_accuracy`.
+
+    It measures after the first epoch, after every `every`-th and after the last. In other epochs the key is left
+    out, never NaN, which would spoil `ModelCheckpoint`'s best value for ever. Callbacks that monitor the key stand
+    behind it in the list.
+
+    Args:
+        data: as in `keras_mart.evaluate`: batches of (images, labels), or a pair of arrays. Use held-out training
+            data: a checkpoint chosen on the test set makes the test result worthless.
+        attacks: name to attack.
+        every: number of epochs between measurements.
+        batch_size: used where the data are arrays.
+        seed: integer; the same in every epoch, so that epochs compare.
+        verbose: 0 for silence, 1 for a progress bar.
+
+    Raises:
+        ValueError: `every` not positive, or no attack.
+    """
+
+    def __init__(self, data, attacks, every=1, *, batch_size=128, seed=0, verbose=1):
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"`every` must be a positive number of epochs. Received: every={every}")
+        if not attacks:
+            raise ValueError("`attacks` must name at least one attack. Received: none.")
+        self.data = data
+        self.attacks = attacks
+        self.every = every
+        self.batch_size = batch_size
+        self.seed = seed
+        self.verbose = verbose
+
+    def on_epoch_end(self, epoch, logs=None):
+        last = epoch + 1 == self.params.get("epochs")
+        if epoch > 0 and (epoch + 1) % self.every and not last:
+            return
+        table = evaluate(
+            self.model, self.data, self.attacks, batch_size=self.batch_size, seed=self.seed, verbose=self.verbose
+        )
+        for name in self.attacks:
+            logs[f"val_{name}_accuracy"] = table[name]

@@ -1,0 +1,153 @@
+"""What users can get wrong, and what they are told: the rule first, then what came."""
+
+import difflib
+import weakref
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+# A softmax's rows sum to 1 within this, also in bfloat16.
+PROBABILITY_TOLERANCE = 2e-2
+# So many images are looked at to see what a network returns.
+PROBED_IMAGES = 4
+# The number of classes of each network that was probed.
+_CLASSES = weakref.WeakKeyDictionary()
+
+
+def one_of(name, choices, what):
+    """Raises ValueError with the nearest valid name unless `name` is among the choices."""
+    if name not in choices:
+        near = difflib.get_close_matches(str(name), [str(choice) for choice in choices], 1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"`{what}` must be one of {', '.join(map(str, choices))}. Received: {name!r}.{hint}")
+
+
+def images(values):
+    """Raises ValueError unless [batch, ...] image values are numbers in [0, 1]."""
+    values = np.asarray(values)
+    if values.shape[0] == 0:
+        raise ValueError("The data must not be empty. Received: no images.")
+    low, high = float(np.min(values)), float(np.max(values))
+    if np.isnan(low) or np.isnan(high):
+        raise ValueError("Images must not contain NaN. Received: images with NaN.")
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"Images must lie in [0, 1]. Received: values from {low:g} to {high:g}. Divide images of 0 to 255 by 255; "
+            "a normalisation by mean and deviation belongs inside the network, so that epsilon keeps its meaning."
+        )
+
+
+def labels(values, num_classes):
+    """Raises ValueError unless [batch] or [batch, 1] labels are integers in [0, num_classes)."""
+    values = np.asarray(values)
+    if values.ndim == 2 and values.shape[1] > 1:
+        raise ValueError(
+            f"Labels must be class indices of shape [batch]. Received: shape {values.shape}. "
+            "Turn one-hot labels into indices with `labels.argmax(axis=-1)`."
+        )
+    if values.ndim not in (1, 2):
+        raise ValueError(f"Labels must have shape [batch] or [batch, 1]. Received: shape {values.shape}")
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"Labels must be integers. Received: dtype {values.dtype}. Cast with `labels.astype('int32')`.")
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"Labels must lie in [0, {num_classes}). Received: labels from {low} to {high}")
+
+
+def network(candidate):
+    """Raises ValueError unless this is a Keras model that does not end in a softmax or sigmoid."""
+    if not isinstance(candidate, keras.Model):
+        raise ValueError(f"`network` must be a keras.Model. Received: {candidate!r}")
+    if hasattr(candidate, "network"):
+        raise ValueError(f"`network` must not be wrapped already; pass its `.network`. Received: {candidate!r}")
+    last = candidate
+    while isinstance(last, keras.Model) and getattr(last, "layers", None) and hasattr(last, "outputs"):
+        last = last.layers[-1]
+    squashed = getattr(last, "activation", None) in (keras.activations.softmax, keras.activations.sigmoid)
+    if squashed or isinstance(last, keras.layers.Softmax):
+        raise ValueError(
+            f"`network` must return logits. Received: a network that ends in {last.name!r}, which returns "
+            "probabilities. Drop its activation (in keras.applications: `classifier_activation=None`)."
+        )
+
+
+def logits(values):
+    """Raises ValueError unless [batch, classes] outputs look like logits; returns the number of classes."""
+    values = np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(values, "float32")))
+    if values.ndim != 2 or values.shape[1] < 2:
+        raise ValueError(f"`network` must return logits [batch, classes >= 2]. Received: shape {values.shape}")
+    if np.all(values >= 0) and np.all(np.abs(values.sum(axis=1) - 1) < PROBABILITY_TOLERANCE):
+        raise ValueError(
+            "`network` must return logits. Received: rows that sum to 1, which are probabilities. "
+            "Drop the softmax at its end."
+        )
+    return values.shape[1]
+
+
+def batch(classifier, image_values, label_values):
+    """Raises ValueError unless the classifier can be trained or judged on this batch.
+
+    Args:
+        classifier: a Keras model; an unbuilt one is built by its first images.
+        image_values: [batch, ...] array-like.
+        label_values: [batch] or [batch, 1] array-like.
+    """
+    image_values = np.asarray(image_values)
+    expected = getattr(classifier, "input_shape", None) if hasattr(classifier, "inputs") else None
+    if isinstance(expected, tuple) and not _fits(image_values.shape, expected):
+        raise ValueError(f"Images must have shape {expected}, as the network has. Received: {image_values.shape}")
+    images(image_values)
+    if label_values is None:
+        raise ValueError("The data must be (images, labels). Received: no labels.")
+    if len(label_values) != len(image_values):
+        raise ValueError(f"Each image needs a label. Received: {len(image_values)} images, {len(label_values)} labels")
+    if classifier not in _CLASSES:
+        probe = keras.ops.cast(image_values[:PROBED_IMAGES], "float32")
+        _CLASSES[classifier] = logits(classifier(probe, training=False))
+    labels(label_values, _CLASSES[classifier])
+
+
+def _fits(shape, expected):
+    return len(shape) == len(expected) and all(
+        want is None or have == want for have, want in zip(shape[1:], expected[1:], strict=True)
+    )
+
+
+def first_batch(x, y=None):
+    """The first batch of anything that `fit` takes; of arrays all there is.
+
+    Returns:
+        (x to go on with, first inputs, first labels or None): a generator is handed back with its first batch put back.
+
+    Raises:
+        ValueError: there is no first batch.
+    """
+    if y is not None or isinstance(x, (np.ndarray, tf.Tensor, list, tuple)):
+        inputs = tf.nest.map_structure(np.asarray, tuple_of(x))
+        return x, inputs, None if y is None else np.asarray(y)
+    if isinstance(x, keras.utils.PyDataset):
+        first = x[0] if len(x) else None
+    elif hasattr(x, "__next__"):
+        first = next(x, None)
+        x = _put_back(first, x)
+    else:
+        first = next(iter(x), None)
+    if first is None:
+        raise ValueError("The data must not be empty. Received: no batch.")
+    inputs, first_labels, _ = keras.utils.unpack_x_y_sample_weight(tf.nest.map_structure(_local, first))
+    return x, inputs, first_labels
+
+
+def _put_back(first, rest):
+    yield first
+    yield from rest
+
+
+def tuple_of(x):
+    return tuple(x) if isinstance(x, list) else x
+
+
+def _local(value):
+    """The first replica's part of a distributed value."""
+    return tf.distribute.get_strategy().experimental_local_results(value)[0]

@@ -1,0 +1,100 @@
+"""Images and labels as NumPy arrays: what every source must deliver, checked once for all of them."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+HOLD_OUT_SEED = 0  # RandomState's stream is frozen across NumPy versions, so a split stays the same for ever.
+
+
+class Examples(NamedTuple):
+    """uint8, or float32 in [0, 1], [examples, height, width, channels] images; [examples] int32 labels."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def examples(images, labels, origin):
+    """Checks the arrays and returns them as `Examples`.
+
+    Args:
+        images: [examples, height, width, channels] or [examples, height, width] uint8, or floats in [0, 1].
+        labels: [examples] or [examples, 1] integers.
+        origin: where the arrays come from, for the messages.
+
+    Raises:
+        ValueError: for any other shape, dtype or value.
+    """
+    images, labels = _checked_images(np.asarray(images), origin), _checked_labels(np.asarray(labels), origin)
+    if len(images) != len(labels):
+        raise ValueError(
+            "Images and labels must be of one length. "
+            f"Received: {len(images)} images and {len(labels)} labels in {origin}"
+        )
+    return Examples(images, labels)
+
+
+def hold_out(whole, size):
+    """Cuts `size` examples off by a fixed permutation; returns (the rest, the held-out part), each in its old order."""
+    if not 0 < size < len(whole.labels):
+        raise ValueError(
+            "There must be enough examples to hold some out for validation and testing. "
+            f"Received: {len(whole.labels)} examples"
+        )
+    permutation = np.random.RandomState(HOLD_OUT_SEED).permutation(len(whole.labels))
+    held_out, rest = np.sort(permutation[:size]), np.sort(permutation[size:])
+    return Examples(whole.images[rest], whole.labels[rest]), Examples(whole.images[held_out], whole.labels[held_out])
+
+
+def stack(images, names, origin):
+    """Stacks images of one shape to [examples, height, width, channels]; `names` tell which one is of another."""
+    for image, name in zip(images, names, strict=True):
+        if image.shape != images[0].shape:
+            raise ValueError(
+                "All images must be of one size and number of channels. "
+                f"Received: {images[0].shape} for {names[0]} and {image.shape} for {name} in {origin}"
+            )
+    return np.stack(images) if images else np.zeros([0, 1, 1, 1], np.uint8)
+
+
+def _checked_images(images, origin):
+    if images.ndim == 3:
+        images = images[..., np.newaxis]
+    if images.ndim != 4:
+        raise ValueError(
+            "Images must be [examples, height, width, channels] or [examples, height, width]. "
+            f"Received: shape {images.shape} in {origin}"
+        )
+    if images.size == 0:
+        raise ValueError(f"There must be at least one image and one pixel. Received: shape {images.shape} in {origin}")
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"Images must be uint8, or floats in [0, 1]. Received: dtype {images.dtype} in {origin}")
+    low, high = images.min(), images.max()
+    if np.isnan(low):
+        raise ValueError(f"Images must hold no NaN. Received: {np.isnan(images).sum()} NaN values in {origin}")
+    if low < 0 or high > 1:
+        raise ValueError(
+            "Float images must be in [0, 1]: divide values of 0 to 255 by 255. "
+            f"Received: values from {low:g} to {high:g} in {origin}"
+        )
+    return images.astype(np.float32)
+
+
+def _checked_labels(labels, origin):
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise ValueError(
+            "Labels must be class numbers, [examples] or [examples, 1]; of one-hot labels take argmax(axis=-1). "
+            f"Received: shape {labels.shape} in {origin}"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"Labels must be integers. Received: dtype {labels.dtype} in {origin}")
+    if labels.size and (labels.min() < 0 or labels.max() > np.iinfo(np.int32).max):
+        raise ValueError(
+            "Labels must be class numbers from 0 on that fit int32. "
+            f"Received: values from {labels.min()} to {labels.max()} in {origin}"
+        )
+    return labels.astype(np.int32)

@@ -1,0 +1,186 @@
+"""The training losses and attack objectives, as pure functions of logits: [batch, classes] in, [batch] out.
+
+Logits may come in any float precision; every loss is computed in float32. With p = softmax(natural) and
+q = softmax(adversarial), y is the label. The training losses share one order of arguments,
+`(labels, natural, adversarial, ...)`, so that a method calls its own by position.
+"""
+
+from keras import ops
+
+# The official MART code keeps log(1 - q) finite with this offset (github.com/YisenWang/MART, mart.py).
+BOOST_OFFSET = 1.0001
+# Subtracted from the label's logit to take it out of a maximum over the other classes.
+EXCLUDED = 1e9
+
+
+def _float32(logits):
+    return ops.cast(logits, "float32")
+
+
+def _one_hot(labels, logits):
+    return ops.one_hot(labels, ops.shape(logits)[-1], dtype="float32")
+
+
+def _of_label(labels, values):
+    """[batch] the entry of [batch, classes] values that belongs to the label."""
+    return ops.sum(_one_hot(labels, values) * values, axis=-1)
+
+
+def _others(labels, logits):
+    """[batch, classes] the logits with the label's own pushed out of reach of a maximum."""
+    return logits - EXCLUDED * _one_hot(labels, logits)
+
+
+def cross_entropy(labels, logits):
+    """CE(p, y) = -log p_y.
+
+    Args:
+        labels: [batch] integers.
+        logits: [batch, classes].
+    """
+    return -_of_label(labels, ops.log_softmax(_float32(logits)))
+
+
+def margin(labels, logits):
+    """Logit margin: max over k != y of z_k, minus z_y. Positive where the example is misclassified.
+
+    The objective of Carlini and Wagner (arXiv 1608.04644, f_6), without its confidence offset.
+    """
+    logits = _float32(logits)
+    return ops.max(_others(labels, logits), axis=-1) - _of_label(labels, logits)
+
+
+def soft_margin(labels, logits):
+    """Soft logit margin: logsumexp over k != y of z_k, minus z_y. Negative where p_y > 1/2.
+
+    MMA (arXiv 1812.02637, equation 8): its zero is the boundary that MMA's bisection looks for.
+    """
+    logits = _float32(logits)
+    return ops.logsumexp(_others(labels, logits), axis=-1) - _of_label(labels, logits)
+
+
+def kl_divergence(natural, adversarial):
+    """KL(p, q) = sum over k of p_k log(p_k / q_k). Gradients flow through both arguments."""
+    log_p = ops.log_softmax(_float32(natural))
+    log_q = ops.log_softmax(_float32(adversarial))
+    return ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def boosted_cross_entropy(labels, adversarial):
+    """BCE(q, y) = -log q_y - log(1 - max over k != y of q_k), MART's first term.
+
+    Differences: none from the official code but for its 1e-12 inside the logarithms, which the 1.0001 it
+    writes for 1 makes unneeded.
+    """
+    log_q = ops.log_softmax(_float32(adversarial))
+    most_likely_other = ops.max(ops.exp(_others(labels, log_q)), axis=-1)
+    return -_of_label(labels, log_q) - ops.log(BOOST_OFFSET - most_likely_other)
+
+
+def misclassification_weight(labels, natural):
+    """1 - p_y, MART's weight: near 1 where the natural example is misclassified."""
+    return 1.0 - _of_label(labels, ops.softmax(_float32(natural)))
+
+
+def mart(labels, natural, adversarial, beta):
+    """MART: BCE(q, y) + beta * KL(p, q) * (1 - p_y).
+
+    Nothing is detached: gradients flow through p in the divergence and in the weight, as in the official code.
+
+    Args:
+        labels: [batch] integers.
+        natural: [batch, classes] logits on the natural images.
+        adversarial: [batch, classes] logits on the adversarial images.
+        beta: weight of the second term; the paper uses 5 (ResNet-18) and 6 (WRN-34-10).
+
+    Returns:
+        [batch] losses.
+
+    Reference: Wang et al., ICLR 2020 (OpenReview rklOg6EFwS), equation 11.
+    """
+    weighted_divergence = kl_divergence(natural, adversarial) * misclassification_weight(labels, natural)
+    return boosted_cross_entropy(labels, adversarial) + beta * weighted_divergence
+
+
+def trades(labels, natural, adversarial, beta):
+    """TRADES: CE(p, y) + beta * KL(p, q), with the gradient through both p and q.
+
+    Reference: Zhang et al., arXiv 1901.08573, equation 5 with its code's choice of the surrogate loss.
+    """
+    return cross_entropy(labels, natural) + beta * kl_divergence(natural, adversarial)
+
+
+def squared_distance(left, right):
+    """Squared L2 distance over classes: sum over k of (left_k - right_k)^2."""
+    return ops.sum(ops.square(_float32(left) - _float32(right)), axis=-1)
+
+
+def _probability_distance(natural, adversarial):
+    return squared_distance(ops.softmax(_float32(natural)), ops.softmax(_float32(adversarial)))
+
+
+def alp(labels, natural, adversarial, beta):
+    """ALP as the MART paper tabulates it: CE(q, y) + beta * |p - q|^2, on probabilities (its table 1)."""
+    return cross_entropy(labels, adversarial) + beta * _probability_distance(natural, adversarial)
+
+
+def alp_original(labels, natural, adversarial, beta):
+    """ALP as its own paper has it: (CE(p, y) + CE(q, y)) / 2 + beta * squared distance of the logits.
+
+    Differences: the official code attacks a least-likely target and smooths labels; the paper, followed here,
+    does neither.
+
+    Reference: Kannan et al., arXiv 1803.06373.
+    """
+    mixed = (cross_entropy(labels, natural) + cross_entropy(labels, adversarial)) / 2
+    return mixed + beta * squared_distance(natural, adversarial)
+
+
+def clp(labels, natural, adversarial, beta):
+    """CLP as the MART paper tabulates it: CE(p, y) + beta * |p - q|^2, on probabilities (its table 1)."""
+    return cross_entropy(labels, natural) + beta * _probability_distance(natural, adversarial)
+
+
+def clp_original(labels, natural, noisy, beta):
+    """CLP as its own paper has it: CE(noisy) + beta * squared distance of the logits of pairs of examples.
+
+    The pairs are neighbours (0, 1), (2, 3), ...; a shuffled batch makes them random, and an even split over
+    replicas keeps them together. The odd one out has no partner and no pairing term.
+
+    Args:
+        labels: [batch] integers.
+        natural: unused, there to keep the common order of arguments.
+        noisy: [batch, classes] logits on images with Gaussian noise.
+        beta: weight of the pairing term.
+
+    Reference: Kannan et al., arXiv 1803.06373.
+    """
+    index = ops.arange(ops.shape(noisy)[0])
+    partner = ops.minimum(index + 1 - 2 * (index % 2), ops.shape(noisy)[0] - 1)
+    paired = squared_distance(noisy, ops.take(noisy, partner, axis=0))
+    return cross_entropy(labels, noisy) + beta * paired
+
+
+# Share of the natural cross-entropy in MMA's loss (official code, clean_loss_coeff).
+MMA_NATURAL_SHARE = 1 / 3
+
+
+def mma(labels, natural, adversarial, epsilon, max_epsilon):
+    """MMA: CE(p, y) / 3 + 2/3 * CE(q, y) * [epsilon < max_epsilon].
+
+    `adversarial` are logits at the boundary found for a correct example, on the natural image itself for a
+    misclassified one (whose epsilon is 0). An example whose boundary lies at or beyond `max_epsilon` is far
+    enough and adds nothing.
+
+    Args:
+        labels: [batch] integers.
+        natural: [batch, classes] logits on the natural images.
+        adversarial: [batch, classes] logits at the boundary.
+        epsilon: scalar or [batch], the distance of the boundary.
+        max_epsilon: the hinge, d_max of the paper.
+
+    Reference: Ding et al., arXiv 1812.02637, equation 10, with the constants of its official code.
+    """
+    near = ops.cast(ops.convert_to_tensor(epsilon) < max_epsilon, "float32")
+    boundary = cross_entropy(labels, adversarial) * near
+    return MMA_NATURAL_SHARE * cross_entropy(labels, natural) + (1 - MMA_NATURAL_SHARE) * boundary

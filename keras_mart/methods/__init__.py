@@ -1,0 +1,14 @@
+"""The training methods: one method, one file, and the registry that the command line and the tests read."""
+
+from keras_mart.methods.alp import ALP
+from keras_mart.methods.at import AT
+from keras_mart.methods.base import AdversarialModel, Outputs
+from keras_mart.methods.clp import CLP
+from keras_mart.methods.mart import MART
+from keras_mart.methods.mma import MMA
+from keras_mart.methods.standard import Standard
+from keras_mart.methods.trades import TRADES
+
+METHODS = {"standard": Standard, "at": AT, "alp": ALP, "clp": CLP, "trades": TRADES, "mma": MMA, "mart": MART}
+
+__all__ = ["ALP", "AT", "CLP", "MART", "METHODS", "MMA", "TRADES", "AdversarialModel", "Outputs", "Standard"]

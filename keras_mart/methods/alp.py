@@ -1,0 +1,24 @@
+"""Adversarial logit pairing, in the MART paper's form and in its own."""
+
+import keras
+
+from keras_mart import losses
+from keras_mart.methods import base
+
+
+@keras.saving.register_keras_serializable("keras_mart")
+class ALP(base.PairingModel):
+    """Adversarial logit pairing: cross-entropy + beta * a squared distance of natural and adversarial outputs.
+
+    Args:
+        network, attack, seed: as in `AdversarialModel`.
+        beta: weight of the distance.
+        form: "mart" for CE(q, y) and the distance of probabilities, as the MART paper tabulates it;
+            "original" for (CE(p, y) + CE(q, y)) / 2 and the distance of logits, as Kannan et al. have it.
+
+    Reference: Kannan et al., arXiv 1803.06373; Wang et al., ICLR 2020, table 1.
+    """
+
+    def training_loss(self, labels, outputs):
+        loss = losses.alp if self.form == "mart" else losses.alp_original
+        return loss(labels, outputs.natural, outputs.adversarial, self.beta)

@@ -1,0 +1,44 @@
+"""Clean logit pairing, in the MART paper's form and in its own."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_mart import losses
+from keras_mart.methods import base
+
+# Standard deviation of the noise in Kannan et al., images in [0, 1].
+SIGMA = 0.5
+
+
+@keras.saving.register_keras_serializable("keras_mart")
+class CLP(base.PairingModel):
+    """Clean logit pairing: cross-entropy + beta * a squared distance of outputs.
+
+    With `form="original"` the training images are natural ones with Gaussian noise, clipped to [0, 1], and the
+    attack only serves the adversarial metrics of validation: `adversarial_accuracy` during training is then the
+    accuracy under noise.
+
+    Args:
+        network, attack, seed: as in `AdversarialModel`.
+        beta: weight of the distance.
+        form: "mart" for CE(p, y) and the distance of natural and adversarial probabilities, as the MART paper
+            tabulates it; "original" for CE on noisy images and the distance of the logits of pairs of examples,
+            as Kannan et al. have it.
+
+    Reference: Kannan et al., arXiv 1803.06373; Wang et al., ICLR 2020, table 1.
+    """
+
+    @property
+    def trains_on_natural(self):
+        return self.form == "mart"
+
+    def perturb(self, x, labels, seed, index=None):
+        if self.form == "mart":
+            return super().perturb(x, labels, seed, index)
+        noise = SIGMA * tf.random.stateless_normal(ops.shape(x), seed)
+        return ops.clip(x + noise, 0.0, 1.0), self.attack.threat.epsilon
+
+    def training_loss(self, labels, outputs):
+        loss = losses.clp if self.form == "mart" else losses.clp_original
+        return loss(labels, outputs.natural, outputs.adversarial, self.beta)

@@ -1,0 +1,26 @@
+"""MART, the method this package is named after."""
+
+import keras
+
+from keras_mart import losses
+from keras_mart.methods import base
+
+
+@keras.saving.register_keras_serializable("keras_mart")
+class MART(base.WeightedModel):
+    """Misclassification-aware adversarial training: BCE(q, y) + beta * KL(p, q) * (1 - p_y).
+
+    The attack climbs the cross-entropy. The terms stand apart in `keras_mart.losses`: `boosted_cross_entropy`,
+    `kl_divergence` and `misclassification_weight`; a variant overrides `training_loss` with other pieces.
+
+    Args:
+        network, attack, seed: as in `AdversarialModel`.
+        beta: weight of the divergence; the paper uses 5 for ResNet-18 and 6 for WRN-34-10.
+
+    Reference: Wang et al., ICLR 2020 (OpenReview rklOg6EFwS), equation 11.
+    """
+
+    default_beta = 5.0
+
+    def training_loss(self, labels, outputs):
+        return losses.mart(labels, outputs.natural, outputs.adversarial, self.beta)

@@ -1,0 +1,45 @@
+"""TRADES."""
+
+import keras
+from keras import ops
+
+from keras_mart import losses
+from keras_mart.attacks import FGSM
+from keras_mart.methods import base
+
+
+@keras.saving.register_keras_serializable("keras_mart")
+class TRADES(base.WeightedModel):
+    """TRADES: CE(p, y) + beta * KL(p, q); its attack climbs KL(p, q) with p held fixed.
+
+    Differences: the official code forwards the natural batch twice in training mode, so that BatchNorm's
+    statistics see it twice; here it is forwarded once.
+
+    Args:
+        network, seed: as in `AdversarialModel`.
+        attack: as in `AdversarialModel`, but not from the natural image itself, where the divergence has no slope.
+        beta: weight of the divergence; 6 in the paper.
+
+    Raises:
+        ValueError: an attack that starts at the natural image.
+
+    Reference: Zhang et al., arXiv 1901.08573.
+    """
+
+    default_beta = 6.0
+
+    def __init__(self, network, attack=None, **kwargs):
+        super().__init__(network, attack, **kwargs)
+        if isinstance(attack, FGSM) or getattr(attack, "start", None) == "zero":
+            raise ValueError(
+                "`attack` must not start at the natural image, where the gradient of the KL divergence is 0. "
+                f"Received: attack={attack}"
+            )
+
+    def attack_objective(self, x, labels):
+        logits = self.inference()
+        natural = ops.stop_gradient(logits(x))
+        return lambda candidates: losses.kl_divergence(natural, logits(candidates))
+
+    def training_loss(self, labels, outputs):
+        return losses.trades(labels, outputs.natural, outputs.adversarial, self.beta)

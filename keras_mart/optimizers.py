@@ -1,0 +1,63 @@
+"""Stochastic gradient descent as the papers' recipes mean it."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_mart")
+class SGD(keras.optimizers.SGD):
+    """Stochastic gradient descent with PyTorch's weight decay and momentum.
+
+        g = gradient + weight_decay * w
+        v = momentum * v + g
+        w = w - learning_rate * v                       (nesterov: w - learning_rate * (g + momentum * v))
+
+    Differences from `keras.optimizers.SGD`: weight decay is coupled, that is, added to the gradient, so that it
+    goes through the momentum; Keras subtracts `learning_rate * weight_decay * w` beside it, which is
+    `1 / (1 - momentum)` times weaker. The velocity `v` does not contain the learning rate; this matters only when
+    the rate changes: Keras carries the old rate on in its velocity, here the new rate holds at once. Every trainable
+    variable decays, biases and BatchNormalization's parameters too, except for those given to
+    `exclude_from_weight_decay`. A sparse gradient becomes dense where weight decay is not 0 (PyTorch refuses it).
+
+    Args:
+        learning_rate: float, `LearningRateSchedule` or callable.
+        momentum: float in [0, 1].
+        nesterov: bool; without effect when `momentum` is 0.
+        weight_decay: float, at least 0; None means 0.
+        **kwargs: what every Keras optimizer takes (`clipnorm`, `use_ema`, ...). Clipping sees the gradient before
+            weight decay is added, as in PyTorch.
+
+    Raises:
+        ValueError: if `weight_decay` is negative.
+
+    Reference: the update of `torch.optim.SGD`; the recipes of MART (OpenReview rklOg6EFwS), TRADES (1901.08573).
+    """
+
+    def __init__(self, learning_rate=0.01, momentum=0.0, nesterov=False, weight_decay=0.0, **kwargs):
+        if weight_decay is not None and not weight_decay >= 0:
+            raise ValueError(f"`weight_decay` must not be negative. Received: weight_decay={weight_decay}")
+        super().__init__(
+            learning_rate=learning_rate, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, **kwargs
+        )
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Updates one variable, and its velocity where there is momentum."""
+        learning_rate = ops.cast(learning_rate, variable.dtype)
+        gradient = ops.cast(gradient, variable.dtype)
+        # `_use_weight_decay` is private; nothing public tells what `exclude_from_weight_decay` has excluded.
+        if self.weight_decay and self._use_weight_decay(variable):
+            gradient = ops.add(gradient, ops.multiply(variable, ops.cast(self.weight_decay, variable.dtype)))
+        step = gradient
+        if self.momentum != 0:
+            momentum = ops.cast(self.momentum, variable.dtype)
+            velocity = self.momentums[self._get_variable_index(variable)]
+            self.assign(velocity, ops.add(ops.multiply(velocity, momentum), gradient))
+            step = ops.add(gradient, ops.multiply(velocity, momentum)) if self.nesterov else velocity
+        self.assign_sub(variable, ops.multiply(step, learning_rate))
+
+    def _apply_weight_decay(self, variables):
+        """Does nothing: `update_step` decays.
+
+        Private in Keras, yet the only way to keep `weight_decay` as attribute and in the config without the
+        decoupled decay that Keras derives from them.
+        """

@@ -1,0 +1,129 @@
+"""A trained network as a SavedModel, in the layout that TensorFlow Serving watches."""
+
+import errno
+import os
+import pathlib
+import tempfile
+
+import tensorflow as tf
+
+from keras_mart import checks
+
+# What a rename says where the version is there already: a folder with content, or a file.
+TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+DECODABLE_CHANNELS = (1, 3)  # what `tf.io.decode_jpeg` can turn an image into
+LARGEST_VALUE = 255.0  # of an 8-bit image
+
+
+def export(model, directory):
+    """Writes the network of a model as the next version `<directory>/<version>/`, for TensorFlow Serving.
+
+    The SavedModel holds the network alone, in inference mode: no optimizer, no method, no metrics. It needs
+    TensorFlow only. The version is 1 more than the largest there is (1 at first). It appears in one step, so that a
+    server watching the directory never loads half of it, and an export never overwrites another.
+
+    Signatures, for a batch of any size (at least 1):
+        serving_default: `images`, [batch, height, width, channels] float32 in [0, 1].
+        serve_encoded: `encoded`, [batch] strings, the bytes of PNG or JPEG files. Decoded as the training data are,
+            turned into the network's channels, divided by 255, and resized (bilinear, no antialiasing) where
+            their size is not the network's. A network of open height or width resizes nothing: a batch then has one
+            size. Left out for networks of other than 1 or 3 channels.
+    Both return `logits` [batch, classes] float32, `probabilities` [batch, classes] float32 (their softmax) and
+    `classes` [batch] int64 (the largest logit).
+
+    Args:
+        model: a wrapped model, or any built Keras classifier that returns logits.
+        directory: str or path of a folder on this machine, made where it is missing; its name is not part of the model.
+
+    Returns:
+        `pathlib.Path` of the version written.
+
+    Raises:
+        ValueError: if the model is not built, takes no images or returns no logits; if `directory` cannot be written.
+    """
+    network = getattr(model, "network", model)
+    checks.network(network)
+    module, signatures = _serving_module(network, _image_shape(network))
+    directory = pathlib.Path(directory)
+    with _hidden_folder(directory) as hidden:
+        # One level down: the hidden folder is its owner's alone, what is written inside has the usual permissions.
+        written = os.path.join(hidden, "saved_model")
+        tf.saved_model.save(module, written, signatures=signatures)
+        return _publish(written, directory)
+
+
+def _image_shape(network):
+    """(height, width, channels) that a built network takes."""
+    if not network.built:
+        raise ValueError(f"`model` must be built: call it on a batch of images or fit it first. Received: {network!r}")
+    # A subclassed model has no `input_shape`; what it was built with is kept.
+    shape = getattr(network, "input_shape", None) or (network.get_build_config() or {}).get("input_shape")
+    dimensions = shape if isinstance(shape, (tuple, list)) else ()
+    if len(dimensions) != 4 or not all(size is None or isinstance(size, int) for size in dimensions):
+        raise ValueError(f"`model` must take images [batch, height, width, channels]. Received: input shape {shape}")
+    return tuple(dimensions[1:])
+
+
+def _serving_module(network, image_shape):
+    """A `tf.Module` that holds the network's variables and nothing else, and its signatures."""
+
+    def classify(images):
+        logits = network(images, training=False)
+        if not tf.is_tensor(logits) or logits.shape.rank != 2:
+            raise ValueError(f"`model` must return logits [batch, classes]. Received: output {logits}")
+        logits = tf.cast(logits, tf.float32)
+        classes = tf.argmax(logits, axis=-1, output_type=tf.int64)
+        return {"logits": logits, "probabilities": tf.nn.softmax(logits), "classes": classes}
+
+    def classify_encoded(encoded):
+        images = tf.map_fn(
+            lambda contents: _decode(contents, image_shape),
+            encoded,
+            fn_output_signature=tf.TensorSpec(image_shape, tf.float32),
+        )
+        return classify(images)
+
+    images = tf.TensorSpec((None, *image_shape), tf.float32, name="images")
+    classify = tf.function(classify, input_signature=[images], autograph=False)
+    signatures = {"serving_default": classify.get_concrete_function()}
+    if image_shape[-1] in DECODABLE_CHANNELS:
+        encoded = tf.TensorSpec((None,), tf.string, name="encoded")
+        classify_encoded = tf.function(classify_encoded, input_signature=[encoded], autograph=False)
+        signatures["serve_encoded"] = classify_encoded.get_concrete_function()
+    module = tf.Module()
+    module.network_variables = list(signatures["serving_default"].variables)
+    return module, signatures
+
+
+def _decode(contents, image_shape):
+    """A float32 image in [0, 1] of shape (height, width, channels) from the bytes of one PNG or JPEG file."""
+    # `decode_jpeg` reads PNG as well, and `decode_image` knows no DCT method.
+    image = tf.io.decode_jpeg(contents, channels=image_shape[-1], dct_method="INTEGER_ACCURATE")
+    image = tf.cast(image, tf.float32) / LARGEST_VALUE
+    if None in image_shape[:2]:
+        return image
+    return tf.image.resize(image, image_shape[:2])  # leaves every value as it is where the size fits
+
+
+def _hidden_folder(directory):
+    """A temporary folder inside `directory`, under a name that no server takes for a version."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=".export-", dir=directory)
+    except OSError as error:
+        raise ValueError(
+            f"`directory` must be a folder that can be written. Received: directory={str(directory)!r} ({error})"
+        ) from error
+
+
+def _publish(written, directory):
+    """Moves a finished SavedModel to the next free version, in one step."""
+    while True:
+        versions = [int(name) for name in os.listdir(directory) if name.isascii() and name.isdigit()]
+        target = directory / str(max(versions, default=0) + 1)
+        try:
+            os.rename(written, target)
+            return target
+        except OSError as error:  # another export was faster: now its version counts
+            if error.errno not in TAKEN:
+                raise

@@ -1,0 +1,130 @@
+"""The balls an adversary may move in: `Linf` and `L2`, always cut with the image range [0, 1].
+
+A threat knows its norm and its size. Images are [batch, ...] float32 in [0, 1]; an `epsilon` given to a method
+stands in for the threat's own and is a scalar or [batch], one ball for each example.
+"""
+
+import dataclasses
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+# Below this L2 norm a gradient counts as zero: dividing by it would only blow up rounding noise.
+SMALLEST_NORM = 1e-30
+
+
+def per_example(value, images):
+    """A scalar or [batch] value, shaped to broadcast over [batch, ...] images."""
+    value = ops.cast(value, images.dtype)
+    return ops.reshape(value, (-1,) + (1,) * (len(images.shape) - 1)) if len(value.shape) == 1 else value
+
+
+def _norm(values):
+    """[batch, 1, ...] the L2 norm of each example, computed without underflow of its squares."""
+    axes = tuple(range(1, len(values.shape)))
+    largest = ops.max(ops.abs(values), axis=axes, keepdims=True)
+    scale = ops.where(largest > SMALLEST_NORM, largest, 1.0)
+    return scale * ops.sqrt(ops.sum(ops.square(values / scale), axis=axes, keepdims=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Threat:
+    """A ball of radius `epsilon` round each image, in a norm that the subclass gives.
+
+    Args:
+        epsilon: radius in input units (images in [0, 1]); 0 leaves the natural image.
+
+    Raises:
+        ValueError: `epsilon` is negative or not finite.
+    """
+
+    epsilon: float
+
+    def __post_init__(self):
+        if not 0 <= self.epsilon < float("inf"):
+            raise ValueError(f"`epsilon` must be finite and not negative. Received: epsilon={self.epsilon}")
+
+    def get_config(self):
+        return {"epsilon": self.epsilon}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+    def _radius(self, images, epsilon):
+        return per_example(self.epsilon if epsilon is None else epsilon, images)
+
+    def project(self, candidates, images, epsilon=None):
+        """The nearest points to [batch, ...] candidates inside the ball round images and inside [0, 1]."""
+        inside = self._into_ball(candidates - images, self._radius(images, epsilon))
+        return ops.clip(images + inside, 0.0, 1.0)
+
+    def sample(self, images, seed, epsilon=None):
+        """Points drawn uniformly from the ball (then clipped to [0, 1]), from a [2] integer seed."""
+        offsets = self._uniform(images, seed) * self._radius(images, epsilon)
+        return self.project(images + offsets, images, epsilon)
+
+
+@keras.saving.register_keras_serializable("keras_mart")
+class Linf(Threat):
+    """The ball of all images that differ by at most `epsilon` in each value: |x' - x|_inf <= epsilon."""
+
+    def ascend(self, candidates, gradient, step_size, seed=None):
+        """Candidates moved by `step_size` (scalar or [batch]) along the sign of the gradient."""
+        del seed  # the sign is defined everywhere
+        return candidates + per_example(step_size, candidates) * ops.sign(gradient)
+
+    def distance(self, candidates, images):
+        """[batch] the largest absolute difference of each candidate from its image."""
+        return ops.max(ops.abs(candidates - images), axis=tuple(range(1, len(images.shape))))
+
+    def _into_ball(self, offsets, radius):
+        return ops.clip(offsets, -radius, radius)
+
+    def _uniform(self, images, seed):
+        return tf.random.stateless_uniform(ops.shape(images), seed, -1.0, 1.0, images.dtype)
+
+
+@keras.saving.register_keras_serializable("keras_mart")
+class L2(Threat):
+    """The Euclidean ball: the square root of the summed squared differences is at most `epsilon`."""
+
+    def ascend(self, candidates, gradient, step_size, seed=None):
+        """Candidates moved by `step_size` along the normalised gradient, a random direction where it is zero.
+
+        Args:
+            candidates: [batch, ...] images.
+            gradient: [batch, ...].
+            step_size: scalar or [batch], in input units.
+            seed: [2] integers for the random directions; without it an example with a zero gradient stays.
+        """
+        norm = _norm(gradient)
+        zero = norm <= SMALLEST_NORM
+        direction = gradient / ops.where(zero, 1.0, norm)
+        if seed is not None:
+            direction = ops.where(zero, _random_direction(candidates, seed), direction)
+        return candidates + per_example(step_size, candidates) * direction
+
+    def distance(self, candidates, images):
+        """[batch] the Euclidean distance of each candidate from its image."""
+        return ops.reshape(_norm(candidates - images), (-1,))
+
+    def _into_ball(self, offsets, radius):
+        norm = _norm(offsets)
+        return ops.where(norm > radius, offsets * (radius / ops.maximum(norm, SMALLEST_NORM)), offsets)
+
+    def _uniform(self, images, seed):
+        shape = ops.shape(images)
+        dimensions = 1.0
+        for size in shape[1:]:
+            dimensions *= size
+        seeds = tf.random.split(seed, 2)
+        ones = (shape[0],) + (1,) * (len(shape) - 1)
+        radius = tf.random.stateless_uniform(ones, seeds[0], dtype=images.dtype) ** (1.0 / dimensions)
+        return radius * _random_direction(images, seeds[1])
+
+
+def _random_direction(images, seed):
+    normal = tf.random.stateless_normal(ops.shape(images), seed, dtype=images.dtype)
+    return normal / ops.maximum(_norm(normal), SMALLEST_NORM)
