@@ -1,6 +1,7 @@
-"""Keras callbacks: robust accuracy during training."""
+"""Keras callbacks: robust accuracy during training, and TensorBoard's curves without its package."""
 
 import keras
+import tensorflow as tf
 
 from keras_mart.evaluation import evaluate
 
@@ -47,3 +48,32 @@ class RobustAccuracy(keras.callbacks.Callback):
         )
         for name in self.attacks:
             logs[f"val_{name}_accuracy"] = table[name]
+
+
+class EpochScalars(keras.callbacks.Callback):
+    """Writes the logs of each epoch as TensorBoard scalars.
+
+    `keras.callbacks.TensorBoard` needs the tensorboard package, which TensorFlow no longer brings along, only to
+    write such values.
+
+    Args:
+        directory: where the event file goes.
+    """
+
+    def __init__(self, directory):
+        super().__init__()
+        self.directory = str(directory)
+
+    def on_train_begin(self, logs=None):
+        self._writer = tf.summary.create_file_writer(self.directory)
+
+    def on_epoch_end(self, epoch, logs=None):
+        plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
+        metadata = tf.compat.v1.SummaryMetadata(plugin_data=plugin)
+        with self._writer.as_default():
+            for name, value in logs.items():
+                tf.summary.write(f"epoch/{name}", tf.cast(value, "float32"), step=epoch, metadata=metadata)
+        self._writer.flush()
+
+    def on_train_end(self, logs=None):
+        self._writer.close()

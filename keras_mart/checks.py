@@ -49,7 +49,7 @@ def labels(values, num_classes):
     if values.ndim not in (1, 2):
         raise ValueError(f"Labels must have shape [batch] or [batch, 1]. Received: shape {values.shape}")
     if not np.issubdtype(values.dtype, np.integer):
-        raise ValueError(f"Labels must be integers. Received: dtype {values.dtype}. Cast with `labels.astype('int32')`.")
+        raise ValueError(f"Labels must be integers. Received: dtype {values.dtype}. Use `labels.astype('int32')`.")
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= num_classes:
         raise ValueError(f"Labels must lie in [0, {num_classes}). Received: labels from {low} to {high}")

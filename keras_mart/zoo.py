@@ -26,8 +26,8 @@ def small_cnn(num_classes=10, input_shape=(28, 28, 1), *, dropout=0.5, normalisa
 
     Convolutions 3x3 without padding, of 32, 32, 64 and 64 filters, with 2x2 max pooling after the second and the
     fourth; dense layers of 200, 200 and `num_classes`; ReLU; dropout after the first dense layer. Convolutions start
-    as normal(0, sqrt(2 / fan_in)), the last layer as 0 (so that the logits are 0 and no attack moves an image before the
-    first update), the other dense layers with PyTorch's default.
+    as normal(0, sqrt(2 / fan_in)), the last layer as 0 (the logits are then 0, and an attack finds no gradient, until
+    the first update), the other dense layers with PyTorch's default.
 
     Differences: an image smaller than 28 pixels is padded with zeros to 28, centred; a larger one widens the
     first dense layer.
@@ -69,8 +69,8 @@ def resnet18(num_classes=10, input_shape=(32, 32, 3), *, normalisation=None):
     A basic block is relu(shortcut(x) + bn(conv(relu(bn(conv(x)))))), whose shortcut is a strided 1x1 convolution with
     BatchNormalization where the shape changes. Weights start with PyTorch's default.
 
-    Differences: the average is taken over all that is left of the image, not over 4x4 (the same at 32x32), so that other
-    sizes work; the running variance as this module's docstring says.
+    Differences: the average is taken over all that is left of the image, not over 4x4 (the same at 32x32), so that
+    other sizes work; the running variance as this module's docstring says.
 
     Args:
         num_classes: int, at least 2.
@@ -100,9 +100,11 @@ def resnet18(num_classes=10, input_shape=(32, 32, 3), *, normalisation=None):
 def wide_resnet(depth=34, width=10, *, num_classes=10, input_shape=(32, 32, 3), dropout=0.0, normalisation=None):
     """WideResNet for 32x32 images: three stages of (depth - 4) / 6 pre-activation blocks.
 
-    The stages have 16, 32 and 64 times `width` filters. A block is shortcut + conv(dropout(relu(bn(conv(relu(bn(x))))))). The shortcut is x itself or, where the number
-    of filters changes, a strided 1x1 convolution of relu(bn(x)). Convolutions start as
-    normal(0, sqrt(2 / (k * k * filters))), the last layer's bias as 0.
+    The stages have 16, 32 and 64 times `width` filters. A block is
+    shortcut + conv(dropout(relu(bn(conv(relu(bn(x))))))), whose shortcut is x itself or, where the number of filters
+    changes, a strided 1x1 convolution of relu(bn(x)).
+    Convolutions start as normal(0, sqrt(2 / (k * k * filters))), the last layer's bias as 0 and its kernel with
+    PyTorch's default.
 
     Differences: the official code's `sub_block1`, which it builds and never calls, is left out; the average is taken
     over all that is left of the image, not over 8x8 (the same at 32x32); the running variance as this module's

@@ -48,7 +48,8 @@ def evaluate(model, data, attacks, *, batch_size=128, seed=0, verbose=1):
         bar.update(number + 1, [(name, correct[name] / examples) for name in names])
     if not examples:
         raise ValueError("The data must not be empty. Received: no batch.")
-    bar.update(bar.target or number + 1, finalize=True)
+    if bar.target is None:  # it could not know that this was the last batch
+        bar.update(number + 1, finalize=True)
     return Table(examples, {name: correct[name] / examples for name in names}, seconds)
 
 

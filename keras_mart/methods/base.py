@@ -63,6 +63,8 @@ class AdversarialModel(keras.Model):
     trains_on_natural = True
     # Whether a batch also runs through the adversary.
     has_adversary = True
+    # Whether training data must be ((image, index), label[, weight]).
+    needs_index = False
 
     def __init__(self, network, attack=None, *, seed=None, **kwargs):
         checks.network(network)
@@ -250,6 +252,15 @@ class AdversarialModel(keras.Model):
         if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked its validation data
             x = self._check_validation(x, y)
         return super().evaluate(x, y, *args, **kwargs)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Private: under a strategy Keras averages the replicas' parts of the first batch to learn its shapes, which
+        # fails where the parts differ in size (keras-team/keras issue 20585). The first part has the shapes too.
+        if iterator is not None and self._distribute_strategy is not None:
+            _, _, batches = next(iter(iterator))
+            parts = self.distribute_strategy.experimental_local_results
+            data_batch = keras.tree.map_structure(lambda value: parts(value)[0], next(batches))
+        super()._maybe_symbolic_build(None if data_batch is not None else iterator, data_batch)
 
     def _check_validation(self, x, y=None, _weights=None):
         x, inputs, labels = checks.first_batch(x, y)

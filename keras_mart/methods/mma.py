@@ -42,6 +42,8 @@ class MMA(base.AdversarialModel):
     Reference: Ding et al., arXiv 1812.02637.
     """
 
+    needs_index = True
+
     def __init__(
         self, network, attack=None, *, num_examples, max_epsilon, min_margin=0.005, bisection_steps=10, **kwargs
     ):

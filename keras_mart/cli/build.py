@@ -1,0 +1,69 @@
+"""The objects that the flags describe: data, network, attacks, model."""
+
+import keras
+
+from keras_mart import datasets, optimizers, zoo
+from keras_mart.attacks import PGD
+from keras_mart.cli.flags import FLAGS, method_arguments
+from keras_mart.evaluation.presets import preset
+from keras_mart.methods import METHODS
+from keras_mart.threats import L2, Linf
+
+# Training steps are this fraction of epsilon unless told otherwise: with 10 steps the usual 2/255 for 8/255.
+TRAINING_STEP = 0.25
+
+
+def data(split, with_index=False):
+    """Batches of a split; training data are augmented."""
+    augment = None if split != "train" or FLAGS.augment == "none" else FLAGS.augment
+    return datasets.load(
+        FLAGS.dataset, split, batch_size=FLAGS.batch_size, augment=augment, with_index=with_index,
+        seed=FLAGS.seed, data_dir=FLAGS.data_dir,
+    )  # fmt: skip
+
+
+def network():
+    """The untrained network, with the shapes of the data."""
+    described = datasets.describe(FLAGS.dataset, FLAGS.data_dir)
+    options = {name: FLAGS[name].value for name in ("depth", "width", "dropout") if FLAGS[name].value is not None}
+    factory = getattr(zoo, FLAGS.network)
+    return factory(num_classes=described.num_classes, input_shape=described.input_shape, **options)
+
+
+def _threat(epsilon):
+    return (Linf if FLAGS.threat == "linf" else L2)(epsilon)
+
+
+def training_attack():
+    """The PGD that training runs."""
+    step_size = TRAINING_STEP * FLAGS.epsilon if FLAGS.step_size is None else FLAGS.step_size
+    return PGD(_threat(FLAGS.epsilon), FLAGS.steps, step_size=step_size, start=FLAGS.start)
+
+
+def attacks(names):
+    """Name to attack, at the evaluation's epsilon."""
+    epsilon = FLAGS.epsilon if FLAGS.evaluation_epsilon is None else FLAGS.evaluation_epsilon
+    return {name: preset(name, _threat(epsilon)) for name in names}
+
+
+def model(method):
+    """The compiled model of a method, untrained."""
+    arguments = method_arguments(method)
+    if METHODS[method].has_adversary:
+        arguments["attack"] = training_attack()
+    if METHODS[method].needs_index:
+        arguments["num_examples"] = datasets.describe(FLAGS.dataset, FLAGS.data_dir).num_examples["train"]
+    built = METHODS[method](network(), seed=FLAGS.seed, **arguments)
+    built.compile(_optimizer(), jit_compile={"auto": "auto", "true": True, "false": False}[FLAGS.jit_compile])
+    return built
+
+
+def _optimizer():
+    if FLAGS.optimizer == "adam":
+        return keras.optimizers.Adam(FLAGS.learning_rate)
+    return optimizers.SGD(FLAGS.learning_rate, momentum=FLAGS.momentum, weight_decay=FLAGS.weight_decay)
+
+
+def learning_rate(epoch):
+    """The rate of an epoch, counted from 0 as Keras does; --decay_epochs counts from 1 as the papers do."""
+    return FLAGS.learning_rate * 0.1 ** sum(int(start) <= epoch + 1 for start in FLAGS.decay_epochs)

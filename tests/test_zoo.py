@@ -1,0 +1,274 @@
+"""The networks against the PyTorch originals: sizes, padding, initialisation; saving; bad input."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_mart import zoo
+
+NETWORKS = {
+    "small_cnn": lambda **kwargs: zoo.small_cnn(input_shape=(28, 28, 3), **kwargs),
+    "resnet18": lambda **kwargs: zoo.resnet18(**kwargs),
+    "wide_resnet": lambda **kwargs: zoo.wide_resnet(10, 1, **kwargs),
+}
+CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # the usual mean and std of CIFAR-10's channels
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    keras.utils.set_random_seed(0)
+
+
+def trainable(network):
+    return sum(int(np.prod(variable.shape)) for variable in network.trainable_variables)
+
+
+def images_for(network, count=2):
+    return np.random.default_rng(1).uniform(size=(count, *network.input_shape[1:])).astype("float32")
+
+
+def shake(network):
+    """Fills every weight, so that neither zero initialisation nor fresh statistics hide a mistake."""
+    random = np.random.default_rng(2)
+    for variable in network.variables:
+        if variable.dtype == "float32":
+            variable.assign(random.uniform(0.01, 0.1, variable.shape))
+
+
+# --- sizes ---
+
+
+def wide_resnet_parameters(depth, width, classes=10):
+    """Convolutions and the two BatchNormalization parameters of each channel, block by block."""
+    before, total = 16, 3 * 3 * 3 * 16
+    for filters in (16 * width, 32 * width, 64 * width):
+        for _ in range((depth - 4) // 6):
+            total += 2 * before + 9 * before * filters + 2 * filters + 9 * filters * filters
+            total += before * filters if before != filters else 0
+            before = filters
+    return total + 2 * before + before * classes + classes
+
+
+def test_parameter_counts_are_those_of_the_originals():
+    assert trainable(zoo.small_cnn()) == 312_202
+    assert trainable(zoo.resnet18()) == 11_173_962
+    assert wide_resnet_parameters(34, 10) == 46_160_474
+    assert trainable(zoo.wide_resnet(16, 2)) == wide_resnet_parameters(16, 2)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("num_classes", [2, 10])
+def test_output_is_one_logit_a_class(name, num_classes):
+    network = NETWORKS[name](num_classes=num_classes)
+    assert network.name.startswith(name)
+    assert network(images_for(network, count=1)).shape == (1, num_classes)
+
+
+def test_defaults():
+    assert zoo.small_cnn().input_shape == (None, 28, 28, 1)
+    assert zoo.resnet18(num_classes=10).input_shape == (None, 32, 32, 3)
+    assert zoo.wide_resnet(10, 1).input_shape == (None, 32, 32, 3)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "wide_resnet"])
+def test_other_image_sizes(name):
+    network = NETWORKS[name](input_shape=(20, 24, 1))
+    assert network(images_for(network)).shape == (2, 10)
+
+
+def test_weights_are_named_after_their_place():
+    paths = {variable.path for variable in zoo.resnet18().variables}
+    assert {"stem_conv/kernel", "stage2_block1_shortcut_conv/kernel", "stage4_block2_bn2/gamma", "logits/bias"} <= paths
+    paths = {variable.path for variable in zoo.wide_resnet(10, 2).variables}
+    assert {"stem_conv/kernel", "stage3_block1_conv2/kernel", "stage1_block1_bn1/beta", "final_bn/gamma"} <= paths
+
+
+# --- PyTorch's padding ---
+
+
+@pytest.mark.parametrize(
+    "position, expected",
+    [((0, 0), [[5, 0], [0, 0]]), ((1, 1), [[9, 7], [3, 1]]), ((3, 3), [[0, 0], [0, 9]]), ((2, 3), [[0, 0], [0, 6]])],
+)
+def test_strided_convolution_pads_one_pixel_on_each_side(position, expected):
+    # The kernel is 1 to 9, row by row; with one pixel of padding its windows begin at rows and columns -1 and 1 of a
+    # 4x4 image. So an impulse at (0, 0) lies under the first window's middle, 5, and one at (1, 1) under a corner of
+    # all four. TensorFlow's "same" begins at 0 and 2: (0, 0) would give 1 there, and (1, 1) a single 5.
+    images = keras.Input((4, 4, 1))
+    network = keras.Model(images, zoo._convolution(images, 1, 3, 2, name="conv"))
+    network.get_layer("conv").set_weights([np.arange(1.0, 10.0).reshape(3, 3, 1, 1)])
+    impulse = np.zeros((1, 4, 4, 1), "float32")
+    impulse[0, position[0], position[1], 0] = 1.0
+    np.testing.assert_array_equal(network(impulse)[0, :, :, 0], expected)
+
+
+@pytest.mark.parametrize("name, strided", [("resnet18", 6), ("wide_resnet", 4)])
+def test_no_strided_convolution_pads_unevenly(name, strided):
+    convolutions = [layer for layer in NETWORKS[name]().layers if isinstance(layer, keras.layers.Conv2D)]
+    found = [layer for layer in convolutions if layer.strides == (2, 2)]
+    assert len(found) == strided
+    assert all(layer.padding == "valid" for layer in found)
+
+
+# --- initialisation and constants ---
+
+
+def kernel(network, layer):
+    return network.get_layer(layer).kernel.numpy()
+
+
+def assert_uniform(values, fan_in):
+    """U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)), whose standard deviation is the limit over sqrt(3)."""
+    limit = fan_in**-0.5
+    assert np.abs(values).max() <= limit
+    np.testing.assert_allclose(values.std(), limit / np.sqrt(3), rtol=0.05)
+
+
+def test_resnet18_starts_like_pytorch():
+    network = zoo.resnet18(num_classes=100)
+    assert_uniform(kernel(network, "stem_conv"), fan_in=27)
+    assert_uniform(kernel(network, "stage2_block1_conv1"), fan_in=9 * 64)
+    assert_uniform(kernel(network, "stage2_block1_shortcut_conv"), fan_in=64)
+    assert_uniform(kernel(network, "logits"), fan_in=512)
+    bias = network.get_layer("logits").bias.numpy()
+    assert np.abs(bias).max() <= 512**-0.5 and bias.std() > 0.4 * 512**-0.5
+    assert not np.array_equal(kernel(network, "stage1_block1_conv1"), kernel(network, "stage1_block1_conv2"))
+
+
+def test_wide_resnet_starts_like_the_official_code():
+    network = zoo.wide_resnet(10, 4)
+    np.testing.assert_allclose(kernel(network, "stage3_block1_conv1").std(), np.sqrt(2 / (9 * 256)), rtol=0.02)
+    np.testing.assert_allclose(kernel(network, "stage3_block1_shortcut_conv").std(), np.sqrt(2 / 256), rtol=0.02)
+    assert np.abs(kernel(network, "stage3_block1_conv1")).max() > 3 * np.sqrt(2 / (9 * 256))  # not truncated
+    assert_uniform(kernel(network, "logits"), fan_in=256)
+    np.testing.assert_array_equal(network.get_layer("logits").bias.numpy(), 0.0)
+
+
+def test_small_cnn_starts_like_the_official_code():
+    network = zoo.small_cnn()
+    np.testing.assert_allclose(kernel(network, "block2_conv2").std(), np.sqrt(2 / (9 * 64)), rtol=0.03)
+    assert_uniform(kernel(network, "dense1"), fan_in=64 * 4 * 4)
+    assert_uniform(network.get_layer("dense1").bias.numpy(), fan_in=64 * 4 * 4)
+    assert_uniform(kernel(network, "dense2"), fan_in=200)
+    np.testing.assert_array_equal(network(images_for(network)), np.zeros((2, 10)))
+
+
+def test_small_cnn_is_the_official_one_layer_by_layer():
+    names = [type(layer).__name__ for layer in zoo.small_cnn().layers]
+    block = ["Conv2D", "Conv2D", "MaxPooling2D"]
+    assert names == ["InputLayer", *block, *block, "Flatten", "Dense", "Dropout", "Dense", "Dense"]
+    assert "Dropout" not in [type(layer).__name__ for layer in zoo.small_cnn(dropout=0.0).layers]
+
+
+def test_batch_normalisation_has_pytorch_constants():
+    for network in (zoo.resnet18(), zoo.wide_resnet(10, 1)):
+        found = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
+        assert found and all((layer.momentum, layer.epsilon) == (0.9, 1e-5) for layer in found)
+
+
+def test_wide_resnet_drops_out_once_a_block():
+    network = zoo.wide_resnet(16, 1, dropout=0.3)
+    dropouts = [layer for layer in network.layers if isinstance(layer, keras.layers.Dropout)]
+    assert len(dropouts) == 6 and all(layer.rate == 0.3 for layer in dropouts)
+
+
+# --- small images, normalisation, precision, saving ---
+
+
+def test_small_images_are_padded_in_the_centre():
+    padded, plain = zoo.small_cnn(input_shape=(8, 9, 1)), zoo.small_cnn()
+    shake(padded)
+    plain.set_weights(padded.get_weights())
+    images = images_for(padded)
+    by_hand = np.zeros((2, 28, 28, 1), "float32")
+    by_hand[:, 10:18, 9:18] = images  # 20 rows and 19 columns are missing; the odd one goes to the right
+    np.testing.assert_allclose(padded(images), plain(by_hand), rtol=1e-6)
+
+
+def test_larger_images_work():
+    network = zoo.small_cnn(input_shape=(32, 32, 3))
+    assert network(images_for(network)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_normalisation_comes_first(name):
+    normalised, plain = NETWORKS[name](normalisation=CIFAR10), NETWORKS[name]()
+    shake(normalised)
+    plain.set_weights(normalised.get_weights())
+    images = images_for(normalised)
+    by_hand = (images - np.float32(CIFAR10[0])) / np.float32(CIFAR10[1])
+    np.testing.assert_allclose(normalised(images), plain(by_hand), rtol=1e-3)
+
+
+def test_normalisation_takes_arrays():
+    zoo.small_cnn(normalisation=(np.array([0.1307]), np.array([0.3081])))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_half_precision_gives_float32_logits(name):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        network = NETWORKS[name](normalisation=CIFAR10)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert network(images_for(network)).dtype == "float32"
+    assert all(variable.dtype == "float32" for variable in network.trainable_variables)
+    convolution = next(layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D))
+    assert convolution.compute_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_saved_and_loaded_without_custom_objects(name, tmp_path):
+    network = NETWORKS[name](normalisation=CIFAR10)
+    shake(network)
+    network.save(tmp_path / "network.keras")
+    assert "keras_mart" not in network.to_json()
+    again = keras.saving.load_model(tmp_path / "network.keras")
+    images = images_for(network)
+    np.testing.assert_array_equal(network(images), again(images))
+    assert again.to_json() == network.to_json()
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"num_classes": 1}, "`num_classes` must be an integer of at least 2. Received: num_classes=1"),
+        ({"num_classes": 2.5}, "`num_classes` must be an integer of at least 2. Received: num_classes=2.5"),
+        ({"normalisation": ((0.5,), (0.5,))}, "`normalisation` must be a pair .* each of the 3 channels"),
+        ({"normalisation": ((0.5,) * 3, (0.5,) * 2)}, "`normalisation` must be a pair"),
+        ({"normalisation": ((0.5,) * 3, (0.0,) * 3)}, "std positive"),
+        ({"normalisation": "imagenet"}, "Received: normalisation=imagenet"),
+    ],
+)
+def test_refuses(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        NETWORKS[name](**arguments)
+
+
+@pytest.mark.parametrize("network", [zoo.small_cnn, zoo.resnet18, zoo.wide_resnet])
+@pytest.mark.parametrize("input_shape", [(28, 28), (1, 28, 28, 1), (28, None, 1), (0, 28, 1), 28])
+def test_refuses_an_input_shape(network, input_shape):
+    with pytest.raises(ValueError, match=r"`input_shape` must be .* Received: input_shape="):
+        network(input_shape=input_shape)
+
+
+@pytest.mark.parametrize("depth", [4, 9, 33, 35, 16.0])
+def test_refuses_a_depth(depth):
+    with pytest.raises(ValueError, match=f"`depth` must be 6 n . 4 .* Received: depth={depth}"):
+        zoo.wide_resnet(depth, 1)
+
+
+def test_refuses_a_width():
+    with pytest.raises(ValueError, match=r"`width` must be an integer of at least 1\. Received: width=0"):
+        zoo.wide_resnet(10, 0)
+
+
+@pytest.mark.parametrize("network", [zoo.small_cnn, zoo.wide_resnet])
+@pytest.mark.parametrize("dropout", [-0.1, 1.0])
+def test_refuses_a_dropout(network, dropout):
+    with pytest.raises(ValueError, match=f"`dropout` must be at least 0 and below 1. Received: dropout={dropout}"):
+        network(dropout=dropout)
