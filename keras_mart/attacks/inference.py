@@ -1,5 +1,6 @@
 """A network in evaluation mode, as a function of images, and what is traced of it once and kept."""
 
+import functools
 import weakref
 
 import tensorflow as tf
@@ -27,14 +28,17 @@ def traced(network, key, function, signature):
     traces = _TRACES.setdefault(network, {})
     key = (key, *signature)
     if key not in traces:
-        reference = weakref.ref(network)  # a trace that held its network would keep it alive for ever
+        # A trace that held its network would keep it alive for ever. A partial, not a closure: TensorFlow warns of
+        # retracing where many traced functions share their code.
+        called = functools.partial(_call, function, weakref.ref(network))
         traces[key] = tf.function(
-            lambda *tensors: function(inference(reference()), *tensors),
-            input_signature=signature,
-            autograph=False,
-            jit_compile=distribution.prefers_xla(),
+            called, input_signature=signature, autograph=False, jit_compile=distribution.prefers_xla()
         )
     return traces[key]
+
+
+def _call(function, network, *tensors):
+    return function(inference(network()), *tensors)
 
 
 def predict(network, images):

@@ -1,0 +1,414 @@
+"""The contract that every method in the registry keeps, and what single methods promise besides."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_mart as km
+from keras_mart.methods import METHODS
+
+EXAMPLES, CLASSES, SHAPE = 22, 3, (6, 6, 1)
+ATTACK = km.PGD(km.Linf(0.1), steps=2, step_size=0.05)
+MMA = {"attack": ATTACK, "num_examples": EXAMPLES, "max_epsilon": 0.3, "min_margin": 0.05}
+ARGUMENTS = {"standard": {}, "mma": MMA}
+# Every method, and the other form of those that have two.
+CASES = [*METHODS, "alp-original", "clp-original"]
+every_method = pytest.mark.parametrize("case", CASES)
+
+
+def images_and_labels(examples=EXAMPLES, classes=CLASSES):
+    random = np.random.default_rng(0)
+    return random.uniform(size=(examples, *SHAPE)).astype("float32"), random.integers(classes, size=examples)
+
+
+X, Y = images_and_labels()
+INDEX = np.arange(EXAMPLES)
+
+
+def network(batch_norm=True, classes=CLASSES, regularizer=None, seed=0):
+    keras.utils.set_random_seed(seed)
+    layers = [keras.layers.Conv2D(3, 3, kernel_regularizer=regularizer), keras.layers.BatchNormalization()]
+    return keras.Sequential(
+        [
+            keras.Input(SHAPE),
+            *layers[: 2 if batch_norm else 1],
+            keras.layers.ReLU(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(classes, dtype="float32"),
+        ]
+    )
+
+
+def build(case, wrapped=None, compiled=True, optimizer=None, **compile_arguments):
+    name, _, form = case.partition("-")
+    arguments = ARGUMENTS.get(name, {"attack": ATTACK}) | ({"form": form} if form else {})
+    model = METHODS[name](wrapped or network(), seed=1, **arguments)
+    if compiled:
+        optimizer = optimizer or km.optimizers.SGD(0.1, momentum=0.9, weight_decay=1e-3)
+        model.compile(optimizer, **compile_arguments)
+    return model
+
+
+def inputs(case, x=X, index=INDEX):
+    return (x, index[: len(x)]) if case == "mma" else x
+
+
+def fit(case, model, x=X, y=Y, **arguments):
+    arguments = {"batch_size": 8, "shuffle": False, "verbose": 0} | arguments
+    return model.fit(inputs(case, x), y, **arguments).history
+
+
+def same_weights(one, other, tolerance=0.0):
+    for left, right in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(left, right, atol=tolerance, rtol=0)
+
+
+def own_config(model):
+    return {name: value for name, value in model.get_config().items() if name != "network"}
+
+
+@every_method
+def test_fits_evaluates_saves_and_goes_on_where_it_stopped(case, tmp_path):
+    model = build(case, metrics=["accuracy"])
+    history = fit(case, model, epochs=2, validation_data=(X, Y))
+    metrics = {"loss", "accuracy", "natural_accuracy"} | ({"adversarial_accuracy"} if case != "standard" else set())
+    assert set(history) == metrics | {f"val_{name}" for name in metrics}
+    assert np.isfinite(list(history.values())).all()
+    assert history["accuracy"] == history["natural_accuracy"]
+    assert int(model.step) == 6
+
+    judged = model.evaluate(X, Y, batch_size=8, verbose=0, return_dict=True)
+    assert judged == model.evaluate(X, Y, batch_size=8, verbose=0, return_dict=True)
+    logits = model.predict(X, verbose=0)
+    assert logits.shape == (EXAMPLES, CLASSES) and logits.dtype == "float32"
+    np.testing.assert_allclose(judged["natural_accuracy"], (logits.argmax(1) == Y).mean(), rtol=1e-6)
+
+    model.save(tmp_path / "run.keras")
+    loaded = keras.saving.load_model(tmp_path / "run.keras")
+    same_weights(model, loaded)
+    assert type(loaded) is type(model)
+    assert own_config(loaded) == own_config(model)
+    for mine, theirs in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert fit(case, model) == fit(case, loaded)
+    same_weights(model, loaded)
+
+
+@every_method
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(case):
+    runs = [build(case), build(case)]
+    assert fit(case, runs[0]) == fit(case, runs[1])
+    same_weights(*runs)
+    if case != "standard":
+        other = build(case)
+        other.seed = 2
+        fit(case, other)
+        with pytest.raises(AssertionError):
+            same_weights(runs[0], other)
+
+
+def replace_random_numbers(monkeypatch):
+    """Every random start or noise becomes one fixed function of the image, the same wherever the image lies."""
+
+    def start(threat, images, seed, epsilon=None):
+        return threat.project(images + 0.05 * keras.ops.cos(50 * images), images, epsilon)
+
+    monkeypatch.setattr(km.Linf, "sample", start)
+    noise = lambda shape, seed, **_: 0.02 * tf.cast(tf.ones(shape), "float32")  # noqa: E731
+    monkeypatch.setattr(tf.random, "stateless_normal", noise)
+
+
+# XLA takes long to compile: two methods with it are enough for every day.
+WITH_XLA = [pytest.param(case, True, marks=[] if case in ("mart", "mma") else pytest.mark.slow) for case in CASES]
+
+
+@pytest.mark.parametrize(("case", "jit_compile"), [*((case, False) for case in CASES), *WITH_XLA])
+def test_two_replicas_do_what_one_device_does(case, jit_compile, two_replicas, monkeypatch):
+    replace_random_numbers(monkeypatch)
+
+    def run(strategy):
+        with strategy.scope():
+            wrapped = network(batch_norm=False, regularizer="l2")
+            model = build(case, wrapped, metrics=["accuracy"], jit_compile=jit_compile)
+        # Batches of 7, 7, 7 and 1: two replicas get 4 and 3 examples, and one of them none in the end.
+        weights = np.linspace(0, 2, EXAMPLES)
+        return model, fit(case, model, epochs=2, batch_size=7, validation_data=(X, Y), sample_weight=weights)
+
+    one, two = run(tf.distribute.get_strategy()), run(two_replicas)
+    same_weights(one[0], two[0], tolerance=1e-5)
+    for name, values in one[1].items():
+        np.testing.assert_allclose(values, two[1][name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("case", ["standard", "mart", "mma"])
+def test_xla_changes_nothing_but_the_random_numbers(case, monkeypatch):
+    replace_random_numbers(monkeypatch)  # TensorFlow's differ under XLA
+    models = [build(case, jit_compile=jit_compile) for jit_compile in (False, True)]
+    losses = [fit(case, model, batch_size=11)["loss"] for model in models]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    same_weights(*models, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("arguments", [{"run_eagerly": True}, {"steps_per_execution": 2}], ids=str)
+def test_how_steps_are_executed_changes_nothing(arguments):
+    plain, other = build("mart"), build("mart", **arguments)
+    np.testing.assert_allclose(fit("mart", plain)["loss"], fit("mart", other)["loss"], rtol=1e-5)
+    same_weights(plain, other, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("case", ["mart", "trades", "mma"])
+def test_mixed_precision(case, policy, tmp_path):
+    keras.config.set_dtype_policy(policy)
+    try:
+        wrapped = network()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model = build(case, wrapped)
+    assert model.dtype_policy.name == policy
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
+    before = model.get_weights()
+    history = fit(case, model, epochs=2)
+    assert np.isfinite(list(history.values())).all()
+    assert any(np.abs(old - new).max() > 1e-4 for old, new in zip(before, model.get_weights(), strict=True))
+    model.save(tmp_path / "run.keras")
+    same_weights(model, keras.saving.load_model(tmp_path / "run.keras"))
+
+
+# Weights, regularisation, shapes.
+
+
+def first_loss(case="mart", x=X, y=Y, wrapped=None, **arguments):
+    return fit(case, build(case, wrapped), x, y, batch_size=EXAMPLES, **arguments)["loss"][0]
+
+
+def test_weights_scale_each_example_and_the_mean_is_over_examples():
+    weights = np.zeros(EXAMPLES)
+    weights[:5] = 2
+    singled_out = first_loss(sample_weight=weights)
+    per_class = sum(first_loss(class_weight={c: float(c == k) for c in range(CLASSES)}) for k in range(CLASSES))
+    assert first_loss(sample_weight=2 * np.ones(EXAMPLES)) == pytest.approx(2 * first_loss(), rel=1e-6)
+    assert per_class == pytest.approx(first_loss(), rel=1e-5)
+    assert 0 < singled_out < 2 * first_loss()
+
+
+@pytest.mark.parametrize("case", ["standard", "at", "mart"])
+def test_regularisation_counts_once(case):
+    wrapped = network(regularizer=keras.regularizers.L2(0.5))
+    penalty = 0.5 * float(np.sum(np.square(wrapped.layers[0].kernel)))
+    assert first_loss(case, wrapped=wrapped) == pytest.approx(first_loss(case) + penalty, rel=1e-5)
+
+
+def test_labels_may_have_a_last_axis_of_one_and_batches_may_be_single():
+    assert first_loss(y=Y[:, None]) == first_loss()
+    assert np.isfinite(fit("mart", build("mart"), X[:3], Y[:3], batch_size=1)["loss"]).all()
+
+
+def test_two_classes():
+    x, y = images_and_labels(classes=2)
+    assert np.isfinite(fit("mart", build("mart", network(classes=2)), x, y)["loss"]).all()
+
+
+def subclassed():
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.flatten = keras.layers.Flatten()
+            self.dense = keras.layers.Dense(CLASSES)
+
+        def call(self, images):  # no `training`: not every network has one
+            return self.dense(self.flatten(images))
+
+    return Subclassed()
+
+
+def functional():
+    images = keras.Input(SHAPE)
+    hidden = keras.layers.Dropout(0.5)(keras.layers.Flatten()(images))
+    return keras.Model(images, keras.layers.Dense(CLASSES, activity_regularizer="l2")(hidden))
+
+
+def application():
+    images = keras.Input(SHAPE)
+    grown = keras.layers.Resizing(32, 32)(keras.layers.Concatenate()([images] * 3))
+    return keras.Model(
+        images,
+        keras.applications.MobileNet(
+            (32, 32, 3), alpha=0.25, weights=None, classes=CLASSES, classifier_activation=None
+        )(grown),
+    )
+
+
+@pytest.mark.parametrize("factory", [subclassed, functional, application])
+def test_any_keras_classifier_can_be_hardened(factory):
+    model = build("mart", factory())
+    assert np.isfinite(list(fit("mart", model, batch_size=11, validation_data=(X, Y)).values())).all()
+    adversarial = ATTACK(model, X, Y)
+    assert float(keras.ops.max(keras.ops.abs(adversarial - X))) <= 0.1 + 1e-6
+
+
+def test_a_frozen_layer_stays_and_a_new_optimizer_may_come():
+    wrapped = network()
+    wrapped.layers[0].trainable = False
+    kernel = wrapped.layers[0].kernel.numpy()
+    model = build("mart", wrapped)
+    fit("mart", model)
+    model.compile("adam")
+    fit("mart", model)
+    np.testing.assert_array_equal(wrapped.layers[0].kernel, kernel)
+
+
+def test_data_may_come_in_every_way_that_fit_takes():
+    def batches():
+        yield from ((X[i : i + 11], Y[i : i + 11]) for i in (0, 11))
+
+    class Sequence(keras.utils.PyDataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, number):
+            return X[11 * number :][:11], Y[11 * number :][:11]
+
+    as_dataset = tf.data.Dataset.from_tensor_slices((X, Y)).batch(11)
+    losses = []
+    for data in (batches(), Sequence(), as_dataset):
+        losses += build("mart").fit(data, shuffle=False, verbose=0).history["loss"]
+    assert losses == 3 * fit("mart", build("mart"), batch_size=11)["loss"]
+
+
+# What single methods promise.
+
+
+def test_at_takes_statistics_from_adversarial_images_alone():
+    model = build("at", network())
+    adversarial, _ = model.perturb(tf.constant(X), tf.constant(Y), model._seed(0, model.step))
+    twin = network()
+    twin(adversarial, training=True)
+    fit("at", model, batch_size=EXAMPLES)
+    np.testing.assert_allclose(model.network.layers[1].moving_mean, twin.layers[1].moving_mean, rtol=1e-5)
+
+
+def test_trades_objective_holds_the_natural_side_fixed():
+    model = build("trades", network(batch_norm=False))
+    x = tf.constant(X)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        values = model.attack_objective(x, Y)(tf.constant(X[::-1].copy()))
+    assert tape.gradient(values, x) is None
+    assert float(tf.reduce_min(values)) >= 0
+
+
+def test_mma_keeps_the_margin_of_each_example(tmp_path):
+    model = build("mma", network(batch_norm=False))
+    fit("mma", model, epochs=3)
+    seed = model._seed(0, model.step)
+    images, labels, index = tf.constant(X), tf.constant(Y), tf.constant(INDEX)
+    boundary, epsilon = model.perturb(images, labels, seed, index)
+    margin = model.attack_objective(images, labels)
+    correct = margin(images).numpy() < 0
+    assert correct.any() and not correct.all()
+    np.testing.assert_array_equal(epsilon.numpy()[~correct], 0)
+    np.testing.assert_array_equal(boundary.numpy()[~correct], X[~correct])
+    inside = correct & (epsilon.numpy() < model.max_epsilon)
+    assert inside.any()
+    np.testing.assert_allclose(margin(boundary).numpy()[inside], 0, atol=0.02)
+    moved = km.Linf(1).distance(boundary, images).numpy()
+    np.testing.assert_allclose(moved[inside], epsilon.numpy()[inside], atol=1e-5)
+
+    model.remember(index[:5], epsilon[:5], tf.ones(5))
+    np.testing.assert_array_equal(model.margins[:5], epsilon[:5])
+    before = model.margins.numpy()
+    model.remember(tf.constant([7, 7, 0]), tf.constant([0.1, 0.2, 9.0]), tf.constant([1.0, 1.0, 0.0]))
+    assert float(model.margins[7]) == pytest.approx(0.15)  # met twice: the mean
+    assert float(model.margins[0]) == before[0]  # filling, which changes nothing
+    model.save(tmp_path / "run.keras")
+    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "run.keras").margins, model.margins)
+
+
+def test_exported_network_is_the_wrapped_one(tmp_path):
+    model = build("mart")
+    fit("mart", model)
+    served = tf.saved_model.load(str(km.export(model, tmp_path))).signatures["serving_default"](images=tf.constant(X))
+    np.testing.assert_allclose(served["logits"], model.predict(X, verbose=0), atol=1e-5)
+
+
+# Bad input, each before any training step.
+
+
+def refused(message, *arguments, case="mart", **keywords):
+    model = build(case)
+    with pytest.raises(ValueError, match=message):
+        model.fit(*arguments, verbose=0, **keywords)
+    assert int(model.step) == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "x", "y"),
+    [
+        (r"\[0, 3\).*from 0 to 3", X, np.where(INDEX == 4, 3, Y)),
+        (r"\[0, 3\).*from -1", X, np.where(INDEX == 4, -1, Y)),
+        ("integers.*float", X, Y + 0.5),
+        ("argmax", X, np.eye(CLASSES)[Y]),
+        ("to 255.*by 255", np.where(X == X.max(), 255, X), Y),
+        ("values from -0.99", 2 * X - 1, Y),
+        ("NaN", np.where(X > 0.9, np.nan, X), Y),
+        ("shape", X[..., 0], Y),
+        ("shape", np.repeat(X, 3, -1), Y),
+        ("empty", X[:0], Y[:0]),
+        ("no labels", X, None),
+        ("label", X, Y[:-1]),
+    ],
+)
+def test_bad_data_is_refused(message, x, y):
+    refused(message, x, y)
+    refused(message, X, Y, validation_data=(x, y))
+    if y is not None and len(x) == len(y):
+        refused(message, tf.data.Dataset.from_tensor_slices((x, y)).batch(EXAMPLES))
+
+
+def test_evaluate_refuses_bad_data_too():
+    with pytest.raises(ValueError, match="255"):
+        build("mart").evaluate(255 * X, Y, verbose=0)
+
+
+def test_mma_refuses_data_without_indices():
+    refused("with_index=True", X, Y, case="mma")
+    refused("num_examples=22.*from 1 to 22", (X, INDEX + 1), Y, case="mma")
+
+
+@pytest.mark.parametrize(
+    ("message", "make"),
+    [
+        ("probabilities", lambda: km.MART(keras.Sequential([network(), keras.layers.Softmax()]), ATTACK)),
+        ("probabilities", lambda: km.AT(keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None), ATTACK)),
+        ("keras.Model", lambda: km.MART(lambda x: x, ATTACK)),
+        ("wrapped already", lambda: km.MART(build("mart"), ATTACK)),
+        ("`attack`.*MART", lambda: km.MART(network())),
+        ("`attack`.*climb", lambda: km.AT(network(), attack="pgd")),
+        ("natural image", lambda: km.TRADES(network(), km.PGD(km.Linf(0.1), start="zero"))),
+        ("natural image", lambda: km.TRADES(network(), km.FGSM(km.Linf(0.1)))),
+        ("`beta`", lambda: km.MART(network(), ATTACK, beta=-1)),
+        ("`form`.*original", lambda: km.ALP(network(), ATTACK, form="originl")),
+        ("`num_examples`", lambda: km.MMA(network(), ATTACK, num_examples=0, max_epsilon=0.1)),
+        ("`max_epsilon`", lambda: km.MMA(network(), ATTACK, num_examples=9, max_epsilon=0)),
+        ("positive epsilon", lambda: km.MMA(network(), km.PGD(km.Linf(0)), num_examples=9, max_epsilon=0.1)),
+        ("takes no loss.*MART", lambda: build("mart", loss="mse")),
+    ],
+)
+def test_bad_construction_is_refused(message, make):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_probabilities_are_found_out_where_no_layer_tells():
+    class Hidden(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def call(self, images):
+            return keras.ops.softmax(self.inner(images))
+
+    with pytest.raises(ValueError, match="sum to 1"):
+        build("mart", Hidden()).fit(X, Y, verbose=0)
