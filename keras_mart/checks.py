@@ -15,44 +15,50 @@ PROBED_IMAGES = 4
 _CLASSES = weakref.WeakKeyDictionary()
 
 
+def did_you_mean(name, names):
+    """" Did you mean 'x'?" with the nearest of the names, or nothing where none is near."""
+    near = difflib.get_close_matches(str(name), [str(each) for each in names], n=1, cutoff=0.4)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
 def one_of(name, choices, what):
     """Raises ValueError with the nearest valid name unless `name` is among the choices."""
     if name not in choices:
-        near = difflib.get_close_matches(str(name), [str(choice) for choice in choices], 1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"`{what}` must be one of {', '.join(map(str, choices))}. Received: {name!r}.{hint}")
+        listed = ", ".join(map(str, choices))
+        raise ValueError(f"`{what}` must be one of {listed}. Received: {name!r}.{did_you_mean(name, choices)}")
 
 
-def images(values):
-    """Raises ValueError unless [batch, ...] image values are numbers in [0, 1]."""
+def images(values, where=""):
+    """Raises ValueError unless [batch, ...] image values are numbers in [0, 1]; `where` ends the message."""
     values = np.asarray(values)
-    if values.shape[0] == 0:
-        raise ValueError("The data must not be empty. Received: no images.")
+    if values.size == 0:
+        raise ValueError(f"The data must not be empty. Received: images of shape {values.shape}{where}")
     low, high = float(np.min(values)), float(np.max(values))
     if np.isnan(low) or np.isnan(high):
-        raise ValueError("Images must not contain NaN. Received: images with NaN.")
+        raise ValueError(f"Images must not contain NaN. Received: {np.isnan(values).sum()} NaN values{where}")
     if low < 0 or high > 1:
         raise ValueError(
-            f"Images must lie in [0, 1]. Received: values from {low:g} to {high:g}. Divide images of 0 to 255 by 255; "
-            "a normalisation by mean and deviation belongs inside the network, so that epsilon keeps its meaning."
+            f"Images must lie in [0, 1]. Received: values from {low:g} to {high:g}{where}. Divide images of 0 to 255 "
+            "by 255; normalise by mean and deviation inside the network, so that epsilon keeps its meaning."
         )
 
 
-def labels(values, num_classes):
+def labels(values, num_classes, where=""):
     """Raises ValueError unless [batch] or [batch, 1] labels are integers in [0, num_classes)."""
     values = np.asarray(values)
-    if values.ndim == 2 and values.shape[1] > 1:
+    if values.ndim not in (1, 2) or (values.ndim == 2 and values.shape[1] != 1):
         raise ValueError(
-            f"Labels must be class indices of shape [batch]. Received: shape {values.shape}. "
+            f"Labels must be class indices of shape [batch] or [batch, 1]. Received: shape {values.shape}{where}. "
             "Turn one-hot labels into indices with `labels.argmax(axis=-1)`."
         )
-    if values.ndim not in (1, 2):
-        raise ValueError(f"Labels must have shape [batch] or [batch, 1]. Received: shape {values.shape}")
     if not np.issubdtype(values.dtype, np.integer):
-        raise ValueError(f"Labels must be integers. Received: dtype {values.dtype}. Use `labels.astype('int32')`.")
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"Labels must lie in [0, {num_classes}). Received: labels from {low} to {high}")
+        raise ValueError(
+            f"Labels must be integers. Received: dtype {values.dtype}{where}. Use `labels.astype('int32')`."
+        )
+    if values.size and not (0 <= values.min() and values.max() < num_classes):
+        raise ValueError(
+            f"Labels must lie in [0, {num_classes}). Received: labels from {values.min()} to {values.max()}{where}"
+        )
 
 
 def network(candidate):

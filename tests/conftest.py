@@ -1,5 +1,7 @@
 """What several tests share."""
 
+import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -12,3 +14,33 @@ tf.config.set_logical_device_configuration(CPU, [tf.config.LogicalDeviceConfigur
 def two_replicas():
     """A strategy over both devices. One for the session: TensorFlow's collectives of two strategies collide."""
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    keras.utils.set_random_seed(0)
+
+
+def linear_network(weights, bias, shape=None, **options):
+    """Logits = image values times [values, classes] weights plus [classes] bias, for [values] images or of `shape`."""
+    weights, bias = np.asarray(weights, "float32"), np.asarray(bias, "float32")
+    dense = keras.layers.Dense(len(bias), **options)
+    network = keras.Sequential([keras.Input(shape or (len(weights),)), keras.layers.Flatten(), dense])
+    dense.set_weights([weights, bias])
+    return network
+
+
+def conv_network(shape=(6, 6, 1), classes=3):
+    """A functional network with what has a state besides weights: BatchNormalization and Dropout."""
+    images = keras.Input(shape)
+    features = keras.layers.Conv2D(4, 3, strides=2)(images)
+    features = keras.layers.ReLU()(keras.layers.BatchNormalization()(features))
+    features = keras.layers.Dropout(0.5)(keras.layers.Flatten()(features))
+    return keras.Model(images, keras.layers.Dense(classes)(features))
+
+
+def images_and_labels(examples=8, shape=(6, 6, 1), classes=3, low=0.0, high=1.0):
+    """Seeded float32 images in [low, high] and integer labels."""
+    random = np.random.default_rng(0)
+    images = random.uniform(low, high, size=(examples, *shape)).astype("float32")
+    return images, random.integers(classes, size=examples)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_mart import checks
 from keras_mart.datasets import augmentation, sources
 
 SPLITS = ("train", "validation", "test")
@@ -59,9 +60,9 @@ def load(
     Raises:
         ValueError: for an unknown name, and data that are missing, damaged or of a wrong shape, type or range.
     """
-    _check_choice("split", split, SPLITS)
+    checks.one_of(split, SPLITS, "split")
     if augment is not None:
-        _check_choice("augment", augment, AUGMENTATIONS)
+        checks.one_of(augment, AUGMENTATIONS, "augment")
         if split != "train":
             raise ValueError(f"`augment` is for split='train' alone. Received: split={split!r}, augment={augment!r}")
     if batch_size is not None and batch_size < 1:
@@ -85,12 +86,6 @@ def load(
         dataset = dataset.unbatch()
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-len(labels) // (batch_size or 1))))
     return dataset.with_options(_options()).prefetch(tf.data.AUTOTUNE)
-
-
-def _check_choice(argument, value, choices):
-    if value not in choices:
-        near = sources.did_you_mean(value, choices)
-        raise ValueError(f"`{argument}` must be one of {', '.join(choices)}. Received: {value!r}{near}")
 
 
 def _epoch_seeds(seed):

@@ -1,6 +1,5 @@
 """Where data come from: a name, read into a train, a validation and a test split."""
 
-import difflib
 import functools
 import pathlib
 import zipfile
@@ -9,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_mart import checks
 from keras_mart.datasets import folder
 from keras_mart.datasets.arrays import Examples, examples, hold_out, stack
 
@@ -36,13 +36,8 @@ def read(name, data_dir=None):
         path = pathlib.Path(location).expanduser().resolve()
         return _read(kind, path, None, _state(path))
     raise ValueError(
-        f"A dataset must be one of {', '.join(FORMS)}. Received: {name!r}{did_you_mean(name, FORMS + COMMON)}"
+        f"A dataset must be one of {', '.join(FORMS)}. Received: {name!r}.{checks.did_you_mean(name, FORMS + COMMON)}"
     )
-
-
-def did_you_mean(name, names):
-    """Returns " (did you mean 'x'?)" with the nearest of `names`, or "" where none is near."""
-    return "".join(f" (did you mean {near!r}?)" for near in difflib.get_close_matches(str(name), names, n=1))
 
 
 @functools.lru_cache(maxsize=1)
@@ -117,8 +112,8 @@ def _read_tfds(name, data_dir):
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        near = did_you_mean(name, tfds.list_builders(with_community_datasets=False))
-        raise ValueError(f"`tfds:` must name a TensorFlow dataset. Received: {name!r}{near}") from error
+        near = checks.did_you_mean(name, tfds.list_builders(with_community_datasets=False))
+        raise ValueError(f"`tfds:` must name a TensorFlow dataset. Received: {name!r}.{near}") from error
     if builder.info.supervised_keys != ("image", "label"):
         keys = builder.info.supervised_keys
         raise ValueError(f"A `tfds:` dataset must classify images. Received: {name!r} with supervised keys {keys}")
