@@ -141,6 +141,14 @@ def test_two_replicas_do_what_one_device_does(case, jit_compile, two_replicas, m
         np.testing.assert_allclose(values, two[1][name], atol=1e-5, err_msg=name)
 
 
+def test_a_strategy_takes_an_unbuilt_network_and_data_of_its_own(two_replicas):
+    with two_replicas.scope():
+        model = build("mart", subclassed())
+    data = two_replicas.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices((X, Y)).batch(11))
+    assert np.isfinite(model.fit(data, verbose=0).history["loss"]).all()
+    assert int(model.step) == 2
+
+
 @pytest.mark.parametrize("case", ["standard", "mart", "mma"])
 def test_xla_changes_nothing_but_the_random_numbers(case, monkeypatch):
     replace_random_numbers(monkeypatch)  # TensorFlow's differ under XLA

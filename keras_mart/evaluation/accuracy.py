@@ -54,7 +54,8 @@ def evaluate(model, data, attacks, *, batch_size=128, seed=0, verbose=1):
 
 
 def _are_arrays(data):
-    return isinstance(data, (tuple, list)) and len(data) == 2
+    """Whether the data are a pair of arrays rather than, say, a list of two batches."""
+    return isinstance(data, (tuple, list)) and len(data) == 2 and not isinstance(data[0], (tuple, list))
 
 
 def _number_of_batches(data, batch_size):

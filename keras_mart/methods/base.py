@@ -240,18 +240,25 @@ class AdversarialModel(keras.Model):
 
     def fit(self, x=None, y=None, *args, **kwargs):
         arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
-        x, inputs, labels = checks.first_batch(x, y)
-        checks.batch(self.network, _images(inputs), labels)
-        self.check_training_inputs(inputs)
+        x = self._check(x, y, training=True)
         validation = arguments.get("validation_data")
         if validation is not None:
-            self._check_validation(*(validation if isinstance(validation, (tuple, list)) else (validation,)))
+            self._check(*validation[:2]) if isinstance(validation, (tuple, list)) else self._check(validation)
         return super().fit(x, y, *args, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked its validation data
-            x = self._check_validation(x, y)
+            x = self._check(x, y)
         return super().evaluate(x, y, *args, **kwargs)
+
+    def _check(self, x, y=None, training=False):
+        """Raises ValueError where the first batch is no good; returns the x to go on with."""
+        with self.distribute_strategy.scope():  # the first batch builds a network that is not built
+            x, inputs, labels = checks.first_batch(x, y)
+            checks.batch(self.network, _images(inputs), labels)
+        if training:
+            self.check_training_inputs(inputs)
+        return x
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Private: under a strategy Keras averages the replicas' parts of the first batch to learn its shapes, which
@@ -261,11 +268,6 @@ class AdversarialModel(keras.Model):
             parts = self.distribute_strategy.experimental_local_results
             data_batch = keras.tree.map_structure(lambda value: parts(value)[0], next(batches))
         super()._maybe_symbolic_build(None if data_batch is not None else iterator, data_batch)
-
-    def _check_validation(self, x, y=None, _weights=None):
-        x, inputs, labels = checks.first_batch(x, y)
-        checks.batch(self.network, _images(inputs), labels)
-        return x
 
     def get_config(self):
         return {
