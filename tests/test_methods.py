@@ -146,7 +146,7 @@ def test_a_strategy_takes_an_unbuilt_network_and_data_of_its_own(two_replicas):
         model = build("mart", subclassed())
     data = two_replicas.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices((X, Y)).batch(11))
     assert np.isfinite(model.fit(data, verbose=0).history["loss"]).all()
-    assert int(model.step) == 2
+    assert model.step.numpy() == 2
 
 
 @pytest.mark.parametrize("case", ["standard", "mart", "mma"])
@@ -396,6 +396,7 @@ def test_mma_refuses_data_without_indices():
         ("`attack`.*climb", lambda: km.AT(network(), attack="pgd")),
         ("natural image", lambda: km.TRADES(network(), km.PGD(km.Linf(0.1), start="zero"))),
         ("natural image", lambda: km.TRADES(network(), km.FGSM(km.Linf(0.1)))),
+        ("`seed`", lambda: km.Standard(network(), seed=-1)),
         ("`beta`", lambda: km.MART(network(), ATTACK, beta=-1)),
         ("`form`.*original", lambda: km.ALP(network(), ATTACK, form="originl")),
         ("`num_examples`", lambda: km.MMA(network(), ATTACK, num_examples=0, max_epsilon=0.1)),

@@ -73,11 +73,14 @@ class AdversarialModel(keras.Model):
                 f"`attack` must be able to climb the objective of {type(self).__name__}, as keras_mart.PGD does. "
                 f"Received: attack={attack!r}"
             )
+        seed = random.getrandbits(31) if seed is None else seed
+        if not 0 <= seed < 2**31:
+            raise ValueError(f"`seed` must be an integer in [0, 2**31). Received: seed={seed}")
         kwargs.setdefault("dtype", _policy(network))
         super().__init__(autocast=False, **kwargs)
         self.network = network
         self.attack = attack
-        self.seed = random.getrandbits(31) if seed is None else seed
+        self.seed = seed
         self.step = self.add_weight(
             shape=(), dtype="int32", trainable=False, name="step", initializer="zeros",
             aggregation="only_first_replica",
@@ -208,11 +211,12 @@ class AdversarialModel(keras.Model):
 
     # Keras's conveniences.
 
-    def compile(self, optimizer="rmsprop", loss=None, loss_weights=None, jit_compile="auto", **kwargs):
+    def compile(self, optimizer="rmsprop", loss=None, loss_weights=None, metrics=None, *, jit_compile="auto", **kwargs):
         """Configures training. Arguments are those of `keras.Model.compile`, but for the loss, which the method owns.
 
         Args:
             optimizer: name or instance.
+            metrics: metrics of the natural logits, as Keras takes them.
             jit_compile: `True` has XLA compile the attack and the gradient; "auto" does so on GPUs alone.
 
         Raises:
@@ -223,7 +227,7 @@ class AdversarialModel(keras.Model):
                 f"`compile` takes no loss: {type(self).__name__} trains with its own (`training_loss`). "
                 f"Received: loss={loss!r}, loss_weights={loss_weights!r}"
             )
-        super().compile(optimizer=optimizer, jit_compile=False, **kwargs)
+        super().compile(optimizer, metrics=metrics, jit_compile=False, **kwargs)
         self._jit_compile_argument = jit_compile
         self._xla = distribution.prefers_xla() if jit_compile == "auto" else bool(jit_compile)
         self._xla = self._xla and not self.run_eagerly
