@@ -1,6 +1,5 @@
 """The command line: flags, then train, evaluate and export, each in its file."""
 
-import os
 import sys
 
 import keras
@@ -8,20 +7,22 @@ import tensorflow as tf
 from absl import app, logging
 
 from keras_mart import distribution
-from keras_mart.cli import build, flags, workdir
+from keras_mart.cli import build, flags, help, rules, workdir
 from keras_mart.cli.evaluate import evaluate_run
 from keras_mart.cli.export import export_run
 from keras_mart.cli.flags import FLAGS
 from keras_mart.cli.train import train
 from keras_mart.evaluation.table import side_by_side
 
+WRONG_USE, INTERRUPTED = 2, 130  # exit statuses, the second as shells have it
+
 
 def run():
     """The entry point: parses the flags and does what --mode says."""
-    if {"--help", "-h", "--helpshort"} & set(sys.argv[1:]):
-        print(flags.help_text())
+    if help.wanted(sys.argv[1:]):
+        print(help.text())
         return
-    app.run(main)
+    app.run(main, flags_parser=flags.parse)
 
 
 def main(argv):
@@ -31,51 +32,66 @@ def main(argv):
         tf.get_logger().setLevel("WARNING")
     try:
         _main(argv)
-    except ValueError as error:
+    except KeyboardInterrupt:
+        how = " Go on by giving the same flags and --resume." if "train" in FLAGS.mode else ""
+        print(f"\nkeras_mart: interrupted.{how}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (ValueError, OSError) as error:
         if FLAGS.verbosity > 0:
             raise
         print(f"keras_mart: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(WRONG_USE)
 
 
 def _main(argv):
     if len(argv) > 1:
-        raise ValueError(f"Everything is said by flags. Received: {' '.join(argv[1:])}")
-    if "train" not in FLAGS.mode:
+        raise ValueError(f"Everything is said by flags, --name=value. Received: {' '.join(argv[1:])}")
+    if "train" in FLAGS.mode:
+        rules.check()
+    else:
         _recall(workdir.RunDirectory(workdir.root_path()))
-    flags.check()
     strategy = distribution.strategy(FLAGS.strategy)  # before any other work of TensorFlow's
     keras.config.set_dtype_policy(FLAGS.precision)
     directories = {method: workdir.of_method(method) for method in FLAGS.method}
     if "train" in FLAGS.mode:
         _begin(directories)
         for method, directory in directories.items():
-            print(f"\nTraining {method} in {directory.path} on {strategy.num_replicas_in_sync} device(s)")
             train(method, directory, strategy)
     if "evaluate" in FLAGS.mode:
         tables = {method: evaluate_run(directory)["best"] for method, directory in directories.items()}
         if len(tables) > 1:
-            print(f"\nBest checkpoints on the test set\n{side_by_side(tables)}")
+            print(f"\nBest checkpoints on the test set, {build.ball()}\n{side_by_side(tables)}")
     if "export" in FLAGS.mode:
         for directory in directories.values():
             export_run(directory)
 
 
 def _begin(directories):
-    """Begins the run directories, after everything that can be wrong with the flags was tried."""
-    build.training_attack()
-    build.attacks(FLAGS.attacks)
-    build.data("test")
+    """Begins the run directories, after everything that can be wrong was tried."""
+    texts = {directory: rules.as_text([method]) for method, directory in directories.items()}
     if len(directories) > 1:
-        workdir.RunDirectory(workdir.root_path()).begin(FLAGS.resume, flags.as_text())
-    for method, directory in directories.items():
-        directory.begin(FLAGS.resume, flags.as_text(method=method))
+        texts = {workdir.RunDirectory(workdir.root_path()): rules.as_text(FLAGS.method), **texts}
+    for directory, text in texts.items():
+        directory.check(FLAGS.resume, text)
+    build.check(directories)
+    for directory, text in texts.items():
+        directory.begin(text)
 
 
 def _recall(directory):
     """Takes the flags that a run was trained with, the command line's going first."""
     if not directory.flags.exists():
         raise ValueError(f"There is no run in {directory.path} (flags.cfg is missing). Say which by --workdir.")
+    command = [sys.argv[0], f"--flagfile={directory.flags}"]
     given = sys.argv[1:]
     FLAGS.unparse_flags()
-    FLAGS([sys.argv[0], f"--flagfile={os.fspath(directory.flags)}", *given])
+    flags.parse(command)
+    trained = {flag.name: flag.value for flag in flags.own_flags()}
+    FLAGS.unparse_flags()
+    flags.parse([*command, *given])
+    if not set(FLAGS.method) <= set(trained["method"]):
+        methods = ", ".join(trained["method"])
+        raise ValueError(f"The run in {directory.path} trained {methods}. Received: --method={','.join(FLAGS.method)}")
+    idle = [name for name in trained if name not in rules.WITHOUT_TRAINING and FLAGS[name].value != trained[name]]
+    if idle:
+        print(f"Note: without training these flags have no effect: {', '.join(f'--{name}' for name in idle)}")

@@ -4,7 +4,8 @@ import keras
 
 from keras_mart import datasets, optimizers, zoo
 from keras_mart.attacks import PGD
-from keras_mart.cli.flags import FLAGS, method_arguments
+from keras_mart.cli.flags import FLAGS
+from keras_mart.cli.rules import method_arguments
 from keras_mart.evaluation.presets import preset
 from keras_mart.methods import METHODS
 from keras_mart.threats import L2, Linf
@@ -40,10 +41,18 @@ def training_attack():
     return PGD(_threat(FLAGS.epsilon), FLAGS.steps, step_size=step_size, start=FLAGS.start)
 
 
+def _evaluation_epsilon():
+    return FLAGS.epsilon if FLAGS.evaluation_epsilon is None else FLAGS.evaluation_epsilon
+
+
 def attacks(names):
-    """Name to attack, at the evaluation's epsilon."""
-    epsilon = FLAGS.epsilon if FLAGS.evaluation_epsilon is None else FLAGS.evaluation_epsilon
-    return {name: preset(name, _threat(epsilon)) for name in names}
+    """Name to attack, in the evaluation's ball."""
+    return {name: preset(name, _threat(_evaluation_epsilon())) for name in names}
+
+
+def ball():
+    """The evaluation's ball, in words."""
+    return f"{FLAGS.threat} ball of {_evaluation_epsilon():.4g}"
 
 
 def model(method):
@@ -58,6 +67,14 @@ def model(method):
     return built
 
 
+def check(methods):
+    """Tries everything that the flags describe; raises ValueError where some of it is wrong."""
+    training_attack()
+    attacks(FLAGS.attacks)
+    for method in methods:
+        model(method)
+
+
 def _optimizer():
     if FLAGS.optimizer == "adam":
         return keras.optimizers.Adam(FLAGS.learning_rate)
@@ -66,4 +83,4 @@ def _optimizer():
 
 def learning_rate(epoch):
     """The rate of an epoch, counted from 0 as Keras does; --decay_epochs counts from 1 as the papers do."""
-    return FLAGS.learning_rate * 0.1 ** sum(int(start) <= epoch + 1 for start in FLAGS.decay_epochs)
+    return FLAGS.learning_rate * 0.1 ** sum(start <= epoch + 1 for start in FLAGS.decay_epochs)

@@ -22,8 +22,9 @@ def evaluate_run(directory):
             print("\nThe last checkpoint is the best.")
             tables[which] = tables["best"]
             continue
+        print(f"\n{directory.path}: {which} checkpoint on the test set, {build.ball()}", flush=True)
         tables[which] = evaluate(model, build.data("test"), attacks, seed=FLAGS.seed, verbose=int(sys.stdout.isatty()))
-        print(f"\n{directory.path}: {which} checkpoint on the test set\n{tables[which]}")
+        print(tables[which])
     record = {
         "attacks": {name: repr(attack) for name, attack in attacks.items()},
         **{which: dataclasses.asdict(table) for which, table in tables.items()},

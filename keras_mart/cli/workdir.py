@@ -8,6 +8,10 @@ import keras
 
 from keras_mart.cli import flags
 
+# A run that goes on may get more epochs, other attacks to evaluate with and another machine, but nothing else: not
+# --evaluation_epsilon, at which the best checkpoint is chosen.
+FREE = ("--epochs=", "--attacks=", "--strategy=", "--jit_compile=", "--data_dir=")
+
 
 class RunDirectory:
     """The files of one run of one method.
@@ -25,37 +29,37 @@ class RunDirectory:
         self.evaluation = self.path / "evaluation.json"
         self.export = self.path / "export"
 
-    def begin(self, resume, text):
-        """Makes the directory and keeps the flags in it; an existing run is refused or, with `resume`, gone on with.
-
-        Raises:
-            ValueError: the directory cannot be written, is in use, or holds a run with other flags.
-        """
+    def check(self, resume, text):
+        """Raises ValueError where no run with these flags can begin here or, with `resume`, go on."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"The run directory must be a folder. Received: {self.path}")
-        used = self.path.is_dir() and any(self.path.iterdir())
-        if used and not resume:
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if not resume:
             raise ValueError(f"{self.path} holds files. Go on with its run by --resume, or choose another --workdir.")
-        if used:
-            self._check_same(text)
+        if not self.flags.exists():
+            raise ValueError(f"{self.path} holds files but no run (flags.cfg is missing). Choose another --workdir.")
+        if self.best.exists() and not self.last.exists():
+            raise ValueError(f"{self.last} is missing: the run cannot go on. Choose another --workdir.")
+        kept, given = (_demanded(each) for each in (self.flags.read_text(), text))
+        if kept != given:
+            begun, received = (" ".join(sorted(lines)) or "nothing" for lines in (kept - given, given - kept))
+            raise ValueError(
+                f"--resume needs the flags that {self.path} was begun with (--flagfile={self.flags} gives them). "
+                f"It was begun with {begun}. Received instead: {received}"
+            )
+
+    def begin(self, text):
+        """Makes the directory and keeps the flags in it.
+
+        Raises:
+            ValueError: the directory cannot be written.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.flags.write_text(text)
         except OSError as error:
             raise ValueError(f"The run directory must be writable. Received: {self.path} ({error})") from error
-
-    def _check_same(self, text):
-        """A run that goes on may get more epochs and other attacks to evaluate with, but nothing else."""
-        if not self.flags.exists():
-            raise ValueError(f"{self.path} holds files but no run (flags.cfg is missing). Choose another --workdir.")
-        free = ("--epochs=", "--attacks=", "--evaluation_epsilon=", "--strategy=", "--jit_compile=")
-        lines = [
-            {line for line in one.splitlines() if line and not line.startswith(free)}
-            for one in (self.flags.read_text(), text)
-        ]
-        if lines[0] != lines[1]:
-            different = ", ".join(sorted(lines[0] ^ lines[1]))
-            raise ValueError(f"--resume needs the flags that {self.path} was begun with. These differ: {different}")
 
     def load(self, checkpoint):
         """The model of a checkpoint, compiled and with its optimizer.
@@ -71,7 +75,7 @@ class RunDirectory:
             if damaged:
                 raise ValueError(f"{damaged} is damaged")
             return keras.saving.load_model(checkpoint)
-        except (zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
+        except (zipfile.BadZipFile, OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"The checkpoint {checkpoint} cannot be read: {error}") from error
 
     def rows(self):
@@ -81,24 +85,51 @@ class RunDirectory:
         with self.history.open(newline="") as file:
             return list(csv.DictReader(file))
 
-    def keep_rows(self, count):
-        """Cuts history.csv to its first `count` epochs: a checkpoint may be older than the last row."""
-        rows = self.rows()
-        if count >= len(rows):
-            return
-        with self.history.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
+    def add_row(self, epoch, logs):
+        """Adds what was measured after an epoch, counted from 1, to history.csv."""
+        self._write_rows([*self.rows(), {"epoch": epoch, **logs}])
+
+    def rewind(self, epochs):
+        """Takes back what goes beyond the first `epochs`: an interruption leaves rows and files of the next one."""
+        if epochs < len(self.rows()):
+            self._write_rows(self.rows()[:epochs])
+        for path in (self.best, self.last):
+            self.unfinished(path).unlink(missing_ok=True)
+
+    def _write_rows(self, rows):
+        unfinished = self.unfinished(self.history)
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        with unfinished.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
             writer.writeheader()
-            writer.writerows(rows[:count])
+            writer.writerows(rows)
+        unfinished.replace(self.history)
+
+    def unfinished(self, path):
+        """Where a file is written before it takes its place: what is interrupted leaves the old file whole."""
+        return path.with_stem(f"{path.stem}.unfinished")
+
+    def publish(self):
+        """Puts the checkpoints that were written in their places."""
+        for path in (self.best, self.last):
+            if self.unfinished(path).exists():
+                self.unfinished(path).replace(path)
+
+
+def _demanded(text):
+    """The lines of a flagfile in which a run that goes on must agree."""
+    return {line for line in text.splitlines() if line and not line.startswith(FREE)}
 
 
 def of_method(method):
     """The run directory of a method: --workdir itself, or a folder in it where several methods are compared."""
-    root = pathlib.Path(root_path())
-    return RunDirectory(root / method if len(flags.FLAGS.method) > 1 else root)
+    root = root_path()
+    several = len(flags.FLAGS.method) > 1 or (root / method / "flags.cfg").exists()
+    return RunDirectory(root / method if several else root)
 
 
 def root_path():
     """--workdir or its default."""
-    dataset = flags.FLAGS.dataset.partition(":")[2] or flags.FLAGS.dataset
-    return flags.FLAGS.workdir or f"runs/{pathlib.Path(dataset).stem}-{flags.FLAGS.network}"
+    kind, _, location = flags.FLAGS.dataset.partition(":")
+    data = pathlib.Path(location).expanduser().resolve().stem if kind in ("npz", "folder") else location or kind
+    return pathlib.Path(flags.FLAGS.workdir or f"runs/{data.replace('/', '-')}-{flags.FLAGS.network}").expanduser()

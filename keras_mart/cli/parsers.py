@@ -1,0 +1,83 @@
+"""How flags read their values; an empty value takes an optional flag back, as where a flagfile has set it."""
+
+import fractions
+
+from absl import flags
+
+from keras_mart import checks
+
+LARGEST = 2**31 - 1  # what an int32 holds, as seeds and counters are
+
+
+class Value(flags.ArgumentParser):
+    """One value, `None` where an optional flag is given none."""
+
+    def __init__(self, optional=False):
+        super().__init__()
+        self.optional = optional
+
+    def parse(self, argument):
+        return None if self.optional and argument == "" else self.read(argument)
+
+
+class Number(Value):
+    """Reads 0.031 and 8/255 alike."""
+
+    def read(self, argument):
+        try:
+            return float(fractions.Fraction(str(argument).replace(" ", "")))
+        except (ValueError, ArithmeticError) as error:
+            raise ValueError(f"must be a number or a fraction such as 8/255. Received: {argument!r}") from error
+
+
+class Integer(Value):
+    """Reads an integer in [least, LARGEST]."""
+
+    def __init__(self, least=1, optional=False):
+        super().__init__(optional)
+        self.least = least
+
+    def read(self, argument):
+        try:
+            value = int(argument)
+        except ValueError:
+            value = None
+        if value is None or value < self.least:
+            raise ValueError(f"must be an integer of at least {self.least}. Received: {argument!r}")
+        if value > LARGEST:
+            raise ValueError(f"must be an integer of at most {LARGEST}. Received: {argument!r}")
+        return value
+
+
+class Name(Value):
+    """Reads a name, in letters of any size."""
+
+    def read(self, argument):
+        return argument.lower()
+
+
+class Choice(Name):
+    """Reads one of the choices."""
+
+    def __init__(self, choices, what, optional=False):
+        super().__init__(optional)
+        self.choices, self.what = choices, what
+
+    def read(self, argument):
+        name = super().read(argument)
+        checks.one_of(name, self.choices, self.what)
+        return name
+
+
+class List(flags.ListParser):
+    """Reads a comma-separated list, each item with the parser given."""
+
+    def __init__(self, item, least=0):
+        super().__init__()
+        self.item, self.least = item, least
+
+    def parse(self, argument):
+        values = list(dict.fromkeys(map(self.item.parse, super().parse(argument))))
+        if len(values) < self.least:
+            raise ValueError(f"must be a comma-separated list of at least {self.least}. Received: {argument!r}")
+        return values

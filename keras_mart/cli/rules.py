@@ -1,0 +1,71 @@
+"""Which flags go together, and which of them a run directory keeps."""
+
+import inspect
+
+from keras_mart.cli.flags import FLAGS, METHOD, own_flags
+from keras_mart.methods import METHODS, AdversarialModel
+
+# The flags of a command rather than of what is trained: a run directory does not keep them.
+OF_THE_COMMAND = ("mode", "workdir", "resume")
+# The flags that may differ from the training's where a run is only evaluated or exported.
+WITHOUT_TRAINING = (
+    *OF_THE_COMMAND, "method", "seed", "strategy", "jit_compile", "dataset", "data_dir", "batch_size", "threat",
+    "epsilon", "attacks", "evaluation_epsilon",
+)  # fmt: skip
+# Flags that not every choice of another flag takes.
+TAKERS = {
+    "depth": ("network", ("wide_resnet",)),
+    "width": ("network", ("wide_resnet",)),
+    "dropout": ("network", ("small_cnn", "wide_resnet")),
+    "momentum": ("optimizer", ("sgd",)),
+    "weight_decay": ("optimizer", ("sgd",)),
+}
+
+
+def arguments_of(method):
+    """Names of the constructor arguments of a method by name, those of the classes it derives from included."""
+    classes = (each for each in METHODS[method].__mro__ if issubclass(each, AdversarialModel))
+    constructors = (each.__init__ for each in classes if "__init__" in vars(each))
+    return {name for constructor in constructors for name in inspect.signature(constructor).parameters}
+
+
+def method_arguments(method):
+    """The method's own flags that were set, as arguments of its constructor."""
+    own = (flag for flag in FLAGS.flags_by_module_dict()[METHOD] if flag.name in arguments_of(method))
+    return {flag.name: flag.value for flag in own if flag.value is not None}
+
+
+def as_text(methods):
+    """The flags that were set, as a flagfile of these methods."""
+    taken = set().union(*map(arguments_of, methods))
+    of_other_methods = {flag.name for flag in FLAGS.flags_by_module_dict()[METHOD]} - taken
+    lines = [f"--method={','.join(methods)}"]
+    for flag in own_flags():
+        if flag.value != flag.default and flag.name not in {*of_other_methods, *OF_THE_COMMAND}:
+            values = flag.value if isinstance(flag.value, list) else [flag.value]
+            lines.append(f"--{flag.name}={','.join(map(str, values))}")
+    return "\n".join(lines) + "\n"
+
+
+def check():
+    """Raises ValueError where flags do not go together."""
+    for flag in FLAGS.flags_by_module_dict()[METHOD]:
+        takers = [name for name in METHODS if flag.name in arguments_of(name)]
+        if flag.name != "method" and flag.value is not None:
+            _check_taken(flag.name, takers, "method", FLAGS.method)
+    for name, (by, takers) in TAKERS.items():
+        if FLAGS[name].value != FLAGS[name].default:
+            _check_taken(name, takers, by, [FLAGS[by].value])
+    if "mma" in FLAGS.method and FLAGS.max_epsilon is None:
+        raise ValueError("--method=mma needs --max_epsilon, for example 32/255 for CIFAR-10. Received: none.")
+    if not FLAGS.learning_rate > 0:
+        raise ValueError(f"--learning_rate must be positive. Received: --learning_rate={FLAGS.learning_rate}")
+
+
+def _check_taken(name, takers, by, chosen):
+    if not set(takers) & set(chosen):
+        default = FLAGS[name].default
+        raise ValueError(
+            f"--{name} is taken by {', '.join(takers)} alone. Received: --{by}={','.join(chosen)} with "
+            f"--{name}={FLAGS[name].value}. To drop it: --{name}={'' if default is None else default}"
+        )

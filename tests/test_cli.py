@@ -1,0 +1,543 @@
+"""keras_mart.cli: flags, run directories, what a run leaves, and every error by the command that raises it."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+from unittest import mock
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_mart import CW, FGSM, PGD, Linf, cli, datasets
+from keras_mart.cli import build, flags, help, rules, workdir
+from keras_mart.cli.flags import FLAGS
+from keras_mart.methods import METHODS
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+TRAIN, TEST, CLASSES = 40, 12, 3
+VALIDATION = TRAIN // 10
+BATCH = 16
+STEPS = -(-(TRAIN - VALIDATION) // BATCH)
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def command(*arguments):
+    """What the program prints and its exit status, run in this process."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    policy = keras.config.dtype_policy()
+    FLAGS.unparse_flags()
+    argv = mock.patch.object(sys, "argv", ["keras-mart", *map(str, arguments)])
+    with argv, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.run()
+        except SystemExit as end:
+            status = end.code or 0
+        finally:
+            keras.config.set_dtype_policy(policy)
+    return Result(status, out.getvalue(), err.getvalue())
+
+
+def parse(*arguments):
+    FLAGS.unparse_flags()
+    flags.parse(["keras-mart", *map(str, arguments)])
+
+
+@pytest.fixture(autouse=True)
+def fresh_flags(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield
+    FLAGS.unparse_flags()
+
+
+def arrays(**changes):
+    random = np.random.RandomState(0)
+    whole = {}
+    for split, count in (("train", TRAIN), ("test", TEST)):
+        whole[f"x_{split}"] = random.randint(0, 256, [count, 8, 8]).astype("uint8")
+        whole[f"y_{split}"] = np.arange(count) % CLASSES
+    return {key: value for key, value in (whole | changes).items() if value is not None}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Flags of a run that takes seconds."""
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    np.savez(path, **arrays())
+    return [
+        f"--dataset=npz:{path}", f"--batch_size={BATCH}", "--network=wide_resnet", "--depth=10", "--width=1",
+        "--steps=1", "--learning_rate=0.1", "--epochs=1", "--attacks=fgsm,pgd1",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """A run directory after training, evaluation and export, and what was printed."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    return path, command(*tiny, f"--workdir={path}")
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the finished run, to change."""
+    return shutil.copytree(finished[0], tmp_path / "run")
+
+
+def history(path):
+    with (path / "history.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_leaves_everything(finished, tiny):
+    path, result = finished
+    assert result.status == 0, result.err
+    assert sorted(file.name for file in path.iterdir()) == [
+        "best.keras", "evaluation.json", "export", "flags.cfg", "history.csv", "last.keras", "tensorboard",
+    ]  # fmt: skip
+    assert set((path / "flags.cfg").read_text().split()) == {"--method=mart", *tiny}
+    assert [row["epoch"] for row in history(path)] == ["1"]
+    assert float(history(path)[0]["learning_rate"]) == pytest.approx(0.1)
+    assert {"loss", "val_natural_accuracy", "val_adversarial_accuracy", "val_pgd20_accuracy"} <= set(history(path)[0])
+    assert list((path / "tensorboard").iterdir())
+    for part in (f"{path}: training mart, epochs 1 to 1", "linf ball of 0.03137", "pgd1", f"{path / 'export' / '1'}"):
+        assert part in result.out
+
+
+def test_evaluation_and_export_are_of_the_best_checkpoint(finished, tiny):
+    path, _ = finished
+    model = keras.saving.load_model(path / "best.keras")
+    assert int(model.step) == STEPS
+    images, labels = next(iter(datasets.load(tiny[0].removeprefix("--dataset="), "test", batch_size=TEST)))
+    logits = model.predict(images, verbose=0)
+    record = json.loads((path / "evaluation.json").read_text())
+    threat = Linf(8 / 255)
+    assert record["attacks"] == {"fgsm": repr(FGSM(threat)), "pgd1": repr(PGD(threat, 1))}
+    assert record["best"]["examples"] == record["last"]["examples"] == TEST
+    assert record["best"]["accuracy"]["natural"] == pytest.approx(np.mean(logits.argmax(-1) == labels))
+    served = tf.saved_model.load(path / "export" / "1").signatures["serving_default"]
+    np.testing.assert_allclose(served(images=images)["logits"], logits, atol=1e-5)
+
+
+def test_existing_run_is_refused(run, tiny):
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    result = command(*tiny, f"--workdir={run}")
+    assert result.status == 2
+    assert f"{run} holds files" in result.err and "--resume" in result.err
+    assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+
+def test_resume_goes_on_after_an_interruption(run, tiny):
+    first = history(run)[0]
+    # What an interruption in the second epoch leaves: a row too many and half a checkpoint.
+    with (run / "history.csv").open("a", newline="") as file:
+        csv.DictWriter(file, first.keys()).writerow(first | {"epoch": 2, "loss": "interrupted"})
+    (run / "best.unfinished.keras").write_bytes(b"half")
+    result = command(*tiny, f"--workdir={run}", "--resume", "--epochs=2", "--mode=train")
+    assert result.status == 0, result.err
+    assert "epochs 2 to 2" in result.out
+    rows = history(run)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert rows[0] == first and np.isfinite(float(rows[1]["loss"]))
+    assert int(keras.saving.load_model(run / "last.keras").step) == 2 * STEPS
+    best = keras.saving.load_model(run / "best.keras")
+    values = [float(row["val_pgd20_accuracy"]) for row in rows]
+    assert int(best.step) == STEPS * (1 + values.index(max(values)))
+    assert not list(run.glob("*unfinished*"))
+
+
+def test_resume_of_a_finished_run_goes_straight_to_evaluation(run, tiny):
+    result = command(*tiny, f"--workdir={run}", "--resume", "--attacks=fgsm", "--mode=train,evaluate")
+    assert result.status == 0, result.err
+    assert "mart is trained already, epochs done: 1" in result.out
+    assert list(json.loads((run / "evaluation.json").read_text())["attacks"]) == ["fgsm"]
+    assert len(history(run)) == 1
+
+
+def test_resume_demands_the_same_flags(run, tiny):
+    result = command(*tiny, f"--workdir={run}", "--resume", "--epochs=2", "--epsilon=0.25", "--method=at")
+    assert result.status == 2
+    assert "begun with --method=mart. Received instead: --epsilon=0.25 --method=at" in result.err
+    assert f"--flagfile={run / 'flags.cfg'}" in result.err
+    assert set((run / "flags.cfg").read_text().split()) == {"--method=mart", *tiny}
+
+
+def test_resume_demands_a_last_checkpoint(run, tiny):
+    (run / "last.keras").unlink()
+    result = command(*tiny, f"--workdir={run}", "--resume", "--epochs=2")
+    assert result.status == 2
+    assert f"{run / 'last.keras'} is missing" in result.err
+    assert len(history(run)) == 1
+
+
+@pytest.mark.parametrize("name", ["best.keras", "last.keras"])
+def test_truncated_checkpoint(run, tiny, name):
+    whole = (run / name).read_bytes()
+    (run / name).write_bytes(whole[: len(whole) // 2])
+    mode = ["--resume", "--epochs=2", *tiny] if name == "last.keras" else ["--mode=evaluate"]
+    result = command(f"--workdir={run}", *mode)
+    assert result.status == 2
+    assert f"The checkpoint {run / name} cannot be read" in result.err
+    assert len(history(run)) == 1
+
+
+def test_damaged_checkpoint(run):
+    content = bytearray((run / "best.keras").read_bytes())
+    content[len(content) // 2] ^= 1
+    (run / "best.keras").write_bytes(content)
+    result = command(f"--workdir={run}", "--mode=export")
+    assert result.status == 2
+    assert f"The checkpoint {run / 'best.keras'} cannot be read" in result.err and "is damaged" in result.err
+    assert [path.name for path in (run / "export").iterdir()] == ["1"]
+
+
+def test_missing_checkpoint(run):
+    (run / "best.keras").unlink()
+    result = command(f"--workdir={run}", "--mode=export")
+    assert result.status == 2
+    assert f"There is no checkpoint {run / 'best.keras'}. Train first" in result.err
+
+
+def test_evaluate_recalls_the_flags_of_the_run(run):
+    before = (run / "last.keras").read_bytes()
+    result = command("--mode=evaluate", f"--workdir={run}", "--attacks=CW", "--epochs=7", "--batch_size=5")
+    assert result.status == 0, result.err
+    assert "without training these flags have no effect: --epochs\n" in result.out
+    assert json.loads((run / "evaluation.json").read_text())["attacks"] == {"cw": repr(CW(Linf(8 / 255)))}
+    assert (run / "last.keras").read_bytes() == before
+    assert [path.name for path in (run / "export").iterdir()] == ["1"]
+
+
+def test_evaluate_in_a_wider_ball(run):
+    result = command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm", "--epsilon=1/8")
+    assert "linf ball of 0.125" in result.out and "Note" not in result.out
+    assert json.loads((run / "evaluation.json").read_text())["attacks"] == {"fgsm": repr(FGSM(Linf(1 / 8)))}
+
+
+def test_export_alone(run):
+    result = command("--mode=export", f"--workdir={run}")
+    assert result == (0, f"Exported the best checkpoint to {run / 'export' / '2'}\n", "")
+
+
+def test_evaluate_takes_only_methods_of_the_run(run):
+    result = command("--mode=evaluate", f"--workdir={run}", "--method=at")
+    assert result.status == 2
+    assert f"The run in {run} trained mart. Received: --method=at" in result.err
+
+
+def test_evaluate_without_a_run():
+    result = command("--mode=evaluate")
+    assert result.status == 2
+    assert "There is no run in runs/digits-small_cnn (flags.cfg is missing). Say which by --workdir" in result.err
+
+
+def test_several_methods(tiny, tmp_path):
+    root = tmp_path / "several"
+    methods = ["--method=standard,trades", "--beta=3", "--attacks="]
+    result = command(*tiny, f"--workdir={root}", *methods, "--mode=train,evaluate")
+    assert result.status == 0, result.err
+    table = result.out[result.out.index("Best checkpoints") :].splitlines()
+    assert [line.split()[0] for line in table[1:]] == ["method", "standard", "trades"]
+    assert table[1].split()[1:] == ["natural"]
+    assert sorted(path.name for path in root.iterdir()) == ["flags.cfg", "standard", "trades"]
+    assert "--beta" not in (root / "standard" / "flags.cfg").read_text()
+    assert keras.saving.load_model(root / "trades" / "best.keras").beta == 3
+    for path, chosen in ((root / "standard", []), (root, ["--method=standard"])):
+        result = command("--mode=evaluate", f"--workdir={path}", "--attacks=", *chosen)
+        assert result.status == 0, result.err
+        assert f"{root / 'standard'}: best checkpoint" in result.out and "trades" not in result.out
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_schedule_and_validation_count_epochs_from_1(tiny, tmp_path):
+    schedule = ["--epochs=4", "--validate_every=3", "--decay_epochs=2,4", "--batch_size=64", "--mode=train"]
+    result = command(*tiny, "--method=standard", *schedule, f"--workdir={tmp_path / 'run'}")
+    assert result.status == 0, result.err
+    rows = history(tmp_path / "run")
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([0.1, 0.01, 0.01, 0.001])
+    for measure in ("val_natural_accuracy", "val_pgd20_accuracy"):
+        assert [row["epoch"] for row in rows if row[measure]] == ["1", "3", "4"]
+    assert (tmp_path / "run" / "best.keras").exists()
+
+
+def test_several_devices_precision_and_index(tiny, tmp_path, two_replicas, monkeypatch):
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda devices: two_replicas)
+    how = ["--precision=mixed_bfloat16", "--strategy=mirrored", "--method=mma", "--max_epsilon=32/255"]
+    result = command(*tiny, *how, "--mode=train", f"--workdir={tmp_path / 'run'}")
+    assert result.status == 0, result.err
+    assert "training mma on 2 devices" in result.out
+    model = keras.saving.load_model(tmp_path / "run" / "last.keras")
+    assert model.network.get_layer("stem_conv").compute_dtype == "bfloat16"
+    assert model.margins.shape == (TRAIN - VALIDATION,)
+    assert np.isfinite(float(history(tmp_path / "run")[0]["loss"]))
+
+
+@pytest.mark.parametrize("text", ["8/255", " 8 / 255 ", f"{8 / 255}"])
+def test_numbers_and_fractions(text):
+    parse(f"--epsilon={text}")
+    assert FLAGS.epsilon == 8 / 255
+
+
+def test_flagfile_round_trip(tmp_path):
+    given = ["--method=alp,CLP", "--form=original", "--beta=1/3", "--attacks=", "--decay_epochs=2,3", "--momentum=0"]
+    parse(*given, "--resume", "--workdir=somewhere", "--mode=train")
+    before = {flag.name: flag.value for flag in flags.own_flags() if flag.name not in rules.OF_THE_COMMAND}
+    (tmp_path / "flags.cfg").write_text(rules.as_text(FLAGS.method))
+    parse(f"--flagfile={tmp_path / 'flags.cfg'}")
+    assert {name: FLAGS[name].value for name in before} == before
+    assert (FLAGS.resume, FLAGS.workdir, FLAGS.mode) == (False, None, list(flags.MODES))
+
+
+# The arguments after --workdir=new, and what the message must say.
+WRONG = [
+    ("--network=resnt18", "`network` must be one of small_cnn, resnet18, wide_resnet", "Did you mean 'resnet18'?"),
+    ("--method=martt", "`method` must be one of", "Did you mean 'mart'?"),
+    ("--attacks=fgsm,PDG20", "`attacks` must be one of", "Did you mean 'pgd20'?"),
+    ("--dataset=digit", "A dataset must be one of digits, tfds:<name>", "'digits'"),
+    ("--start=unifrm", "`start` must be one of", "Did you mean 'uniform'?"),
+    ("--mode=serve", "`mode` must be one of train, evaluate, export", "'serve'"),
+    ("--mode=", "--mode", "at least 1", "Received: ''"),
+    ("--bta=6", "Unknown command line flag 'bta'"),
+    ("--flagfile=none.cfg", "Unable to open flagfile", "none.cfg"),
+    ("evaluate", "Everything is said by flags", "Received: evaluate"),
+    ("--method=at --beta=6", "--beta is taken by", "mart", "Received: --method=at with --beta=6.0", "--beta="),
+    ("--method=trades,mart --form=original", "--form is taken by alp, clp alone", "--method=trades,mart"),
+    ("--max_epsilon=0.1", "--max_epsilon is taken by mma alone", "--method=mart"),
+    ("--method=mma", "--method=mma needs --max_epsilon"),
+    ("--network=small_cnn", "--depth is taken by wide_resnet alone", "--network=small_cnn"),
+    ("--network=resnet18 --depth= --width= --dropout=0.1", "--dropout is taken by small_cnn, wide_resnet alone"),
+    ("--optimizer=adam --momentum=0.5", "--momentum is taken by sgd alone", "--optimizer=adam", "--momentum=0.9"),
+    ("--optimizer=adam --weight_decay=0.1", "--weight_decay is taken by sgd alone"),
+    ("--epsilon=8/0", "--epsilon", "must be a number or a fraction such as 8/255. Received: '8/0'"),
+    ("--epsilon=nan", "must be a number or a fraction"),
+    ("--epsilon=1e999", "must be a number or a fraction"),
+    ("--epsilon=-0.1", "`epsilon` must be finite and not negative. Received: epsilon=-0.1"),
+    ("--evaluation_epsilon=-0.1", "`epsilon` must be finite and not negative. Received: epsilon=-0.1"),
+    ("--step_size=-0.1", "`step_size` must be positive. Received: step_size=-0.1"),
+    ("--steps=-1", "--steps", "must be an integer of at least 1. Received: '-1'"),
+    ("--steps=1.5", "--steps", "must be an integer of at least 1. Received: '1.5'"),
+    ("--seed=2147483648", "--seed", "must be an integer of at most 2147483647"),
+    ("--epochs=0", "--epochs", "must be an integer of at least 1"),
+    ("--batch_size=0", "--batch_size", "must be an integer of at least 1"),
+    ("--decay_epochs=5,0", "--decay_epochs", "must be an integer of at least 1. Received: '0'"),
+    ("--learning_rate=0", "--learning_rate must be positive. Received: --learning_rate=0.0"),
+    ("--weight_decay=-1", "`weight_decay` must not be negative"),
+    ("--momentum=2", "`momentum` must be a float between [0, 1]"),
+    ("--beta=-1", "`beta` must be finite and not negative. Received: beta=-1.0"),
+    ("--depth=11", "`depth` must be 6 n + 4", "depth=11"),
+    ("--dropout=1", "`dropout` must be at least 0 and below 1"),
+    ("--method=trades --start=zero", "`attack` must not start at the natural image"),
+    ("--method=at,mma --max_epsilon=-1", "`max_epsilon` must be positive. Received: max_epsilon=-1.0"),
+]
+
+
+@pytest.mark.parametrize("case", WRONG, ids=[case[0] for case in WRONG])
+def test_wrong_flags_make_no_directory(tiny, case):
+    arguments, *message = case
+    result = command(*tiny, "--workdir=new", *arguments.split())
+    assert result.status == 2
+    assert result.err.startswith("keras_mart: ")
+    for part in message:
+        assert part in result.err
+    assert not os.listdir()
+
+
+# What is wrong with the arrays, and a word of the message; tests/test_datasets.py has the messages.
+WRONG_ARRAYS = {
+    "a missing key": ("y_test", {"y_test": None}),
+    "no images": ("empty", {"x_train": np.zeros([0, 8, 8], "uint8"), "y_train": np.zeros([0], "int32")}),
+    "values to 255": ("[0, 1]", {"x_train": np.full([TRAIN, 8, 8], 255.0)}),
+    "NaN": ("NaN", {"x_train": np.full([TRAIN, 8, 8], np.nan)}),
+    "a wrong rank": ("(40, 64)", {"x_train": np.zeros([TRAIN, 64], "uint8")}),
+    "two sizes": ("(9, 9, 1)", {"x_test": np.zeros([TEST, 9, 9], "uint8")}),
+    "two lengths": ("7 labels", {"y_train": np.arange(7)}),
+    "fractional labels": ("integers", {"y_train": np.arange(TRAIN) / 2}),
+    "negative labels": ("from -1 to 38", {"y_train": np.arange(TRAIN) - 1}),
+    "objects": ("unpickled", {"y_train": np.array([{}] * TRAIN)}),
+    "one class": ("at least 2", {"y_train": np.zeros(TRAIN, int), "y_test": np.zeros(TEST, int)}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_ARRAYS)
+def test_wrong_data_make_no_directory(tiny, tmp_path_factory, wrong):
+    word, changes = WRONG_ARRAYS[wrong]
+    path = tmp_path_factory.mktemp("wrong") / "data.npz"
+    np.savez(path, **arrays(**changes))
+    result = command(*tiny, f"--dataset=npz:{path}", "--workdir=new")
+    assert result.status == 2
+    assert word in result.err
+    assert not os.listdir()
+
+
+def test_damaged_or_missing_data_make_no_directory(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("wrong") / "data.npz"
+    missing = command(*tiny, f"--dataset=npz:{path}", "--workdir=new")
+    assert missing.status == 2 and "must be an existing file" in missing.err
+    np.savez(path, **arrays())
+    path.write_bytes(path.read_bytes()[:999])
+    damaged = command(*tiny, f"--dataset=npz:{path}", "--workdir=new")
+    assert damaged.status == 2 and "must be a whole npz archive" in damaged.err
+    assert not os.listdir()
+
+
+def test_attack_flags_are_checked_also_where_no_method_needs_them(tiny):
+    assert "`step_size` must be positive" in command(*tiny, "--method=standard", "--step_size=0").err
+    assert not os.listdir()
+
+
+def test_file_in_the_way(tiny, tmp_path):
+    (tmp_path / "file").touch()
+    for path, message in (("file", "must be a folder"), ("file/run", "must be writable")):
+        result = command(*tiny, f"--workdir={path}")
+        assert result.status == 2
+        assert f"The run directory {message}. Received: {path}" in result.err
+    assert os.listdir() == ["file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable_directory(tiny, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    result = command(*tiny, "--workdir=locked/run")
+    assert result.status == 2
+    assert "The run directory must be writable. Received: locked/run" in result.err
+
+
+def test_resume_where_there_is_no_run(tiny, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    result = command(*tiny, "--workdir=other", "--resume")
+    assert result.status == 2
+    assert "other holds files but no run (flags.cfg is missing)" in result.err
+    assert os.listdir("other") == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        ("", "runs/digits-small_cnn"),
+        ("--dataset=tfds:cifar10/plain --network=resnet18", "runs/cifar10-plain-resnet18"),
+        ("--dataset=npz:../data/mnist.npz", "runs/mnist-small_cnn"),
+        ("--dataset=folder:cats/", "runs/cats-small_cnn"),
+        ("--workdir=~/run", f"{pathlib.Path.home()}/run"),
+    ],
+)
+def test_default_run_directory(arguments, path):
+    parse(*arguments.split())
+    assert workdir.root_path() == pathlib.Path(path)
+
+
+def test_interruption_names_the_remedy(tiny, monkeypatch):
+    monkeypatch.setattr(cli, "train", mock.Mock(side_effect=KeyboardInterrupt))
+    result = command(*tiny, "--workdir=new")
+    assert result.status == 130
+    assert "interrupted. Go on by giving the same flags and --resume." in result.err
+
+
+def test_failing_preparation_leaves_nothing(tiny, monkeypatch):
+    monkeypatch.setattr(datasets, "describe", mock.Mock(side_effect=ConnectionError("no network")))
+    result = command(*tiny, "--workdir=new", "--method=standard,at")
+    assert result == (2, "", "keras_mart: no network\n")
+    assert not os.listdir()
+
+
+def test_verbosity_shows_where_an_error_comes_from(tiny):
+    with pytest.raises(ValueError, match="`depth` must be"):
+        command(*tiny, "--depth=11", "--verbosity=1")
+
+
+# Shapes of the configs' data, none of which needs to be there.
+SHAPES = {"digits": (8, 8, 1), "tfds:mnist": (28, 28, 1), "tfds:cifar10": (32, 32, 3)}
+CHOSEN = [None, *METHODS]
+
+
+@pytest.fixture
+def described(monkeypatch):
+    counts = dict.fromkeys(datasets.SPLITS, 100)
+    describe = mock.Mock(side_effect=lambda name, data_dir: datasets.Description(10, SHAPES[name], counts))
+    monkeypatch.setattr(datasets, "describe", describe)
+
+
+@pytest.mark.parametrize("method", CHOSEN)
+@pytest.mark.parametrize("config", sorted(path.name for path in CONFIGS.iterdir()))
+def test_configs_build(config, method, described, monkeypatch):
+    """The config's own network where it is cheap, once; a linear one for the other methods."""
+    other = [f"--method={method}"] if method else []
+    parse(f"--flagfile={CONFIGS / config}", *other, *["--max_epsilon=32/255"] * (method == "mma"))
+    if FLAGS.beta is not None and "beta" not in rules.arguments_of(FLAGS.method[0]):
+        with pytest.raises(ValueError, match="--beta is taken by"):
+            rules.check()
+        parse(f"--flagfile={CONFIGS / config}", *other, *["--max_epsilon=32/255"] * (method == "mma"), "--beta=")
+    rules.check()
+    assert list(build.attacks(FLAGS.attacks)) == ["fgsm", "pgd20", "cw"]
+    if method or (FLAGS.depth is None and FLAGS.network == "wide_resnet"):
+        layers = [keras.Input(SHAPES[FLAGS.dataset]), keras.layers.Flatten(), keras.layers.Dense(10)]
+        monkeypatch.setattr(build, "network", lambda: keras.Sequential(layers))
+    for name in FLAGS.method:
+        model = build.model(name)
+        assert type(model) is METHODS[name]
+        assert model.optimizer.weight_decay == FLAGS.weight_decay
+        if FLAGS.beta is not None:
+            assert model.beta == FLAGS.beta
+        if model.has_adversary:
+            assert model.attack == build.training_attack()
+
+
+def test_cifar_config_is_the_official_recipe():
+    parse(f"--flagfile={CONFIGS / 'cifar.cfg'}")
+    assert build.training_attack() == PGD(Linf(0.031), 10, step_size=0.007, start="gaussian")
+    assert build.attacks(["pgd20", "cw"]) == {
+        "pgd20": PGD(Linf(8 / 255), 20, step_size=0.1 * 8 / 255),
+        "cw": CW(Linf(8 / 255), 30, step_size=0.1 * 8 / 255),
+    }
+    rates = {epoch: build.learning_rate(epoch - 1) for epoch in (1, 74, 75, 89, 90, 100, 120)}
+    assert rates == pytest.approx({1: 0.01, 74: 0.01, 75: 1e-3, 89: 1e-3, 90: 1e-4, 100: 1e-5, 120: 1e-5})
+
+
+@pytest.mark.parametrize("asked", ["--help", "-h", "--helpshort"])
+def test_help_shows_each_flag_once_in_its_group(asked, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(help.WIDEST))
+    result = command("--epochs=0", asked)
+    assert result.status == 0 and not result.err
+    sections = {}
+    for line in result.out.splitlines():
+        if line.endswith(":") and line[:-1] in flags.GROUPS:
+            section = sections.setdefault(line[:-1], [])
+        elif line.startswith("  --"):
+            section.append(line.split()[0].removeprefix("--"))
+    assert sections == {
+        group: [flag.name for flag in members]
+        for group, members in FLAGS.flags_by_module_dict().items()
+        if group in flags.GROUPS
+    }
+    assert "Radius of the ball, for images in [0, 1]. Default: 8/255." in result.out
+    assert max(map(len, result.out.splitlines())) <= help.WIDEST
+    assert not os.listdir()
+
+
+def test_as_a_process():
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    main = [sys.executable, "-m", "keras_mart.main", "--network=resnt18"]
+    failed = subprocess.run(main, env=environment, capture_output=True, text=True)
+    assert failed.returncode == 2 and not failed.stdout
+    assert "Did you mean 'resnet18'?" in failed.stderr and "Traceback" not in failed.stderr
+
+
+@pytest.mark.skipif(not pathlib.Path(sys.executable).with_name("keras-mart").exists(), reason="not installed")
+def test_console_script(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    script = [pathlib.Path(sys.executable).with_name("keras-mart"), "--help"]
+    helped = subprocess.run(script, capture_output=True, text=True)
+    assert helped.returncode == 0 and helped.stdout == help.text() + "\n"
