@@ -1,4 +1,4 @@
-"""The losses against a float64 transcription of each formula, worked values, and their gradients."""
+"""The losses against a float64 transcription of each formula, worked values, and finite differences."""
 
 import keras
 import numpy as np
@@ -7,18 +7,26 @@ import tensorflow as tf
 
 from keras_mart import losses
 
-BETA, MAX_EPSILON = 1.5, 0.1
 EXAMPLES = 7  # odd: the last one of CLP's pairs has no partner
-EPSILON = np.array([0.0, 0.02, 0.099, 0.1, 0.2, 0.05, 0.0], "float32")  # MMA's, on both sides of MAX_EPSILON and at it
+BETA, MAX_EPSILON = 1.5, 0.1
+EPSILON = np.array([0.0, 0.02, 0.0999, 0.1, 0.2, 0.05, 0.0], "float32")  # MMA's: below MAX_EPSILON, at it, above
 STEP = 1e-5  # of the finite differences
 
 
 # --- the formulas, in float64 ---
 
 
+def log_sum_exp(z):
+    largest = z.max(axis=1)
+    return largest + np.log(np.exp(z - largest[:, None]).sum(axis=1))
+
+
+def log_softmax(z):
+    return z - log_sum_exp(z)[:, None]
+
+
 def softmax(z):
-    exponentials = np.exp(z - z.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+    return np.exp(log_softmax(z))
 
 
 def of_label(y, values):
@@ -30,7 +38,7 @@ def others(y, values):
 
 
 def cross_entropy(y, z):
-    return -np.log(of_label(y, softmax(z)))
+    return -of_label(y, log_softmax(z))
 
 
 def margin(y, z):
@@ -38,72 +46,78 @@ def margin(y, z):
 
 
 def soft_margin(y, z):
-    return np.log(np.exp(others(y, z)).sum(axis=1)) - of_label(y, z)
+    return log_sum_exp(others(y, z)) - of_label(y, z)
 
 
 def kl_divergence(natural, adversarial):
-    p, q = softmax(natural), softmax(adversarial)
-    return (p * np.log(p / q)).sum(axis=1)
+    return (softmax(natural) * (log_softmax(natural) - log_softmax(adversarial))).sum(axis=1)
 
 
 def boosted_cross_entropy(y, adversarial):
-    q = softmax(adversarial)
-    return -np.log(of_label(y, q)) - np.log(1.0001 - others(y, q).max(axis=1))
+    return cross_entropy(y, adversarial) - np.log(1.0001 - others(y, softmax(adversarial)).max(axis=1))
 
 
 def misclassification_weight(y, natural):
     return 1 - of_label(y, softmax(natural))
 
 
-def mart(y, natural, adversarial):
+def mart(y, natural, adversarial, beta):
     divergence = kl_divergence(natural, adversarial)
-    return boosted_cross_entropy(y, adversarial) + BETA * divergence * misclassification_weight(y, natural)
+    return boosted_cross_entropy(y, adversarial) + beta * divergence * (1 - of_label(y, softmax(natural)))
 
 
-def trades(y, natural, adversarial):
-    return cross_entropy(y, natural) + BETA * kl_divergence(natural, adversarial)
+def trades(y, natural, adversarial, beta):
+    return cross_entropy(y, natural) + beta * kl_divergence(natural, adversarial)
 
 
-def alp(y, natural, adversarial):
-    return cross_entropy(y, adversarial) + BETA * ((softmax(natural) - softmax(adversarial)) ** 2).sum(axis=1)
+def alp(y, natural, adversarial, beta):
+    return cross_entropy(y, adversarial) + beta * ((softmax(natural) - softmax(adversarial)) ** 2).sum(axis=1)
 
 
-def alp_original(y, natural, adversarial):
+def alp_original(y, natural, adversarial, beta):
     mean = (cross_entropy(y, natural) + cross_entropy(y, adversarial)) / 2
-    return mean + BETA * ((natural - adversarial) ** 2).sum(axis=1)
+    return mean + beta * ((natural - adversarial) ** 2).sum(axis=1)
 
 
-def clp(y, natural, adversarial):
-    return cross_entropy(y, natural) + BETA * ((softmax(natural) - softmax(adversarial)) ** 2).sum(axis=1)
+def clp(y, natural, adversarial, beta):
+    return cross_entropy(y, natural) + beta * ((softmax(natural) - softmax(adversarial)) ** 2).sum(axis=1)
 
 
-def clp_original(y, natural, noisy):
+def clp_original(y, natural, noisy, beta):
     distance = np.zeros(len(y))
-    for first in range(0, len(y) - 1, 2):
-        distance[first] = distance[first + 1] = ((noisy[first] - noisy[first + 1]) ** 2).sum()
-    return cross_entropy(y, noisy) + BETA * distance
+    for left in range(0, len(y) - 1, 2):
+        distance[left : left + 2] = ((noisy[left] - noisy[left + 1]) ** 2).sum()
+    return cross_entropy(y, noisy) + beta * distance
 
 
-def mma(y, natural, adversarial):
-    hinge = np.where(EPSILON[: len(y)] < MAX_EPSILON, cross_entropy(y, adversarial), 0)
-    return cross_entropy(y, natural) / 3 + 2 / 3 * hinge
+def mma(y, natural, adversarial, epsilon, max_epsilon):
+    boundary = np.where(epsilon < max_epsilon, cross_entropy(y, adversarial), 0)
+    return cross_entropy(y, natural) / 3 + 2 / 3 * boundary
 
 
-# Name to (the package's function, its transcription). All take labels, natural and adversarial logits.
-TRAINING = {
-    name: (lambda y, p, q, loss=getattr(losses, name): loss(y, p, q, BETA), globals()[name])
-    for name in ("mart", "trades", "alp", "alp_original", "clp", "clp_original")
-}
-TRAINING["mma"] = (lambda y, p, q: losses.mma(y, p, q, EPSILON[: len(y)], MAX_EPSILON), mma)
-TERMS = {
-    name: (lambda y, p, q, loss=getattr(losses, name): loss(y, q), lambda y, p, q, loss=globals()[name]: loss(y, q))
-    for name in ("cross_entropy", "margin", "soft_margin", "boosted_cross_entropy", "misclassification_weight")
-}
-TERMS["kl_divergence"] = (
-    lambda y, p, q: losses.kl_divergence(p, q),
-    lambda y, p, q: kl_divergence(p, q),
-)
-ALL = TRAINING | TERMS
+TERMS = (cross_entropy, margin, soft_margin, kl_divergence, boosted_cross_entropy, misclassification_weight)
+TRAINING = (mart, trades, alp, alp_original, clp, clp_original, mma)
+every_loss = pytest.mark.parametrize("formula", [*TERMS, *TRAINING], ids=lambda formula: formula.__name__)
+every_training_loss = pytest.mark.parametrize("formula", TRAINING, ids=lambda formula: formula.__name__)
+two_and_five_classes = pytest.mark.parametrize("classes", [2, 5])
+
+
+def arguments(formula, labels, natural, adversarial):
+    """What the package's function takes, and the transcription of the same name."""
+    if formula is kl_divergence:
+        return natural, adversarial
+    if formula is mma:
+        return labels, natural, adversarial, np.resize(EPSILON, len(labels)), np.float32(MAX_EPSILON)
+    return (labels, natural, adversarial, BETA) if formula in TRAINING else (labels, adversarial)
+
+
+def loss(formula, *logits):
+    return getattr(losses, formula.__name__)(*arguments(formula, *logits))
+
+
+def expected(formula, labels, *logits):
+    logits = [keras.ops.convert_to_numpy(keras.ops.cast(each, "float64")) for each in logits]
+    return formula(*arguments(formula, labels, *logits))
 
 
 def labels_and_logits(classes, dtype="float32"):
@@ -112,24 +126,18 @@ def labels_and_logits(classes, dtype="float32"):
     return random.integers(classes, size=EXAMPLES), natural, adversarial
 
 
-def float64(*tensors):
-    return [keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float64")) for tensor in tensors]
-
-
 # --- values ---
 
 
-@pytest.mark.parametrize("classes", [2, 5])
-@pytest.mark.parametrize("name", ALL)
-def test_value(name, classes):
-    loss, formula = ALL[name]
-    labels, natural, adversarial = labels_and_logits(classes)
-    expected = formula(labels, *float64(natural, adversarial))
-    np.testing.assert_allclose(loss(labels, natural, adversarial), expected, rtol=1e-5, atol=1e-6)
+@two_and_five_classes
+@every_loss
+def test_value(formula, classes):
+    case = labels_and_logits(classes)
+    np.testing.assert_allclose(loss(formula, *case), expected(formula, *case), rtol=1e-5, atol=1e-6)
 
 
 def test_worked_by_hand():
-    # Logits (ln 3, 0) give p = (3/4, 1/4) and (0, ln 3) give q = (1/4, 3/4); the label is 0.
+    # Logits (ln 3, 0) give p = (3/4, 1/4), logits (0, ln 3) give q = (1/4, 3/4); the label is 0.
     natural, adversarial = [[np.log(3), 0]], [[0, np.log(3)]]
     # KL(p, q) = 3/4 ln 3 + 1/4 ln(1/3) = 1/2 ln 3 = 0.549306
     # MART, beta 4: -ln(1/4) - ln(1.0001 - 3/4) + 4 * 0.549306 * (1 - 3/4) = 1.386294 + 1.385894 + 0.549306
@@ -138,68 +146,60 @@ def test_worked_by_hand():
     np.testing.assert_allclose(losses.trades([0], natural, adversarial, 6.0), [3.583519], rtol=1e-6)
 
 
-def test_mma_takes_one_epsilon_for_all():
-    labels, natural, adversarial = labels_and_logits(3)
-    for epsilon in (0.05, 0.2):
-        one = losses.mma(labels, natural, adversarial, epsilon, MAX_EPSILON)
-        each = losses.mma(labels, natural, adversarial, np.full(EXAMPLES, epsilon, "float32"), MAX_EPSILON)
-        np.testing.assert_array_equal(one, each)
+@pytest.mark.parametrize("epsilon", [0.05, 0.2])
+def test_mma_takes_one_epsilon_for_all(epsilon):
+    case = labels_and_logits(3)
+    one = losses.mma(*case, epsilon, MAX_EPSILON)
+    np.testing.assert_array_equal(one, losses.mma(*case, np.full(EXAMPLES, epsilon, "float32"), MAX_EPSILON))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ALL)
-def test_low_precision_logits_are_computed_in_float32(name, dtype):
-    loss, _ = ALL[name]
-    labels, natural, adversarial = labels_and_logits(5, dtype)
-    values = loss(labels, natural, adversarial)
+@every_loss
+def test_low_precision_logits_are_computed_in_float32(formula, dtype):
+    labels, *logits = labels_and_logits(5, dtype)
+    values = loss(formula, labels, *logits)
     assert values.dtype == "float32"
-    np.testing.assert_array_equal(values, loss(labels, *(tf.cast(z, "float32") for z in (natural, adversarial))))
+    np.testing.assert_array_equal(values, loss(formula, labels, *(tf.cast(each, "float32") for each in logits)))
 
 
 # --- gradients ---
 
 
-def gradients(loss, labels, natural, adversarial):
+def value_and_gradients(formula, labels, *logits):
     with tf.GradientTape() as tape:
-        tape.watch((natural, adversarial))
-        values = loss(labels, natural, adversarial)
-    return values, tape.gradient(values, (natural, adversarial), unconnected_gradients="zero")
+        tape.watch(logits)
+        values = loss(formula, labels, *logits)
+    return values, *tape.gradient(values, logits, unconnected_gradients="zero")
 
 
-def differences(formula, labels, natural, adversarial):
-    """Central differences of the summed formula with respect to both logits."""
-    arguments, results = [natural, adversarial], []
-    for changed in range(2):
-        gradient = np.zeros_like(arguments[changed])
-        for entry in np.ndindex(gradient.shape):
-            for sign in (1, -1):
-                moved = [argument.copy() for argument in arguments]
-                moved[changed][entry] += sign * STEP
-                gradient[entry] += sign * formula(labels, *moved).sum() / (2 * STEP)
-        results.append(gradient)
-    return results
+def finite_differences(formula, labels, *logits):
+    """Central differences of the summed float64 transcription, with respect to both logits."""
+    logits = np.array(logits, "float64")
+    gradient = np.zeros_like(logits)
+    for entry in np.ndindex(logits.shape):
+        for sign in (1, -1):
+            moved = logits.copy()
+            moved[entry] += sign * STEP
+            gradient[entry] += sign * expected(formula, labels, *moved).sum() / (2 * STEP)
+    return gradient
 
 
-@pytest.mark.parametrize("classes", [2, 5])
-@pytest.mark.parametrize("name", TRAINING)
-def test_gradient_flows_through_both_logits(name, classes):
-    loss, formula = TRAINING[name]
-    labels, natural, adversarial = labels_and_logits(classes)
-    _, found = gradients(loss, labels, natural, adversarial)
-    expected = differences(formula, labels, *float64(natural, adversarial))
-    for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+@two_and_five_classes
+@every_training_loss
+def test_gradients_flow_through_natural_and_adversarial_logits(formula, classes):
+    case = labels_and_logits(classes)
+    _, *found = value_and_gradients(formula, *case)
+    np.testing.assert_allclose(found, finite_differences(formula, *case), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("classes", [2, 5])
-@pytest.mark.parametrize("name", ALL)
-def test_saturated_logits_are_finite(name, classes):
-    # The label's logit, or another's, far above or below the rest; in natural and adversarial logits, all four.
-    corners = np.zeros((4, classes))
+@two_and_five_classes
+@every_loss
+def test_saturated_logits(formula, classes):
+    # The label's logit or another's far above or below the rest, in all pairs of natural and adversarial logits.
+    corners = np.zeros((4, classes), "float32")
     corners[[0, 1, 2, 3], [0, 0, 1, 1]] = [1e4, -1e4, 1e4, -1e4]
-    natural, adversarial = (corners[rows] for rows in np.indices((4, 4)).reshape(2, -1))
-    for logits in np.split(np.stack([natural, adversarial], axis=1), 4):  # MMA's EPSILON has room for so many
-        logits = tf.constant(logits, "float32")
-        values, found = gradients(ALL[name][0], np.zeros(4, int), logits[:, 0], logits[:, 1])
-        for tensor in (values, *found):
-            assert np.all(np.isfinite(tensor)), (logits, tensor)
+    natural, adversarial = (tf.constant(corners[rows]) for rows in np.indices((4, 4)).reshape(2, -1))
+    case = np.zeros(16, "int32"), natural, adversarial
+    values, *gradients = value_and_gradients(formula, *case)
+    np.testing.assert_allclose(values, expected(formula, *case), rtol=1e-4, atol=1e-6)
+    assert np.all(np.isfinite(gradients))

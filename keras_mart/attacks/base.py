@@ -9,12 +9,15 @@ from keras import ops
 
 from keras_mart import checks, losses
 from keras_mart.attacks.inference import traced
+from keras_mart.threats import per_example
 
 # A float16 backward pass neither under- nor overflows while its largest input gradient stays in this range.
 FIRST_SCALE = 2.0**10
 SCALE_FACTOR = 2.0**4
 LARGEST_SCALE = 2.0**30
 SMALLEST_SCALED_GRADIENT = 2.0**-4
+# So often is a gradient computed anew that was lost to zero or to infinity.
+ATTEMPTS = 4
 
 
 # Added to a misclassified example's score, so that it beats every correctly classified one.
@@ -126,8 +129,9 @@ def scaled_gradient(objective, images, scale):
     """An objective's gradient for use as a direction: each example's is multiplied by a power of two.
 
     The gradient with respect to the logits of a confident example underflows in float16. Multiplying it at the
-    top of the backward pass, by a factor that each example adapts as the attack goes on, keeps it alive;
-    powers of two leave the direction exact. An example whose gradient overflowed gets zeros for this once.
+    top of the backward pass, by a factor that each example adapts as the attack goes on, keeps it alive; powers of
+    two leave the direction exact. Where a gradient is lost all the same, to zero or to infinity, it is computed again
+    with another factor; what is lost for good is zero.
 
     Args:
         objective: maps [batch, ...] images to [batch] float32.
@@ -135,15 +139,27 @@ def scaled_gradient(objective, images, scale):
         scale: [batch] positive powers of two.
 
     Returns:
-        ([batch] values of the objective, [batch, ...] scaled gradient, [batch] scale for the next call).
+        ([batch, ...] scaled gradient, [batch] scale for the next call).
     """
+
+    def attempt(count, _, scale, __):
+        gradient = _gradient(objective, images, scale)
+        axes = tuple(range(1, len(images.shape)))
+        size = ops.max(ops.abs(gradient), axis=axes)
+        finite = ops.all(ops.isfinite(gradient), axis=axes)
+        lost = ops.logical_or(~finite, ops.logical_and(size == 0, scale < LARGEST_SCALE))
+        grown = ops.where(size < SMALLEST_SCALED_GRADIENT, ops.minimum(scale * SCALE_FACTOR, LARGEST_SCALE), scale)
+        grown = ops.where(size == 0, LARGEST_SCALE, grown)
+        kept = ops.where(per_example(ops.cast(finite, "float32"), images) > 0, gradient, 0.0)
+        return count + 1, kept, ops.where(finite, grown, scale / SCALE_FACTOR**2), ops.any(lost)
+
+    state = (0, ops.zeros_like(images), scale, True)
+    _, gradient, scale, _ = ops.while_loop(lambda *state: state[-1], attempt, state, maximum_iterations=ATTEMPTS)
+    return gradient, scale
+
+
+def _gradient(objective, images, scale):
     with tf.GradientTape() as tape:
         tape.watch(images)
         values = objective(images)
-    gradient = tape.gradient(values, images, output_gradients=scale, unconnected_gradients="zero")
-    axes = tuple(range(1, len(images.shape)))
-    finite = ops.all(ops.isfinite(gradient), axis=axes, keepdims=True)
-    gradient = ops.where(finite, gradient, 0.0)
-    faint = ops.max(ops.abs(gradient), axis=axes) < SMALLEST_SCALED_GRADIENT
-    grown = ops.where(faint, ops.minimum(scale * SCALE_FACTOR, LARGEST_SCALE), scale)
-    return values, gradient, ops.where(ops.reshape(finite, (-1,)), grown, scale / SCALE_FACTOR**2)
+    return tape.gradient(values, images, output_gradients=scale, unconnected_gradients="zero")

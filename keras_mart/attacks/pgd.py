@@ -84,7 +84,7 @@ class PGD(base.Climb):
             step_size = epsilon * (self.step_size / self.threat.epsilon)
 
         def step(number, candidates, scale):
-            _, gradient, scale = base.scaled_gradient(objective, candidates, scale)
+            gradient, scale = base.scaled_gradient(objective, candidates, scale)
             moved = self.threat.ascend(candidates, gradient, step_size, tf.random.fold_in(seed, number))
             return number + 1, self.threat.project(moved, x, epsilon), scale
 

@@ -1,0 +1,316 @@
+"""The attacks: what every one keeps, and how far they get where the best adversarial example is known."""
+
+import gc
+import weakref
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import conv_network, images_and_labels, linear_network
+from keras import ops
+
+import keras_mart as km
+from keras_mart import losses
+from keras_mart.attacks.bisection import bisection
+
+X, Y = images_and_labels()
+ROUNDING = 1e-6
+
+
+def pgd(attack=km.PGD, steps=3, **arguments):
+    return lambda threat: attack(threat, steps, step_size=threat.epsilon / 4, **arguments)
+
+
+ATTACKS = {
+    "fgsm": km.FGSM,
+    "pgd-uniform": pgd(),
+    "pgd-gaussian": pgd(start="gaussian"),
+    "pgd-zero": pgd(start="zero"),
+    "pgd-restarts": pgd(restarts=3),
+    "cw": pgd(km.CW),
+}
+RANDOM = ("pgd-uniform", "pgd-gaussian", "pgd-restarts", "cw")
+THREATS = [km.Linf(0.1), km.L2(0.5)]
+every_threat = pytest.mark.parametrize("threat", THREATS, ids=repr)
+
+
+def every_attack(test):
+    return pytest.mark.parametrize("name", ATTACKS)(every_threat(test))
+
+
+class Counting(keras.layers.Layer):
+    """Counts how often Python passes: once for each time it is traced or called eagerly."""
+
+    calls = 0
+
+    def call(self, images):
+        Counting.calls += 1
+        return images
+
+
+@pytest.fixture(scope="module")
+def network():
+    """One for all tests, so that each attack is traced once."""
+    return keras.Sequential([keras.Input(X.shape[1:]), Counting(), conv_network()])
+
+
+# --- what every attack keeps ---
+
+
+@every_attack
+def test_stays_in_the_ball_and_the_box(name, threat, network):
+    adversarial = ATTACKS[name](threat)(network, X, Y, seed=1)
+    distance = threat.distance(adversarial, X)
+    assert np.all(distance <= threat.epsilon + ROUNDING) and np.all(distance > threat.epsilon / 2)
+    assert np.min(adversarial) >= 0 and np.max(adversarial) <= 1
+
+
+@every_attack
+def test_the_seed_decides(name, threat, network):
+    attack = ATTACKS[name](threat)
+    first = attack(network, X, Y, seed=1)
+    np.testing.assert_array_equal(attack(network, X, Y, seed=1), first)
+    for seed in (2, [1, 1], None):
+        assert np.array_equal(attack(network, X, Y, seed=seed), first) == (name not in RANDOM)
+
+
+@every_attack
+def test_a_smaller_batch_and_an_equal_attack_are_not_traced_again(name, threat, network):
+    ATTACKS[name](threat)(network, X, Y, seed=1)
+    calls = Counting.calls
+    for batch in (5, 1):
+        assert ATTACKS[name](threat)(network, X[:batch], Y[:batch], seed=1).shape == X[:batch].shape
+    assert Counting.calls == calls
+
+
+@every_attack
+def test_serialisation(name, threat):
+    attack = ATTACKS[name](threat)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(attack))
+    assert type(again) is type(attack) and again == attack and hash(again) == hash(attack)
+
+
+def test_attacks_are_equal_by_value():
+    threat = km.Linf(0.5)
+    assert km.PGD(threat) == km.PGD(km.Linf(0.5), 20, step_size=0.05, start="uniform", restarts=1)
+    different = [km.PGD(threat, 10), km.PGD(threat, start="zero"), km.PGD(threat, restarts=2), km.PGD(km.L2(0.5))]
+    assert len({km.PGD(threat), km.CW(threat, 20), km.FGSM(threat), *different}) == 7
+    assert repr(km.FGSM(threat)) == "FGSM(threat=Linf(epsilon=0.5))"
+
+
+@every_attack
+def test_the_networks_state_is_left_alone(name, threat, network):
+    before = [variable.numpy() for variable in network.variables]
+    assert any("seed" in variable.path for variable in network.variables)  # Dropout's
+    ATTACKS[name](threat)(network, X, Y, seed=1)
+    for variable, value in zip(network.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value, err_msg=variable.path)
+
+
+def test_new_weights_are_seen():
+    network = linear_network([[1.0, -1.0]], [0.0, 0.0])
+    images, labels = [[0.5]], [0]
+    np.testing.assert_allclose(km.FGSM(km.Linf(0.1))(network, images, labels), [[0.4]])
+    network.set_weights([-weight for weight in network.get_weights()])
+    np.testing.assert_allclose(km.FGSM(km.Linf(0.1))(network, images, labels), [[0.6]])
+
+
+def test_a_network_is_collected_after_an_attack():
+    network = conv_network()
+    km.PGD(km.L2(0.5), 2, restarts=2)(network, X, Y)
+    km.evaluate(network, (X, Y), {}, verbose=0)
+    reference = weakref.ref(network)
+    del network
+    gc.collect()
+    assert reference() is None
+
+
+# --- what a network and its data may be ---
+
+
+class Subclassed(keras.Model):
+    def __init__(self, weights, bias):
+        super().__init__()
+        self.flatten, self.dense = keras.layers.Flatten(), keras.layers.Dense(len(bias))
+        self.dense.build(weights.shape[:1])
+        self.dense.set_weights([weights, bias])
+
+    def call(self, images):
+        return self.dense(self.flatten(images))
+
+
+@every_threat
+def test_every_kind_of_network_gives_the_same_examples(threat):
+    random = np.random.default_rng(0)
+    weights, bias = random.normal(size=(36, 3)), random.normal(size=3)
+    attack = km.PGD(threat, 3)
+    sequential = linear_network(weights, bias, X.shape[1:])
+    functional = keras.Model(sequential.inputs, sequential.outputs)
+    expected = attack(sequential, X, Y, seed=1)
+    for other in (functional, Subclassed(weights, bias), km.AT(functional, attack)):
+        np.testing.assert_allclose(attack(other, X, Y, seed=1), expected, atol=ROUNDING)
+
+
+def test_labels_may_have_an_axis_more(network):
+    attack = km.FGSM(THREATS[0])
+    np.testing.assert_array_equal(attack(network, X, Y[:, None]), attack(network, X, Y))
+
+
+@pytest.mark.parametrize(
+    "images, labels, message",
+    [
+        ((255 * X).astype("uint8"), Y, r"must lie in \[0, 1\]. Received: values from . to 25.\. Divide .* by 255"),
+        (X - 0.5, Y, r"must lie in \[0, 1\]\. Received: values from -0\.49"),
+        (np.full_like(X, np.nan), Y, "must not contain NaN"),
+        (X[..., 0], Y, r"must have shape \(None, 6, 6, 1\).* Received: \(8, 6, 6\)"),
+        (X[:0], Y[:0], "must not be empty"),
+        (X, Y[:-1], "Each image needs a label. Received: 8 images, 7 labels"),
+        (X, np.eye(3)[Y], r"class indices of shape \[batch\].*labels.argmax\(axis=-1\)"),
+        (X, Y.astype("float32"), "must be integers. Received: dtype float32"),
+        (X, Y + 1, r"must lie in \[0, 3\)\. Received: labels from 1 to 3"),
+        (X, Y - 1, r"must lie in \[0, 3\)\. Received: labels from -1 to 1"),
+    ],
+)
+def test_images_and_labels_that_do_not_fit(images, labels, message, network):
+    with pytest.raises(ValueError, match=message):
+        km.FGSM(THREATS[0])(network, images, labels)
+
+
+@pytest.mark.parametrize("ending", [{"activation": "softmax"}, {"units": 1}])
+def test_a_network_must_return_logits(ending):
+    network = keras.Sequential(
+        [keras.Input(X.shape[1:]), keras.layers.Flatten(), keras.layers.Dense(**{"units": 3} | ending)]
+    )
+    with pytest.raises(ValueError, match="`network` must return logits"):
+        km.FGSM(THREATS[0])(network, X, Y)
+
+
+THREAT = km.Linf(0.1)
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: km.PGD(THREAT, 0), "`steps` must be a positive integer. Received: steps=0"),
+        (lambda: km.PGD(THREAT, -1), "`steps` must be a positive integer. Received: steps=-1"),
+        (lambda: km.PGD(THREAT, 2.5), "`steps` must be a positive integer. Received: steps=2.5"),
+        (lambda: km.CW(THREAT, 0), "`steps` must be a positive integer. Received: steps=0"),
+        (lambda: km.PGD(THREAT, restarts=0), "`restarts` must be a positive integer. Received: restarts=0"),
+        (lambda: km.PGD(THREAT, step_size=0), "`step_size` must be positive. Received: step_size=0"),
+        (lambda: km.PGD(THREAT, step_size=-0.1), "`step_size` must be positive. Received: step_size=-0.1"),
+        (lambda: km.PGD(THREAT, step_size=np.nan), "`step_size` must be positive. Received: step_size=nan"),
+        (lambda: km.PGD(THREAT, start="unifrom"), "Received: 'unifrom'. Did you mean 'uniform'?"),
+    ],
+)
+def test_constructor_errors(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+# --- how far they get ---
+
+INTERIOR, BINARY = images_and_labels(8, (12,), classes=2, low=0.3, high=0.7)  # no ball below reaches 0 or 1
+WEIGHTS = np.random.default_rng(1).normal(size=(12, 2)).astype("float32")
+CONVERGED = {
+    "fgsm": km.FGSM,
+    "pgd-uniform": pgd(steps=40),
+    "pgd-gaussian": pgd(steps=40, start="gaussian"),
+    "pgd-zero": pgd(steps=40, start="zero"),
+    "pgd-restarts": pgd(steps=40, restarts=2),
+    "cw": pgd(km.CW, steps=40),
+}
+
+
+def uphill(labels, weights=WEIGHTS):
+    """[batch, values] the gradient of the margin of a linear network with two classes."""
+    return (weights[:, 1 - labels] - weights[:, labels]).T
+
+
+@pytest.mark.parametrize("threat", [km.Linf(0.1), km.L2(0.2)], ids=repr)
+@pytest.mark.parametrize("name", CONVERGED)
+def test_reaches_the_best_margin_of_a_linear_network(name, threat):
+    network = linear_network(WEIGHTS, [0.1, -0.1])
+    adversarial = CONVERGED[name](threat)(network, INTERIOR, BINARY, seed=1)
+    # The margin rises by epsilon times the dual norm of its gradient: L1 for Linf, L2 for L2.
+    dual_norm = np.linalg.norm(uphill(BINARY), ord=1 if isinstance(threat, km.Linf) else 2, axis=1)
+    best = losses.margin(BINARY, network(INTERIOR)) + threat.epsilon * dual_norm
+    np.testing.assert_allclose(losses.margin(BINARY, network(adversarial)), best, atol=1e-5)
+
+
+@pytest.mark.parametrize("confidence, steepness", [(30, 1), (0, 200)], ids=["underflow", "overflow"])
+@pytest.mark.parametrize("name", CONVERGED)
+def test_a_float16_gradient_neither_underflows_nor_overflows(name, confidence, steepness):
+    # Logits (confidence, 0) on a grey image: times 1 the gradient of 30 underflows, times 1024 that of 200 overflows.
+    weights = steepness * WEIGHTS[:, 1]
+    network = linear_network(
+        np.stack([0 * weights, weights], 1), [confidence, -weights.sum() / 2], dtype="mixed_float16"
+    )
+    grey = tf.fill([4, 12], 0.5)
+    adversarial = CONVERGED[name](km.Linf(0.01))(network, grey, [0] * 4, seed=1)
+    np.testing.assert_allclose(adversarial, grey + 0.01 * np.sign(weights), atol=ROUNDING)
+
+
+def two_hills():
+    """Ten classes, label 0, one value: left of 0.5 the larger cross-entropy, right of it a misclassification.
+
+    At 0.1 the nine others have logits -0.2 and the cross-entropy is ln(1 + 9 exp(-0.2)) = 2.12; at 0.9 one has 0.4,
+    the rest -5, and it is ln(1 + exp(0.4) + 8 exp(-5)) = 0.93.
+    """
+    hidden = keras.layers.Dense(2, activation="relu")
+    network = keras.Sequential([keras.Input((1,)), hidden, keras.layers.Dense(10)])
+    others = np.ones(9)
+    to_logits = [[0, *12 * others], [0, 13.5, *0 * others[1:]]]
+    network.set_weights([np.array([[-1, 1]]), np.array([0.5, -0.5]), np.array(to_logits), np.array([0, *-5 * others])])
+    return network, np.full((16, 1), 0.5, "float32"), np.zeros(16, "int32")
+
+
+def test_restarts_keep_the_worst_of_each_example():
+    network, images, labels = two_hills()
+
+    def objective(candidates):
+        return losses.cross_entropy(labels, network(candidates))
+
+    def found(restarts):
+        attack = km.PGD(km.Linf(0.4), restarts=restarts)
+        return objective(attack.maximise(objective, tf.constant(images), seed=1))
+
+    one, two, many = map(found, (1, 2, 10))
+    assert np.min(one) < 1 and np.max(one) > 2  # one run climbs either hill
+    assert np.all(one <= many + ROUNDING) and np.all(two <= many + ROUNDING)
+    np.testing.assert_allclose(many, np.log(1 + 9 * np.exp(-0.2)), rtol=1e-4)
+
+
+def test_restarts_prefer_a_misclassification_to_a_larger_loss():
+    network, images, labels = two_hills()
+    adversarial = km.PGD(km.Linf(0.4), restarts=10)(network, images, labels, seed=1)
+    np.testing.assert_allclose(adversarial, np.full((16, 1), 0.9), atol=ROUNDING)
+
+
+HALF_WAY = pgd(steps=2, start="zero")  # two steps of epsilon / 4
+
+
+@pytest.mark.parametrize("attack, share", [(km.FGSM, 1), (HALF_WAY, 0.5), (CONVERGED["pgd-gaussian"], 1)])
+@every_threat
+def test_maximise_takes_an_epsilon_for_each_example(attack, share, threat):
+    epsilon, direction = np.array([0, 0.01, 0.05, 0.1, 0.1, 0.2, 0.25, 0.3], "float32"), uphill(BINARY)
+
+    def objective(images):
+        return ops.sum(images * direction, axis=1)
+
+    found = attack(threat).maximise(objective, tf.constant(INTERIOR), epsilon, seed=1)
+    np.testing.assert_allclose(threat.distance(found, INTERIOR), share * epsilon, atol=1e-5)
+
+
+def test_bisection_finds_the_distance_of_a_linear_boundary():
+    direction = uphill(BINARY)
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    distance = np.array([0.003, 0.05, 0.1, 0.15, 0.2, 0.25, 0.29, 0.5], "float32")  # the last beyond max_radius
+
+    def margin(images):
+        return 10 * (ops.sum((images - INTERIOR) * direction, axis=1) - distance)
+
+    for steps in (1, 5, 10):
+        radius, there = bisection(margin, INTERIOR, direction, np.full(8, 0.02, "float32"), 0.3, steps)
+        np.testing.assert_allclose(radius, np.minimum(distance, 0.3), atol=0.3 / 2**steps)
+        np.testing.assert_allclose(there, INTERIOR + radius[:, None] * direction, atol=ROUNDING)

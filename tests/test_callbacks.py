@@ -1,0 +1,102 @@
+"""The callbacks in a real `fit`: when they measure, what they measure, and who can read it."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import linear_network
+
+import keras_mart as km
+from keras_mart.callbacks import EpochScalars
+
+# One value, two classes: right where the value lies on its class's side of 0.5.
+IMAGES = np.linspace(0.05, 0.95, 10, dtype="float32")[:, None]
+LABELS = (IMAGES[:, 0] > 0.5).astype("int32")
+ATTACKS = {"fgsm": km.FGSM(km.Linf(0.1)), "start": km.PGD(km.Linf(0.3), 1, step_size=1e-9)}
+KEYS = ["val_fgsm_accuracy", "val_start_accuracy"]
+
+
+class Recorder(keras.callbacks.Callback):
+    """Keeps each epoch's logs as a callback at its place in the list sees them, and what `evaluate` says then."""
+
+    def __init__(self):
+        super().__init__()
+        self.logs, self.tables = [], []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.logs.append(dict(logs))
+        self.tables.append(km.evaluate(self.model, (IMAGES, LABELS), ATTACKS, seed=3, verbose=0))
+
+
+def fit(*callbacks, epochs, wrapped=False):
+    """Trains a network that begins with every label wrong and comes to have them right."""
+    network = linear_network([[1, -1]], [-0.5, 0.5])
+    model = km.AT(network, km.FGSM(km.Linf(0.01))) if wrapped else network
+    loss = None if wrapped else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(3.0), loss=loss)
+    return model.fit(IMAGES, LABELS, epochs=epochs, batch_size=10, verbose=0, callbacks=list(callbacks))
+
+
+@pytest.mark.parametrize(
+    "every, epochs, measured", [(1, 3, [1, 2, 3]), (2, 5, [1, 2, 4, 5]), (3, 7, [1, 3, 6, 7]), (5, 1, [1])]
+)
+def test_measures_after_the_first_epoch_every_so_many_and_the_last(every, epochs, measured):
+    recorder = Recorder()
+    fit(km.RobustAccuracy((IMAGES, LABELS), ATTACKS, every, verbose=0), recorder, epochs=epochs)
+    keys = [[key for key in logs if key.startswith("val")] for logs in recorder.logs]
+    assert keys == [KEYS if epoch in measured else [] for epoch in range(1, epochs + 1)]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_value_is_that_of_evaluate(wrapped):
+    recorder = Recorder()
+    robust_accuracy = km.RobustAccuracy((IMAGES, LABELS), ATTACKS, seed=3, verbose=0)
+    history = fit(robust_accuracy, recorder, epochs=8, wrapped=wrapped).history
+    for name in ATTACKS:
+        assert history[f"val_{name}_accuracy"] == [table[name] for table in recorder.tables]
+        assert len(set(history[f"val_{name}_accuracy"])) > 2  # it follows the weights
+
+
+@pytest.mark.filterwarnings("ignore:Can save best model only")  # Keras says so in epochs without a measurement
+def test_model_checkpoint_can_monitor_it(tmp_path):
+    robust_accuracy = km.RobustAccuracy((IMAGES, LABELS), ATTACKS, every=2, seed=3, verbose=0)
+    checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", KEYS[0], mode="max", save_best_only=True)
+
+    def spoil(epoch, logs):  # so that the last epoch is not the best
+        if epoch == 6:
+            checkpoint.model.set_weights([np.array([[40, -40]]), np.array([-20, 20])])
+
+    spoiler = keras.callbacks.LambdaCallback(on_epoch_end=spoil)
+    measured = fit(robust_accuracy, checkpoint, spoiler, epochs=8).history[KEYS[0]]
+    assert max(measured) > max(measured[0], measured[-1])
+    best = keras.saving.load_model(tmp_path / "best.keras")
+    assert km.evaluate(best, (IMAGES, LABELS), ATTACKS, seed=3, verbose=0)["fgsm"] == max(measured)
+
+
+def test_shows_progress(capsys):
+    fit(km.RobustAccuracy((IMAGES, LABELS), ATTACKS), epochs=1)
+    assert "fgsm: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "attacks, every, message",
+    [(ATTACKS, 0, "`every` must be a positive number of epochs. Received: every=0"), ({}, 1, "at least one attack")],
+)
+def test_constructor_errors(attacks, every, message):
+    with pytest.raises(ValueError, match=message):
+        km.RobustAccuracy((IMAGES, LABELS), attacks, every)
+
+
+def test_epoch_scalars_are_written(tmp_path):
+    robust_accuracy = km.RobustAccuracy((IMAGES, LABELS), ATTACKS, every=2, verbose=0)
+    recorder = Recorder()
+    fit(robust_accuracy, EpochScalars(tmp_path), recorder, epochs=3)
+    (path,) = tmp_path.iterdir()
+    written = [{} for _ in recorder.logs]
+    for event in tf.compat.v1.train.summary_iterator(str(path)):
+        for value in event.summary.value:
+            assert value.metadata.plugin_data.plugin_name == "scalars"
+            written[event.step][value.tag.removeprefix("epoch/")] = float(tf.make_ndarray(value.tensor))
+    assert [set(logs) for logs in written] == [set(logs) for logs in recorder.logs]
+    for found, logs in zip(written, recorder.logs, strict=True):
+        assert found == pytest.approx(logs, rel=1e-6)
