@@ -76,6 +76,8 @@ def test_scalar_epsilon_equals_one_per_example(method, threat, images, candidate
     different = np.linspace(0, 1, 16, dtype="float32")
     each = [points(float(epsilon))[number] for number, epsilon in enumerate(different)]
     np.testing.assert_allclose(points(different), each, atol=ROUNDING)
+    distance = threat.distance(points(different), images)
+    assert np.all(distance <= different + ROUNDING) and np.all(distance[-3:] > EPSILON)
 
 
 @pytest.mark.parametrize("threat", [Linf(0), L2(0)], ids=repr)
@@ -110,9 +112,10 @@ def test_l2_sample_is_uniform():
     np.testing.assert_allclose(np.mean(radius), DIMENSIONS / (DIMENSIONS + 1), atol=0.005)
     np.testing.assert_allclose(np.mean(radius**DIMENSIONS), 1 / 2, atol=0.01)
     np.testing.assert_allclose(np.var(radius**DIMENSIONS), 1 / 12, atol=0.005)
-    # No direction is preferred, and the radius does not depend on it.
     np.testing.assert_allclose(np.mean(unit, axis=0), 0, atol=0.02)
     np.testing.assert_allclose(np.cov(unit, rowvar=False), np.eye(DIMENSIONS) / (DIMENSIONS + 2), atol=0.01)
+    # No direction is preferred: on a sphere in three dimensions each coordinate is uniform in [-1, 1] (Archimedes).
+    np.testing.assert_allclose(np.mean((unit / radius[:, None]) ** 4, axis=0), 1 / 5, atol=0.006)
 
 
 # --- ascend ---
