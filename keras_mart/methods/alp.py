@@ -3,11 +3,11 @@
 import keras
 
 from keras_mart import losses
-from keras_mart.methods import base
+from keras_mart.methods import weighted
 
 
 @keras.saving.register_keras_serializable("keras_mart")
-class ALP(base.PairingModel):
+class ALP(weighted.PairingModel):
     """Adversarial logit pairing: cross-entropy + beta * a squared distance of natural and adversarial outputs.
 
     Args:

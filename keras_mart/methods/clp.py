@@ -5,14 +5,14 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mart import losses
-from keras_mart.methods import base
+from keras_mart.methods import weighted
 
 # Standard deviation of the noise in Kannan et al., images in [0, 1].
 SIGMA = 0.5
 
 
 @keras.saving.register_keras_serializable("keras_mart")
-class CLP(base.PairingModel):
+class CLP(weighted.PairingModel):
     """Clean logit pairing: cross-entropy + beta * a squared distance of outputs.
 
     With `form="original"` the training images are natural ones with Gaussian noise, clipped to [0, 1], and the

@@ -3,11 +3,11 @@
 import keras
 
 from keras_mart import losses
-from keras_mart.methods import base
+from keras_mart.methods import weighted
 
 
 @keras.saving.register_keras_serializable("keras_mart")
-class MART(base.WeightedModel):
+class MART(weighted.WeightedModel):
     """Misclassification-aware adversarial training: BCE(q, y) + beta * KL(p, q) * (1 - p_y).
 
     The attack climbs the cross-entropy. The terms stand apart in `keras_mart.losses`: `boosted_cross_entropy`,

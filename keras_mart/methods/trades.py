@@ -5,11 +5,11 @@ from keras import ops
 
 from keras_mart import losses
 from keras_mart.attacks import FGSM
-from keras_mart.methods import base
+from keras_mart.methods import weighted
 
 
 @keras.saving.register_keras_serializable("keras_mart")
-class TRADES(base.WeightedModel):
+class TRADES(weighted.WeightedModel):
     """TRADES: CE(p, y) + beta * KL(p, q); its attack climbs KL(p, q) with p held fixed.
 
     Differences: the official code forwards the natural batch twice in training mode, so that BatchNorm's
