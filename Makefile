@@ -4,8 +4,9 @@ BIN := .venv/bin
 
 .PHONY: quickstart test lint clean
 
+# --resume, so that it can be interrupted and repeated.
 quickstart: .venv/installed
-	$(BIN)/python -m keras_mart.main --flagfile=configs/digits.cfg
+	$(BIN)/python -m keras_mart.main --flagfile=configs/digits.cfg --resume
 
 test: .venv/installed
 	$(BIN)/python -m pytest
