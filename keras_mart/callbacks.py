@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_mart.evaluation import evaluate
+from keras_mart.evaluation import check, evaluate
 
 
 class RobustAccuracy(keras.callbacks.Callback):
@@ -23,12 +23,12 @@ class RobustAccuracy(keras.callbacks.Callback):
         verbose: 0 for silence, 1 for a progress bar.
 
     Raises:
-        ValueError: `every` not positive, or no attack.
+        ValueError: `every` not positive, or no attack; before training, data or attacks that cannot be evaluated.
     """
 
     def __init__(self, data, attacks, every=1, *, batch_size=128, seed=0, verbose=1):
         super().__init__()
-        if every < 1:
+        if not isinstance(every, int) or every < 1:
             raise ValueError(f"`every` must be a positive number of epochs. Received: every={every}")
         if not attacks:
             raise ValueError("`attacks` must name at least one attack. Received: none.")
@@ -38,6 +38,9 @@ class RobustAccuracy(keras.callbacks.Callback):
         self.batch_size = batch_size
         self.seed = seed
         self.verbose = verbose
+
+    def on_train_begin(self, logs=None):
+        check(self.model, self.data, self.attacks)
 
     def on_epoch_end(self, epoch, logs=None):
         last = epoch + 1 == self.params.get("epochs")

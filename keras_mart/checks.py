@@ -65,7 +65,7 @@ def network(candidate):
     """Raises ValueError unless this is a Keras model that does not end in a softmax or sigmoid."""
     if not isinstance(candidate, keras.Model):
         raise ValueError(f"`network` must be a keras.Model. Received: {candidate!r}")
-    if hasattr(candidate, "network"):
+    if getattr(candidate, "wraps_network", False):
         raise ValueError(f"`network` must not be wrapped already; pass its `.network`. Received: {candidate!r}")
     last = candidate
     while isinstance(last, keras.Model) and getattr(last, "layers", None) and hasattr(last, "outputs"):

@@ -27,7 +27,7 @@ def strategy(name="auto"):
 
 def prefers_xla():
     """Whether XLA pays on the devices at hand: on GPUs; on CPUs TensorFlow's own convolutions are faster."""
-    return bool(tf.config.list_physical_devices("GPU"))
+    return bool(tf.config.get_visible_devices("GPU"))
 
 
 def replica_id():
@@ -42,6 +42,18 @@ def total(value):
     if context is None or context.num_replicas_in_sync == 1:
         return value
     return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def agree_on_overflow(gradients):
+    """Gradients that are NaN on all replicas where one replica's are not finite.
+
+    Keras's `LossScaleOptimizer` skips a step on what the first replica sees.
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return gradients
+    finite = [tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients if gradient is not None]
+    overflown = total(tf.cast(~tf.reduce_all(finite), "float32")) > 0
+    return [g if g is None else tf.where(overflown, tf.constant(float("nan"), g.dtype), g) for g in gradients]
 
 
 def fill_if_empty(tensors):

@@ -8,6 +8,7 @@ import tempfile
 import tensorflow as tf
 
 from keras_mart import checks
+from keras_mart.attacks.inference import network_of
 
 # What a rename says where the version is there already: a folder with content, or a file.
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
@@ -41,7 +42,7 @@ def export(model, directory):
     Raises:
         ValueError: if the model is not built, takes no images or returns no logits; if `directory` cannot be written.
     """
-    network = getattr(model, "network", model)
+    network = network_of(model)
     checks.network(network)
     module, signatures = _serving_module(network, _image_shape(network))
     directory = pathlib.Path(directory)

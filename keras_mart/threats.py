@@ -5,6 +5,7 @@ stands in for the threat's own and is a scalar or [batch], one ball for each exa
 """
 
 import dataclasses
+import numbers
 
 import keras
 import tensorflow as tf
@@ -42,8 +43,9 @@ class Threat:
     epsilon: float
 
     def __post_init__(self):
-        if not 0 <= self.epsilon < float("inf"):
-            raise ValueError(f"`epsilon` must be finite and not negative. Received: epsilon={self.epsilon}")
+        if not isinstance(self.epsilon, numbers.Real) or not 0 <= self.epsilon < float("inf"):
+            raise ValueError(f"`epsilon` must be finite and not negative. Received: epsilon={self.epsilon!r}")
+        object.__setattr__(self, "epsilon", float(self.epsilon))
 
     def get_config(self):
         return {"epsilon": self.epsilon}
@@ -56,7 +58,10 @@ class Threat:
         return per_example(self.epsilon if epsilon is None else epsilon, images)
 
     def project(self, candidates, images, epsilon=None):
-        """The nearest points to [batch, ...] candidates inside the ball round images and inside [0, 1]."""
+        """[batch, ...] candidates moved to the nearest point of the ball round images, then clipped to [0, 1].
+
+        The result lies in both. In `L2` it need not be the nearest such point.
+        """
         inside = self._into_ball(candidates - images, self._radius(images, epsilon))
         return ops.clip(images + inside, 0.0, 1.0)
 
@@ -116,9 +121,7 @@ class L2(Threat):
 
     def _uniform(self, images, seed):
         shape = ops.shape(images)
-        dimensions = 1.0
-        for size in shape[1:]:
-            dimensions *= size
+        dimensions = tf.cast(tf.reduce_prod(tf.shape(images)[1:]), images.dtype)
         seeds = tf.random.split(seed, 2)
         ones = (shape[0],) + (1,) * (len(shape) - 1)
         radius = tf.random.stateless_uniform(ones, seeds[0], dtype=images.dtype) ** (1.0 / dimensions)

@@ -100,3 +100,19 @@ def test_epoch_scalars_are_written(tmp_path):
     assert [set(logs) for logs in written] == [set(logs) for logs in recorder.logs]
     for found, logs in zip(written, recorder.logs, strict=True):
         assert found == pytest.approx(logs, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "data, attacks, message",
+    [
+        ((255 * IMAGES, LABELS), ATTACKS, "by 255"),
+        (iter([(IMAGES, LABELS)]), ATTACKS, "again and again"),
+        ((IMAGES, LABELS), {"natural": ATTACKS["fgsm"]}, "'natural'"),
+        ((IMAGES, LABELS), {"fgsm": km.FGSM}, "'fgsm'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_training(data, attacks, message):
+    recorder = Recorder()
+    with pytest.raises(ValueError, match=message):
+        fit(km.RobustAccuracy(data, attacks), recorder, epochs=1)
+    assert not recorder.logs

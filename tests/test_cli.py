@@ -340,7 +340,7 @@ WRONG = [
     ("--depth=11", "`depth` must be 6 n + 4", "depth=11"),
     ("--dropout=1", "`dropout` must be at least 0 and below 1"),
     ("--method=trades --start=zero", "`attack` must not start at the natural image"),
-    ("--method=at,mma --max_epsilon=-1", "`max_epsilon` must be positive. Received: max_epsilon=-1.0"),
+    ("--method=at,mma --max_epsilon=-1", "`max_epsilon` and `min_margin` must be positive"),
 ]
 
 

@@ -141,6 +141,23 @@ def test_two_replicas_do_what_one_device_does(case, jit_compile, two_replicas, m
         np.testing.assert_allclose(values, two[1][name], atol=1e-5, err_msg=name)
 
 
+def test_an_overflow_on_one_replica_skips_the_step_on_all(two_replicas):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        with two_replicas.scope():
+            model = build("mart", network(batch_norm=False))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    before = [variable.numpy() for variable in model.trainable_variables]
+    weights = np.ones(8, "float32")
+    weights[7] = 1e30  # the second replica's
+    model.fit(X[:8], Y[:8], sample_weight=weights, batch_size=8, shuffle=False, verbose=0)
+    for old, variable in zip(before, model.trainable_variables, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), old)
+    fit("mart", model, X[:8], Y[:8])
+    assert all(np.isfinite(variable.numpy()).all() for variable in model.trainable_variables)
+
+
 def test_a_strategy_takes_an_unbuilt_network_and_data_of_its_own(two_replicas):
     with two_replicas.scope():
         model = build("mart", subclassed())
@@ -254,6 +271,21 @@ def test_any_keras_classifier_can_be_hardened(factory):
     assert np.isfinite(list(fit("mart", model, batch_size=11, validation_data=(X, Y)).values())).all()
     adversarial = ATTACK(model, X, Y)
     assert float(keras.ops.max(keras.ops.abs(adversarial - X))) <= 0.1 + 1e-6
+
+
+def test_a_network_may_have_a_part_called_network():
+    class Backbone(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.network = network()
+
+        def call(self, images):
+            return -self.network(images)
+
+    backbone = Backbone()
+    expected = (np.argmin(backbone.network(X), axis=1) == Y).mean()
+    assert km.evaluate(backbone, (X, Y), {}, verbose=0)["natural"] == expected
+    assert np.isfinite(fit("mart", build("mart", backbone))["loss"]).all()
 
 
 def test_a_frozen_layer_stays_and_a_new_optimizer_may_come():
@@ -400,6 +432,9 @@ def test_mma_refuses_data_without_indices():
         ("`beta`", lambda: km.MART(network(), ATTACK, beta=-1)),
         ("`form`.*original", lambda: km.ALP(network(), ATTACK, form="originl")),
         ("`num_examples`", lambda: km.MMA(network(), ATTACK, num_examples=0, max_epsilon=0.1)),
+        ("`attack`", lambda: km.AT(network(), km.PGD)),
+        ("`num_examples`", lambda: km.MMA(network(), ATTACK, num_examples=1.5, max_epsilon=0.1)),
+        ("min_margin=0.2", lambda: km.MMA(network(), ATTACK, num_examples=9, max_epsilon=0.1, min_margin=0.2)),
         ("`max_epsilon`", lambda: km.MMA(network(), ATTACK, num_examples=9, max_epsilon=0)),
         ("positive epsilon", lambda: km.MMA(network(), km.PGD(km.Linf(0)), num_examples=9, max_epsilon=0.1)),
         ("takes no loss.*MART", lambda: build("mart", loss="mse")),

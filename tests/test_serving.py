@@ -32,7 +32,9 @@ np.savez(sys.argv[3], **answers)
 
 @keras.saving.register_keras_serializable("test_serving")
 class Wrapper(keras.Model):
-    """What `export` knows of a method: it has a `.network`."""
+    """What `export` knows of a method: it wraps a `.network`."""
+
+    wraps_network = True
 
     def __init__(self, network):
         super().__init__()

@@ -8,20 +8,19 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mart import checks, losses
-from keras_mart.attacks.inference import traced
-from keras_mart.threats import per_example
+from keras_mart.attacks.inference import network_of, traced
+from keras_mart.threats import Threat, per_example
 
 # A float16 backward pass neither under- nor overflows while its largest input gradient stays in this range.
-FIRST_SCALE = 2.0**10
-SCALE_FACTOR = 2.0**4
-LARGEST_SCALE = 2.0**30
-SMALLEST_SCALED_GRADIENT = 2.0**-4
-# So often is a gradient computed anew that was lost to zero or to infinity.
-ATTEMPTS = 4
+FAINT, LOST = 2.0**-4, 2.0**-14
+FIRST_SCALE, LARGEST_SCALE = 2.0**10, 2.0**100
+FAINT_FACTOR, LOST_FACTOR, OVERFLOW_FACTOR = 2.0**4, 2.0**20, 2.0**-8
+# So many scales are tried for one gradient: enough to come from the first to the largest.
+ATTEMPTS = 6
 
 
 # Added to a misclassified example's score, so that it beats every correctly classified one.
-FOOLED = 1e6
+FOOLED = 1e3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +31,16 @@ class Attack:
 
     Args:
         threat: the ball, `keras_mart.Linf` or `keras_mart.L2`.
+
+    Raises:
+        ValueError: a threat that is none.
     """
 
-    threat: object
+    threat: Threat
+
+    def __post_init__(self):
+        if not isinstance(self.threat, Threat):
+            raise ValueError(f"`threat` must be a ball such as keras_mart.Linf(8 / 255). Received: {self.threat!r}")
 
     def __call__(self, model, x, labels, seed=None):
         """Adversarial examples for a classifier.
@@ -54,7 +60,7 @@ class Attack:
         Raises:
             ValueError: images outside [0, 1], labels that do not fit, or a model that does not return logits.
         """
-        network = getattr(model, "network", model)
+        network = network_of(model)
         if not tf.is_symbolic_tensor(x):
             checks.batch(network, x, labels)
         images = ops.convert_to_tensor(x, "float32")
@@ -130,8 +136,8 @@ def scaled_gradient(objective, images, scale):
 
     The gradient with respect to the logits of a confident example underflows in float16. Multiplying it at the
     top of the backward pass, by a factor that each example adapts as the attack goes on, keeps it alive; powers of
-    two leave the direction exact. Where a gradient is lost all the same, to zero or to infinity, it is computed again
-    with another factor; what is lost for good is zero.
+    two leave the direction exact. Where a gradient is lost all the same, nearly to zero or to infinity, it is computed
+    again with another factor; what is lost for good is zero.
 
     Args:
         objective: maps [batch, ...] images to [batch] float32.
@@ -147,11 +153,11 @@ def scaled_gradient(objective, images, scale):
         axes = tuple(range(1, len(images.shape)))
         size = ops.max(ops.abs(gradient), axis=axes)
         finite = ops.all(ops.isfinite(gradient), axis=axes)
-        lost = ops.logical_or(~finite, ops.logical_and(size == 0, scale < LARGEST_SCALE))
-        grown = ops.where(size < SMALLEST_SCALED_GRADIENT, ops.minimum(scale * SCALE_FACTOR, LARGEST_SCALE), scale)
-        grown = ops.where(size == 0, LARGEST_SCALE, grown)
-        kept = ops.where(per_example(ops.cast(finite, "float32"), images) > 0, gradient, 0.0)
-        return count + 1, kept, ops.where(finite, grown, scale / SCALE_FACTOR**2), ops.any(lost)
+        again = ops.any(ops.logical_or(~finite, ops.logical_and(size < LOST, scale < LARGEST_SCALE)))
+        factor = ops.where(size < LOST, LOST_FACTOR, ops.where(size < FAINT, FAINT_FACTOR, 1.0))
+        scale = ops.minimum(scale * ops.where(finite, factor, OVERFLOW_FACTOR), LARGEST_SCALE)
+        kept = ops.where(per_example(finite, images) > 0, gradient, 0.0)
+        return count + 1, kept, scale, again
 
     state = (0, ops.zeros_like(images), scale, True)
     _, gradient, scale, _ = ops.while_loop(lambda *state: state[-1], attempt, state, maximum_iterations=ATTEMPTS)

@@ -30,6 +30,6 @@ def bisection(margin, images, direction, radius, max_radius, steps):
         near, far = ops.where(inside, here, near), ops.where(inside, far, here)
         return count + 1, near, far, (near + far) / 2
 
-    state = (0, ops.zeros_like(radius), max_radius * ops.ones_like(radius), radius)
+    state = (0, ops.zeros_like(radius), max_radius * ops.ones_like(radius), ops.minimum(radius, max_radius))
     *_, radius = ops.while_loop(lambda count, *_: count < steps, halve, state, maximum_iterations=steps)
     return radius, at(radius)

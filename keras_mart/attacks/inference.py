@@ -11,6 +11,11 @@ from keras_mart import distribution
 _TRACES = weakref.WeakKeyDictionary()
 
 
+def network_of(model):
+    """The network of a wrapped model, any other model itself."""
+    return model.network if getattr(model, "wraps_network", False) else model
+
+
 def inference(network):
     """Maps [batch, ...] images to [batch, classes] float32 logits, in evaluation mode."""
     return lambda images: ops.cast(network(images, training=False), "float32")

@@ -1,6 +1,7 @@
 """Projected gradient ascent: PGD, its single step FGSM, and CW, which is PGD on the margin."""
 
 import dataclasses
+import numbers
 
 import keras
 import tensorflow as tf
@@ -8,6 +9,7 @@ from keras import ops
 
 from keras_mart import checks, losses
 from keras_mart.attacks import base
+from keras_mart.threats import per_example
 
 STARTS = ("uniform", "gaussian", "zero")
 # Standard deviation of the Gaussian start in the official TRADES and MART code.
@@ -47,13 +49,14 @@ class PGD(base.Climb):
     restarts: int = 1
 
     def __post_init__(self):
+        super().__post_init__()
         if self.step_size is None:
             object.__setattr__(self, "step_size", DEFAULT_STEP * self.threat.epsilon)
         for name in ("steps", "restarts"):
             value = getattr(self, name)
-            if value < 1 or value != int(value):
+            if not isinstance(value, numbers.Integral) or value < 1:
                 raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value}")
-        if not self.step_size >= 0 or (self.step_size == 0 and self.threat.epsilon > 0):
+        if not 0 <= self.step_size < float("inf") or (self.step_size == 0 and self.threat.epsilon > 0):
             raise ValueError(f"`step_size` must be positive. Received: step_size={self.step_size}")
         checks.one_of(self.start, STARTS, "start")
 
@@ -71,7 +74,7 @@ class PGD(base.Climb):
             candidates = self._run(objective, x, epsilon, tf.random.fold_in(seed, run))
             scores = score(candidates)
             worse = scores > worst_score
-            chosen = ops.where(ops.reshape(worse, (-1,) + (1,) * (len(x.shape) - 1)), candidates, worst)
+            chosen = ops.where(per_example(worse, x) > 0, candidates, worst)
             return run + 1, chosen, ops.where(worse, scores, worst_score)
 
         nothing_yet = ops.full((ops.shape(x)[0],), -float("inf"))
@@ -81,6 +84,8 @@ class PGD(base.Climb):
     def _run(self, objective, x, epsilon, seed):
         step_size = self.step_size
         if epsilon is not None:
+            if not self.threat.epsilon > 0:
+                raise ValueError(f"An attack given an epsilon must have a positive one itself. Received: {self}")
             step_size = epsilon * (self.step_size / self.threat.epsilon)
 
         def step(number, candidates, scale):

@@ -16,9 +16,9 @@ VALIDATION_ATTACK = "pgd20"
 
 def train(method, directory, strategy):
     """Trains from the start, or from the last checkpoint where there is one."""
+    keras.utils.set_random_seed(FLAGS.seed)  # first of all: tf.data's random numbers follow it
     training = build.data("train", with_index=METHODS[method].needs_index)
     validation = build.data("validation")
-    keras.utils.set_random_seed(FLAGS.seed)
     with strategy.scope():
         model = directory.load(directory.last) if directory.last.exists() else build.model(method)
     done = int(model.step.numpy()) // int(training.cardinality())

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mart import checks
-from keras_mart.attacks.inference import predict
+from keras_mart.attacks.inference import network_of, predict
 from keras_mart.evaluation.table import Table
 
 
@@ -26,10 +26,12 @@ def evaluate(model, data, attacks, *, batch_size=128, seed=0, verbose=1):
         A `Table`.
 
     Raises:
-        ValueError: an attack called "natural", empty data, images outside [0, 1], labels that do not fit, or a model
-            that does not return logits.
+        ValueError: an attack called "natural", a batch size that is not positive, empty data, images outside [0, 1],
+            labels that do not fit, or a model that does not return logits.
     """
-    network = getattr(model, "network", model)
+    network = network_of(model)
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be positive. Received: batch_size={batch_size}")
     if "natural" in attacks:
         raise ValueError('`attacks` must not use the name "natural", which is taken. Received: ' + ", ".join(attacks))
     names = ["natural", *attacks]
@@ -53,9 +55,29 @@ def evaluate(model, data, attacks, *, batch_size=128, seed=0, verbose=1):
     return Table(examples, {name: correct[name] / examples for name in names}, seconds)
 
 
+def check(model, data, attacks):
+    """Raises ValueError where `evaluate` would, as far as the first batch tells."""
+    if hasattr(data, "__next__"):
+        raise ValueError(f"`data` must be readable again and again. Received: {data!r}")
+    first = next(_batches(data, 1), None)
+    if first is None:
+        raise ValueError("The data must not be empty. Received: no batch.")
+    checks.batch(network_of(model), *first)
+    for name, attack in attacks.items():
+        if name in ("natural", "adversarial") or not callable(attack) or isinstance(attack, type):
+            raise ValueError(f"`attacks` must map a name of their own to attacks. Received: {name!r}: {attack!r}")
+
+
 def _are_arrays(data):
-    """Whether the data are a pair of arrays rather than, say, a list of two batches."""
-    return isinstance(data, (tuple, list)) and len(data) == 2 and not isinstance(data[0], (tuple, list))
+    """Whether the data are (images, labels[, weights]) rather than, say, a list of two batches."""
+    return isinstance(data, (tuple, list)) and len(data) in (2, 3) and not isinstance(data[0], (tuple, list))
+
+
+def _slices(images, labels, batch_size):
+    if len(images) != len(labels):
+        raise ValueError(f"Each image needs a label. Received: {len(images)} images, {len(labels)} labels")
+    for start in range(0, len(labels), batch_size):
+        yield images[start : start + batch_size], labels[start : start + batch_size]
 
 
 def _number_of_batches(data, batch_size):
@@ -68,8 +90,7 @@ def _number_of_batches(data, batch_size):
 def _batches(data, batch_size):
     """Pairs of (images, labels) as arrays, without indices and weights."""
     if _are_arrays(data):
-        images, labels = data
-        data = ((images[i : i + batch_size], labels[i : i + batch_size]) for i in range(0, len(labels), batch_size))
+        data = _slices(data[0], data[1], batch_size)
     for batch in data:
         inputs, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
         images = inputs[0] if isinstance(inputs, (tuple, list)) else inputs

@@ -47,7 +47,9 @@ class AdversarialModel(NetworkModel):
 
     Calling it calls the wrapped network and returns float32 logits. The metrics are `loss`, `natural_accuracy`
     and `adversarial_accuracy` (unweighted); `metrics=` of `compile` apply to the natural logits. In validation
-    the attack climbs its own loss at its own epsilon, so that `val_adversarial_accuracy` compares across methods.
+    the attack climbs its own loss at its own epsilon, so that `val_adversarial_accuracy` compares across methods, and
+    `val_loss` is the method's loss on what it found. Weight regularisation counts once; activity regularisation counts
+    for the last training forward of a step, the adversarial one.
 
     Args:
         network: a Keras classifier that returns logits [batch, classes]; kept as `.network`.
@@ -68,7 +70,7 @@ class AdversarialModel(NetworkModel):
 
     def __init__(self, network, attack=None, *, seed=None, **kwargs):
         super().__init__(network, **kwargs)
-        if self.has_adversary and not hasattr(attack, "maximise"):
+        if self.has_adversary and (isinstance(attack, type) or not hasattr(attack, "maximise")):
             raise ValueError(
                 f"`attack` must be able to climb the objective of {type(self).__name__}, as keras_mart.PGD does. "
                 f"Received: attack={attack!r}"
@@ -123,6 +125,8 @@ class AdversarialModel(NetworkModel):
                 self.remember(batch.index, epsilon, batch.real)
         examples = distribution.total(tf.reduce_sum(batch.real))
         gradients, values, outputs = self._compiled(self._differentiate)(batch, adversarial, epsilon, examples)
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            gradients = distribution.agree_on_overflow(gradients)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         self.step.assign(self.step + 1)
         return self._measure(batch, values, outputs)

@@ -1,5 +1,7 @@
 """Max-margin adversarial training."""
 
+import numbers
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -8,6 +10,7 @@ from keras import ops
 from keras_mart import distribution, losses
 from keras_mart.attacks.bisection import bisection
 from keras_mart.methods import base
+from keras_mart.threats import per_example
 
 # The search looks a little beyond the hinge (official code, 1.05).
 SEARCH_BEYOND = 1.05
@@ -30,7 +33,8 @@ class MMA(base.AdversarialModel):
     Args:
         network, seed: as in `AdversarialModel`.
         attack: as in `AdversarialModel`; its step size scales with the margin: for the paper's steps of
-            2.5 * epsilon / steps give it such a step size. Its own epsilon is used for validation only.
+            2.5 * epsilon / steps give it such a step size. Its own epsilon is used for validation only,
+            where `val_loss` leaves out the boundary's term if that epsilon is not below `max_epsilon`.
         num_examples: number of training examples; indices lie in [0, num_examples).
         max_epsilon: the hinge d_max in input units; the paper uses 32/255 (CIFAR-10) and 0.45 (MNIST).
         min_margin: the smallest ball that is searched; the paper uses 0.005 (CIFAR-10), 0.1 (MNIST), 0.5 (L2).
@@ -52,9 +56,14 @@ class MMA(base.AdversarialModel):
         self.max_epsilon = max_epsilon
         self.min_margin = min_margin
         self.bisection_steps = bisection_steps
-        for name in ("num_examples", "max_epsilon", "min_margin", "bisection_steps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive. Received: {name}={getattr(self, name)}")
+        for name in ("num_examples", "bisection_steps"):
+            if not isinstance(getattr(self, name), numbers.Integral) or getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={getattr(self, name)}")
+        if not 0 < min_margin <= max_epsilon < float("inf"):
+            raise ValueError(
+                "`max_epsilon` and `min_margin` must be positive and the second not larger. "
+                f"Received: max_epsilon={max_epsilon}, min_margin={min_margin}"
+            )
         if not attack.threat.epsilon > 0:
             raise ValueError(f"`attack` must have a positive epsilon, which its steps scale with. Received: {attack}")
         self.margins = self.add_weight(
@@ -71,11 +80,11 @@ class MMA(base.AdversarialModel):
         correct = ops.cast(margin(x) < 0, "float32")
         radius = ops.maximum(ops.take(self.margins, index), self.min_margin)
         found = self.attack.maximise(margin, x, radius, seed)
-        direction = (found - x) / ops.reshape(radius, (-1,) + (1,) * (len(x.shape) - 1))
+        direction = (found - x) / per_example(radius, x)
         furthest = SEARCH_BEYOND * self.max_epsilon
         epsilon, boundary = bisection(margin, x, direction, radius, furthest, self.bisection_steps)
-        keep = ops.reshape(correct, (-1,) + (1,) * (len(x.shape) - 1)) > 0
-        return ops.stop_gradient(ops.where(keep, boundary, x)), ops.stop_gradient(epsilon * correct)
+        kept = ops.where(per_example(correct, x) > 0, boundary, x)
+        return ops.stop_gradient(kept), ops.stop_gradient(epsilon * correct)
 
     def remember(self, index, epsilon, real):
         # Replicas add their parts of two dense vectors: an example met twice in a batch gets the mean.

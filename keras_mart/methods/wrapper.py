@@ -19,6 +19,9 @@ class NetworkModel(keras.Model):
         ValueError: a network that ends in a softmax.
     """
 
+    # Tells attacks, evaluation and export to work on `.network`.
+    wraps_network = True
+
     def __init__(self, network, **kwargs):
         checks.network(network)
         kwargs.setdefault("dtype", _policy(network))
