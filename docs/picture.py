@@ -24,13 +24,14 @@ def curve(model, test):
 
 
 def gallery(axes, models, test):
-    """The first test image that all classify correctly, and what PGD-20 makes of it for two of them."""
+    """A test image, and what PGD-20 makes of it for two networks: the first that one loses and the other holds."""
     images, labels = (np.asarray(part) for part in next(iter(test)))
-    correct = np.all([model.predict(images, verbose=0).argmax(1) == labels for model in models.values()], axis=0)
-    images, labels = images[correct][:1], labels[correct][:1]
-    shown = {"natural": images}
-    for name in ("standard", "mart"):
-        shown[name] = km.PGD(km.Linf(SHOWN_EPSILON))(models[name], images, labels, seed=0)
+    attack, names = km.PGD(km.Linf(SHOWN_EPSILON)), ("standard", "mart")
+    attacked = {name: np.asarray(attack(models[name], images, labels, seed=0)) for name in names}
+    right = {name: models[name].predict(attacked[name], verbose=0).argmax(1) == labels for name in names}
+    first = int(np.argmax(right["mart"] & ~right["standard"]))
+    labels = labels[first:][:1]
+    shown = {name: each[first:][:1] for name, each in {"natural": images, **attacked}.items()}
     for axis, (name, image) in zip(axes, shown.items(), strict=True):
         axis.imshow(np.asarray(image)[0, ..., 0], cmap="gray_r", vmin=0, vmax=1)
         axis.set_axis_off()
@@ -50,7 +51,7 @@ def main(directory):
     for name, colour in METHODS.items():
         axis.plot(EPSILONS, np.multiply(100, curve(models[name], test)), "o-", color=colour, label=name, markersize=4)
     axis.axvline(SHOWN_EPSILON, color="black", linewidth=0.8, linestyle=":")
-    axis.text(SHOWN_EPSILON, 2, " trained for this epsilon", fontsize=8)
+    axis.text(SHOWN_EPSILON, 3, "trained for this epsilon ", fontsize=8, ha="right")
     axis.set(xlabel="epsilon (images in [0, 1])", ylabel="accuracy under PGD-20, %", ylim=(0, 101))
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
