@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands there, and its table of methods is complete."""
+"""The README's Python runs as it stands there, its links lead somewhere, and its table of methods is complete."""
 
 import pathlib
 import re
@@ -8,7 +8,8 @@ import keras
 import keras_mart as km
 from keras_mart.methods import METHODS
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_example_runs(tmp_path, monkeypatch, capsys):
@@ -26,3 +27,9 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
 def test_every_method_is_in_the_table():
     for method in METHODS.values():
         assert f"`{method.__name__}`" in README
+
+
+def test_links_lead_somewhere():
+    targets = re.findall(r"\]\((?!http|#)([^)]+)\)", README)
+    assert len(targets) > 3
+    assert not [target for target in targets if not (ROOT / target).exists()]
