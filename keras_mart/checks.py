@@ -130,7 +130,7 @@ def first_batch(x, y=None):
         ValueError: there is no first batch.
     """
     if y is not None or isinstance(x, (np.ndarray, tf.Tensor, list, tuple)):
-        inputs = tf.nest.map_structure(np.asarray, tuple_of(x))
+        inputs = tf.nest.map_structure(np.asarray, tuple(x) if isinstance(x, list) else x)
         return x, inputs, None if y is None else np.asarray(y)
     if isinstance(x, keras.utils.PyDataset):
         first = x[0] if len(x) else None
@@ -148,10 +148,6 @@ def first_batch(x, y=None):
 def _put_back(first, rest):
     yield first
     yield from rest
-
-
-def tuple_of(x):
-    return tuple(x) if isinstance(x, list) else x
 
 
 def _local(value):

@@ -11,14 +11,12 @@ from keras_mart import checks, losses
 from keras_mart.attacks.inference import network_of, traced
 from keras_mart.threats import Threat, per_example
 
-# A float16 backward pass neither under- nor overflows while its largest input gradient stays in this range.
+# A scaled gradient whose largest entry is under FAINT gets a larger scale the next time, one under LOST at once.
 FAINT, LOST = 2.0**-4, 2.0**-14
 FIRST_SCALE, LARGEST_SCALE = 2.0**10, 2.0**100
 FAINT_FACTOR, LOST_FACTOR, OVERFLOW_FACTOR = 2.0**4, 2.0**20, 2.0**-8
 # So many scales are tried for one gradient: enough to come from the first to the largest.
 ATTEMPTS = 6
-
-
 # Added to a misclassified example's score, so that it beats every correctly classified one.
 FOOLED = 1e3
 
@@ -87,8 +85,8 @@ class Climb(Attack):
     """An attack that climbs an objective: a training method lends it one with `maximise`."""
 
     def loss(self, labels, logits):
-        """[batch] what the attack climbs when no method lends it an objective."""
-        raise NotImplementedError
+        """[batch] what the attack climbs when no method lends it an objective: the cross-entropy by default."""
+        return losses.cross_entropy(labels, logits)
 
     def maximise(self, objective, x, epsilon=None, seed=None, score=None):
         """Images in the ball round x on which the objective is as large as the attack can make it.

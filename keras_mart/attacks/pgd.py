@@ -60,10 +60,6 @@ class PGD(base.Climb):
             raise ValueError(f"`step_size` must be positive. Received: step_size={self.step_size}")
         checks.one_of(self.start, STARTS, "start")
 
-    def loss(self, labels, logits):
-        """Cross-entropy."""
-        return losses.cross_entropy(labels, logits)
-
     def maximise(self, objective, x, epsilon=None, seed=None, score=None):
         seed = base.as_seed(seed)
         if self.restarts == 1:
@@ -136,10 +132,6 @@ class FGSM(base.Climb):
 
     Reference: Goodfellow et al., arXiv 1412.6572.
     """
-
-    def loss(self, labels, logits):
-        """Cross-entropy."""
-        return losses.cross_entropy(labels, logits)
 
     def maximise(self, objective, x, epsilon=None, seed=None, score=None):
         single_step = PGD(self.threat, steps=1, step_size=self.threat.epsilon, start="zero")

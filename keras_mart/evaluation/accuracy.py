@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras_mart import checks
 from keras_mart.attacks.inference import network_of, predict
 from keras_mart.evaluation.table import Table
+from keras_mart.methods.wrapper import images_of
 
 
 def evaluate(model, data, attacks, *, batch_size=128, seed=0, verbose=1):
@@ -93,5 +94,4 @@ def _batches(data, batch_size):
         data = _slices(data[0], data[1], batch_size)
     for batch in data:
         inputs, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        images = inputs[0] if isinstance(inputs, (tuple, list)) else inputs
-        yield np.asarray(images), None if labels is None else np.asarray(labels)
+        yield np.asarray(images_of(inputs)), None if labels is None else np.asarray(labels)
