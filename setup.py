@@ -15,7 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["keras_mart", "keras_mart.*"]),
-    package_data={"keras_mart": ["data/*"]},
+    package_data={"keras_mart": ["data/*", "evaluation/report/*.css"]},
     install_requires=[
         "absl-py",
         "importlib_resources",  # imported by tensorflow-datasets 4.9.10, which does not ask for it

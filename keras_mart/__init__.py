@@ -1,9 +1,22 @@
 """Adversarial training of image classifiers with Keras: MART and the methods it is compared with."""
 
 from keras_mart import datasets, distribution, losses, optimizers, zoo
-from keras_mart.attacks import CW, FGSM, PGD, Attack
+from keras_mart.attacks import (
+    APGDCE,
+    APGDDLR,
+    APGDT,
+    CW,
+    FABT,
+    FGSM,
+    PGD,
+    Attack,
+    AutoAttack,
+    Noise,
+    Square,
+    Transfer,
+)
 from keras_mart.callbacks import RobustAccuracy
-from keras_mart.evaluation import evaluate
+from keras_mart.evaluation import diagnose, evaluate, report
 from keras_mart.methods import ALP, AT, CLP, MART, MMA, TRADES, AdversarialModel, Outputs, Standard
 from keras_mart.serving import export
 from keras_mart.threats import L2, Linf
@@ -12,9 +25,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ALP",
+    "APGDCE",
+    "APGDDLR",
+    "APGDT",
     "AT",
     "CLP",
     "CW",
+    "FABT",
     "FGSM",
     "L2",
     "MART",
@@ -23,15 +40,21 @@ __all__ = [
     "TRADES",
     "AdversarialModel",
     "Attack",
+    "AutoAttack",
     "Linf",
+    "Noise",
     "Outputs",
     "RobustAccuracy",
+    "Square",
     "Standard",
+    "Transfer",
     "datasets",
+    "diagnose",
     "distribution",
     "evaluate",
     "export",
     "losses",
     "optimizers",
+    "report",
     "zoo",
 ]

@@ -1,6 +1,7 @@
 """What users can get wrong, and what they are told: the rule first, then what came."""
 
 import difflib
+import numbers
 import weakref
 
 import keras
@@ -26,6 +27,12 @@ def one_of(name, choices, what):
     if name not in choices:
         listed = ", ".join(map(str, choices))
         raise ValueError(f"`{what}` must be one of {listed}. Received: {name!r}.{did_you_mean(name, choices)}")
+
+
+def positive_integer(value, name):
+    """Raises ValueError unless the value is an integer of at least 1."""
+    if not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
 
 
 def images(values, where=""):
@@ -100,18 +107,41 @@ def batch(classifier, image_values, label_values):
         label_values: [batch] or [batch, 1] array-like.
     """
     image_values = np.asarray(image_values)
-    expected = getattr(classifier, "input_shape", None) if hasattr(classifier, "inputs") else None
-    if isinstance(expected, tuple) and not _fits(image_values.shape, expected):
-        raise ValueError(f"Images must have shape {expected}, as the network has. Received: {image_values.shape}")
+    _takes(classifier, image_values.shape, "the network")
     images(image_values)
     if label_values is None:
         raise ValueError("The data must be (images, labels). Received: no labels.")
     if len(label_values) != len(image_values):
         raise ValueError(f"Each image needs a label. Received: {len(image_values)} images, {len(label_values)} labels")
+    labels(label_values, classes(classifier, image_values))
+
+
+def classes(classifier, image_values):
+    """The number of classes of a classifier, found by trying it on [batch, ...] images.
+
+    Raises:
+        ValueError: it does not return logits.
+    """
     if classifier not in _CLASSES:
         probe = keras.ops.cast(image_values[:PROBED_IMAGES], "float32")
         _CLASSES[classifier] = logits(classifier(probe, training=False))
-    labels(label_values, _CLASSES[classifier])
+    return _CLASSES[classifier]
+
+
+def same_task(source, network, image_values):
+    """Raises ValueError unless a source model takes the network's images and knows as many classes."""
+    _takes(source, image_values.shape, "the source model")
+    wanted, found = (classes(each, image_values) for each in (network, source))
+    if wanted != found:
+        raise ValueError(
+            f"The source model must tell as many classes as the model that is judged, {wanted}. Received: {found}"
+        )
+
+
+def _takes(classifier, shape, who):
+    expected = getattr(classifier, "input_shape", None) if hasattr(classifier, "inputs") else None
+    if isinstance(expected, tuple) and not _fits(shape, expected):
+        raise ValueError(f"Images must have shape {expected}, as {who} has. Received: {tuple(shape)}")
 
 
 def _fits(shape, expected):

@@ -9,6 +9,8 @@ from keras import ops
 
 # The official MART code keeps log(1 - q) finite with this offset (github.com/YisenWang/MART, mart.py).
 BOOST_OFFSET = 1.0001
+# Keeps the ratios of logit differences finite (github.com/fra31/auto-attack, autopgd_base.py).
+RATIO_OFFSET = 1e-12
 # Subtracted from the label's logit to take it out of a maximum over the other classes.
 EXCLUDED = 1e9
 
@@ -60,6 +62,49 @@ def soft_margin(labels, logits):
     """
     logits = _float32(logits)
     return ops.logsumexp(_others(labels, logits), axis=-1) - _of_label(labels, logits)
+
+
+def dlr(labels, logits):
+    """Difference of logits ratio: the logit margin over the gap between the largest and the third largest logit.
+
+    Like the margin, positive where the example is misclassified; unlike it and the cross-entropy, unchanged when all
+    logits are multiplied by one factor.
+
+    Differences: with 2 classes, where there is no third logit, the margin itself.
+
+    Reference: Croce and Hein, arXiv 2003.01690, equation 6.
+    """
+    logits = _float32(logits)
+    if logits.shape[-1] < 3:
+        return margin(labels, logits)
+    largest = ops.top_k(logits, 3)[0]
+    return margin(labels, logits) / (largest[:, 0] - largest[:, 2] + RATIO_OFFSET)
+
+
+def targeted_dlr(labels, logits, targets):
+    """Targeted difference of logits ratio: (z_t - z_y) / (z_1st - (z_3rd + z_4th) / 2), t the target.
+
+    Differences: with 2 or 3 classes, where there is no fourth logit, the difference z_t - z_y itself.
+
+    Args:
+        labels: [batch] integers.
+        logits: [batch, classes].
+        targets: [batch] integers, other than the labels.
+
+    Reference: Croce and Hein, arXiv 2003.01690, equation 7.
+    """
+    logits = _float32(logits)
+    difference = logit_difference(labels, logits, targets)
+    if logits.shape[-1] < 4:
+        return difference
+    largest = ops.top_k(logits, 4)[0]
+    return difference / (largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + RATIO_OFFSET)
+
+
+def logit_difference(labels, logits, targets):
+    """z_t - z_y, the target's logit minus the label's: zero at the boundary between the two classes."""
+    logits = _float32(logits)
+    return _of_label(targets, logits) - _of_label(labels, logits)
 
 
 def kl_divergence(natural, adversarial):

@@ -5,6 +5,7 @@ import os
 import pathlib
 import tempfile
 
+import keras
 import tensorflow as tf
 
 from keras_mart import checks
@@ -51,6 +52,49 @@ def export(model, directory):
         written = os.path.join(hidden, "saved_model")
         tf.saved_model.save(module, written, signatures=signatures)
         return _publish(written, directory)
+
+
+def load(path):
+    """A classifier from a file, to attack it or to make adversarial examples on it.
+
+    Args:
+        path: a `.keras` file, of a wrapped model or any other; or a SavedModel's folder, or the folder round its
+            versions, of which the newest is taken. Its `serving_default` takes images and returns `logits`, or nothing
+            else than logits.
+
+    Returns:
+        A `keras.Model`. That of a SavedModel can be called and differentiated, not trained.
+
+    Raises:
+        ValueError: there is no such model, or its signature is another.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        return _load_saved_model(path)
+    if not path.exists():
+        raise ValueError(f"`path` must be a .keras file or a SavedModel. Received: {str(path)!r}, which does not exist")
+    try:
+        return keras.saving.load_model(path)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise ValueError(f"`path` must be a .keras file or a SavedModel. Received: {str(path)!r} ({error})") from error
+
+
+def _load_saved_model(folder):
+    newest = max(_versions(folder), default=None)
+    folder = folder if newest is None else folder / str(newest)
+    try:
+        layer = keras.layers.TFSMLayer(str(folder), call_endpoint="serving_default")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"There must be a SavedModel in the folder. Received: {str(folder)!r} ({error})") from error
+    signature = layer.call_endpoint_fn
+    inputs, outputs = signature.structured_input_signature[1], signature.structured_outputs
+    name = "logits" if "logits" in outputs else next(iter(outputs))
+    if len(inputs) != 1 or (name != "logits" and len(outputs) != 1):
+        raise ValueError(
+            f"The SavedModel must take images and return logits. Received: {', '.join(inputs)} to {', '.join(outputs)}"
+        )
+    images = keras.Input(next(iter(inputs.values())).shape[1:])
+    return keras.Model(images, layer(images)[name], name="saved_model")
 
 
 def _image_shape(network):
@@ -117,11 +161,14 @@ def _hidden_folder(directory):
         ) from error
 
 
+def _versions(directory):
+    return [int(name) for name in os.listdir(directory) if name.isascii() and name.isdigit()]
+
+
 def _publish(written, directory):
     """Moves a finished SavedModel to the next free version, in one step."""
     while True:
-        versions = [int(name) for name in os.listdir(directory) if name.isascii() and name.isdigit()]
-        target = directory / str(max(versions, default=0) + 1)
+        target = directory / str(max(_versions(directory), default=0) + 1)
         try:
             os.rename(written, target)
             return target

@@ -65,6 +65,10 @@ class Threat:
         inside = self._into_ball(candidates - images, self._radius(images, epsilon))
         return ops.clip(images + inside, 0.0, 1.0)
 
+    def rim(self, images, seed, epsilon=None):
+        """Random points at the full distance from the images (then clipped to [0, 1]), from a [2] integer seed."""
+        return ops.clip(images + self._direction(images, seed) * self._radius(images, epsilon), 0.0, 1.0)
+
     def sample(self, images, seed, epsilon=None):
         """Points drawn uniformly from the ball (then clipped to [0, 1]), from a [2] integer seed."""
         offsets = self._uniform(images, seed) * self._radius(images, epsilon)
@@ -90,6 +94,11 @@ class Linf(Threat):
     def _uniform(self, images, seed):
         return tf.random.stateless_uniform(ops.shape(images), seed, -1.0, 1.0, images.dtype)
 
+    def _direction(self, images, seed):
+        uniform = self._uniform(images, seed)
+        largest = ops.max(ops.abs(uniform), axis=tuple(range(1, len(images.shape))), keepdims=True)
+        return uniform / ops.maximum(largest, SMALLEST_NORM)
+
 
 @keras.saving.register_keras_serializable("keras_mart")
 class L2(Threat):
@@ -108,7 +117,7 @@ class L2(Threat):
         zero = norm <= SMALLEST_NORM
         direction = gradient / ops.where(zero, 1.0, norm)
         if seed is not None:
-            direction = ops.where(zero, _random_direction(candidates, seed), direction)
+            direction = ops.where(zero, self._direction(candidates, seed), direction)
         return candidates + per_example(step_size, candidates) * direction
 
     def distance(self, candidates, images):
@@ -125,9 +134,8 @@ class L2(Threat):
         seeds = tf.random.split(seed, 2)
         ones = (shape[0],) + (1,) * (len(shape) - 1)
         radius = tf.random.stateless_uniform(ones, seeds[0], dtype=images.dtype) ** (1.0 / dimensions)
-        return radius * _random_direction(images, seeds[1])
+        return radius * self._direction(images, seeds[1])
 
-
-def _random_direction(images, seed):
-    normal = tf.random.stateless_normal(ops.shape(images), seed, dtype=images.dtype)
-    return normal / ops.maximum(_norm(normal), SMALLEST_NORM)
+    def _direction(self, images, seed):
+        normal = tf.random.stateless_normal(ops.shape(images), seed, dtype=images.dtype)
+        return normal / ops.maximum(_norm(normal), SMALLEST_NORM)

@@ -20,6 +20,7 @@ import tensorflow as tf
 from keras_mart import CW, FGSM, PGD, Linf, cli, datasets
 from keras_mart.cli import build, flags, help, rules, workdir
 from keras_mart.cli.flags import FLAGS
+from keras_mart.evaluation import Table
 from keras_mart.methods import METHODS
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -79,13 +80,13 @@ def tiny(tmp_path_factory):
     np.savez(path, **arrays())
     return [
         f"--dataset=npz:{path}", f"--batch_size={BATCH}", "--network=wide_resnet", "--depth=10", "--width=1",
-        "--steps=1", "--learning_rate=0.1", "--epochs=1", "--attacks=fgsm,pgd1",
+        "--steps=1", "--learning_rate=0.1", "--epochs=1", "--attacks=fgsm,pgd1", "--checked_examples=2",
     ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def finished(tiny, tmp_path_factory):
-    """A run directory after training, evaluation and export, and what was printed."""
+    """A run directory after training, evaluation, report and export, and what was printed."""
     path = tmp_path_factory.mktemp("finished") / "run"
     return path, command(*tiny, f"--workdir={path}")
 
@@ -105,7 +106,8 @@ def test_run_leaves_everything(finished, tiny):
     path, result = finished
     assert result.status == 0, result.err
     assert sorted(file.name for file in path.iterdir()) == [
-        "best.keras", "evaluation.json", "export", "flags.cfg", "history.csv", "last.keras", "tensorboard",
+        "best.keras", "best.npz", "diagnosis.json", "evaluation.json", "export", "flags.cfg", "gallery.npz", "history.csv",
+        "last.keras", "last.npz", "report.html", "tensorboard",
     ]  # fmt: skip
     assert set((path / "flags.cfg").read_text().split()) == {"--method=mart", *tiny}
     assert [row["epoch"] for row in history(path)] == ["1"]
@@ -125,6 +127,10 @@ def test_evaluation_and_export_are_of_the_best_checkpoint(finished, tiny):
     record = json.loads((path / "evaluation.json").read_text())
     threat = Linf(8 / 255)
     assert record["attacks"] == {"fgsm": repr(FGSM(threat)), "pgd1": repr(PGD(threat, 1))}
+    assert record["threat"] == {"norm": "Linf", "epsilon": 8 / 255} and record["versions"]["keras"] == keras.__version__
+    outcomes = Table.load(path / "best.npz")
+    np.testing.assert_array_equal(outcomes.predictions["natural"], logits.argmax(-1))
+    assert record["best"] == json.loads(outcomes.to_json())
     assert record["best"]["examples"] == record["last"]["examples"] == TEST
     assert record["best"]["accuracy"]["natural"] == pytest.approx(np.mean(logits.argmax(-1) == labels))
     served = tf.saved_model.load(path / "export" / "1").signatures["serving_default"]
@@ -226,6 +232,63 @@ def test_evaluate_in_a_wider_ball(run):
     assert json.loads((run / "evaluation.json").read_text())["attacks"] == {"fgsm": repr(FGSM(Linf(1 / 8)))}
 
 
+def test_evaluate_a_sample(run):
+    kept = []
+    for seed in (1, 1, 2):
+        result = command("--mode=evaluate", f"--workdir={run}", "--attacks=", "--examples=5", f"--seed={seed}")
+        assert result.status == 0 and "(5 examples)" in result.out and "Note" not in result.out
+        kept.append(Table.load(run / "best.npz").labels.tolist())
+    assert kept[0] == kept[1] != kept[2]
+
+
+def test_evaluate_stopping_early(run):
+    result = command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm,pgd2", "--stop_early", "--epsilon=1/4")
+    assert result.status == 0 and "Each attack ran on what was correct" in result.out
+    best = json.loads((run / "evaluation.json").read_text())["best"]
+    assert best["stop_early"] and best["accuracy"]["pgd2"] == best["accuracy"]["worst_case"]
+
+
+@pytest.mark.parametrize("source", ["best.keras", "export"])
+def test_transfer_from_a_source(source, run):
+    flags = ["--mode=evaluate", f"--workdir={run}", f"--source={run / source}"]
+    result = command(*flags, "--attacks=pgd2,transfer-pgd2", "--epsilon=1/4")
+    assert result.status == 0, result.err
+    best = json.loads((run / "evaluation.json").read_text())["best"]["accuracy"]
+    # The source is the network itself: the random start alone differs.
+    assert best["transfer-pgd2"] == pytest.approx(best["pgd2"], abs=1 / TEST)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("--attacks=transfer-fgsm", "A transfer attack needs a source model (--source). Received: 'transfer-fgsm'"),
+        ("--attacks=transfer-fgsm --source=nowhere.keras", "Received: 'nowhere.keras', which does not exist"),
+        ("--attacks=transfer-fgsm --source=.", "There must be a SavedModel in the folder. Received: '.'"),
+        ("--attacks=autoatack", "Did you mean 'autoattack'?"),
+        ("--examples=0", "must be an integer of at least 1. Received: '0'"),
+    ],
+)
+def test_wrong_evaluations(arguments, message, run):
+    result = command("--mode=evaluate", f"--workdir={run}", *arguments.split())
+    assert result.status == 2 and message in result.err
+
+
+def test_a_compound_attack_tells_how_far_it_is_in_a_log(run, monkeypatch):
+    monkeypatch.setattr("keras_mart.attacks.autoattack.VERSIONS", {"standard": ("apgd-ce",)})
+    result = command("--mode=evaluate", f"--workdir={run}", "--attacks=autoattack", "--examples=3")
+    assert result.status == 0 and "1/1  autoattack/apgd-ce: " in result.out
+
+
+def test_what_the_report_is_made_of(run):
+    page = (run / "report.html").read_text()
+    assert "<section" in page and "mart" in page
+    diagnosis = json.loads((run / "diagnosis.json").read_text())
+    assert diagnosis["examples"] == 2 and diagnosis["curve"]["epsilon"][0] == 0
+    with np.load(run / "gallery.npz") as gallery:
+        assert gallery["images"].shape == gallery["adversarial"].shape
+        assert np.max(np.abs(gallery["images"] - gallery["adversarial"])) <= 8 / 255 + 1e-6
+
+
 def test_export_alone(run):
     result = command("--mode=export", f"--workdir={run}")
     assert result == (0, f"Exported the best checkpoint to {run / 'export' / '2'}\n", "")
@@ -250,7 +313,7 @@ def test_several_methods(tiny, tmp_path):
     assert result.status == 0, result.err
     table = result.out[result.out.index("Best checkpoints") :].splitlines()
     assert [line.split()[0] for line in table[1:]] == ["method", "standard", "trades"]
-    assert table[1].split()[1:] == ["natural"]
+    assert table[1].split()[1:] == ["natural", "worst_case"]
     assert sorted(path.name for path in root.iterdir()) == ["flags.cfg", "standard", "trades"]
     assert "--beta" not in (root / "standard" / "flags.cfg").read_text()
     assert keras.saving.load_model(root / "trades" / "best.keras").beta == 3
@@ -308,7 +371,7 @@ WRONG = [
     ("--attacks=fgsm,PDG20", "`attacks` must be one of", "Did you mean 'pgd20'?"),
     ("--dataset=digit", "A dataset must be one of digits, tfds:<name>", "'digits'"),
     ("--start=unifrm", "`start` must be one of", "Did you mean 'uniform'?"),
-    ("--mode=serve", "`mode` must be one of train, evaluate, export", "'serve'"),
+    ("--mode=serve", "`mode` must be one of train, evaluate, report, export", "'serve'"),
     ("--mode=", "--mode", "at least 1", "Received: ''"),
     ("--bta=6", "Unknown command line flag 'bta'"),
     ("--flagfile=none.cfg", "Unable to open flagfile", "none.cfg"),
@@ -481,7 +544,7 @@ def test_configs_build(config, method, described, monkeypatch):
             rules.check()
         parse(f"--flagfile={CONFIGS / config}", *other, *["--max_epsilon=32/255"] * (method == "mma"), "--beta=")
     rules.check()
-    assert list(build.attacks(FLAGS.attacks)) == ["fgsm", "pgd20", "cw"]
+    assert list(build.attacks(FLAGS.attacks)) == ["fgsm", "pgd20", "cw", "autoattack"]
     if method or (FLAGS.depth is None and FLAGS.network == "wide_resnet"):
         layers = [keras.Input(SHAPES[FLAGS.dataset]), keras.layers.Flatten(), keras.layers.Dense(10)]
         monkeypatch.setattr(build, "network", lambda: keras.Sequential(layers))

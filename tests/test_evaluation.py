@@ -1,6 +1,6 @@
 """Evaluation: accuracies that can be counted by hand, in whatever form the data come; the table; bad input."""
 
-import dataclasses
+import json
 
 import keras
 import numpy as np
@@ -10,14 +10,14 @@ from conftest import conv_network, images_and_labels, linear_network
 
 import keras_mart as km
 from keras_mart.evaluation import Table
-from keras_mart.evaluation.presets import preset
-from keras_mart.evaluation.table import side_by_side
+from keras_mart.evaluation.presets import presets
+from keras_mart.evaluation.table import side_by_side, wilson
 
 # One value, two classes: above 0.5 the class is 1. FGSM of size 0.1 moves each value by 0.1 towards the other class.
 IMAGES = np.array([[0.1], [0.35], [0.45], [0.55], [0.9], [0.7], [0.3]], "float32")
 LABELS = np.array([0, 0, 0, 1, 1, 0, 1])
 # Right: the first five. Still right under FGSM: 0.1, 0.35 and 0.9.
-BY_HAND = {"natural": 5 / 7, "fgsm": 3 / 7}
+BY_HAND = {"natural": 5 / 7, "fgsm": 3 / 7, "worst_case": 3 / 7}
 FGSM = {"fgsm": km.FGSM(km.Linf(0.1))}
 DATASET = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS))
 
@@ -43,17 +43,107 @@ def threshold():
 def test_equals_counting_by_hand(form, threshold):
     table = km.evaluate(threshold, FORMS[form], FGSM, batch_size=3, verbose=0)
     assert table.accuracy == BY_HAND and table.examples == 7
-    assert list(table.accuracy) == list(table.seconds) == ["natural", "fgsm"]
+    assert list(table.seconds) == ["natural", "fgsm"]
+    assert table.gradients == {"natural": 0, "fgsm": 7}
 
 
 def test_a_generator_and_a_wrapped_model(threshold):
     assert km.evaluate(km.Standard(threshold), iter(DATASET.batch(3)), FGSM, verbose=0).accuracy == BY_HAND
 
 
+def test_under_a_strategy(two_replicas):
+    with two_replicas.scope():
+        network = linear_network([[0, 10]], [0, -5])
+        assert km.evaluate(network, DATASET.batch(3), FGSM, verbose=0).accuracy == BY_HAND
+
+
+@pytest.mark.parametrize("form, limit", [("arrays", 6), ("dataset", 6), ("dataset", 4), ("arrays", 70)])
+def test_a_limit_takes_the_first_ones(form, limit, threshold):
+    table = km.evaluate(threshold, FORMS[form], FGSM, batch_size=4, limit=limit, verbose=0)
+    np.testing.assert_array_equal(table.labels, LABELS[:limit])
+    np.testing.assert_array_equal(table.predictions["natural"], IMAGES[:limit, 0] > 0.5)
+
+
+def test_arrays_come_in_batches_of_equal_size(threshold):
+    sizes = []
+
+    def recording(model, images, labels, seed):
+        sizes.append(len(images))
+        return images
+
+    km.evaluate(threshold, (IMAGES, LABELS), {"recording": recording}, batch_size=6, verbose=0)
+    assert sizes == [3, 4]
+
+
+def towards(offset):
+    """An attack that adds an offset to every image."""
+    return lambda model, images, labels, seed: images + offset
+
+
+def test_the_worst_case_is_that_of_each_example(threshold):
+    table = km.evaluate(threshold, (IMAGES, LABELS), {"up": towards(0.1), "down": towards(-0.1)}, verbose=0)
+    # Up breaks 0.45 and mends 0.3, which is 1 for the network only beyond 0.5: it does not. Down breaks 0.55.
+    np.testing.assert_array_equal(table.outcomes["up"], [1, 1, 0, 1, 1, 0, 0])
+    np.testing.assert_array_equal(table.outcomes["down"], [1, 1, 1, 0, 1, 0, 0])
+    np.testing.assert_array_equal(table.outcomes["worst_case"], [1, 1, 0, 0, 1, 0, 0])
+    assert table["worst_case"] == 3 / 7 and table.gradients["up"] is None
+
+
+def test_an_attack_that_mends_an_error_does_not_mend_the_worst_case(threshold):
+    table = km.evaluate(threshold, (IMAGES, LABELS), {"up": towards(0.25)}, verbose=0)
+    assert table.outcomes["up"][6] and not table.outcomes["worst_case"][6]
+
+
+def test_stopping_early_attacks_only_what_is_still_right(threshold):
+    seen = {}
+
+    def recording(name, offset):
+        def attack(model, images, labels, seed):
+            seen[name] = np.asarray(images)[:, 0].round(2).tolist()
+            return images + offset
+
+        return attack
+
+    attacks = {"up": recording("up", 0.1), "down": recording("down", -0.1)}
+    full = km.evaluate(threshold, (IMAGES, LABELS), attacks, verbose=0)
+    assert len(seen["up"]) == len(seen["down"]) == 7
+    early = km.evaluate(threshold, (IMAGES, LABELS), attacks, stop_early=True, verbose=0)
+    np.testing.assert_allclose(seen["up"], [0.1, 0.35, 0.45, 0.55, 0.9])
+    np.testing.assert_allclose(seen["down"], [0.1, 0.35, 0.55, 0.9])
+    assert early["down"] == early["worst_case"] == full["worst_case"] and early["up"] == full["up"]
+    assert "ran on what was correct" in str(early)
+
+
+def test_stages_of_a_compound_attack_have_rows():
+    network, (images, labels) = conv_network(), images_and_labels()
+    labels = np.argmax(network(images), axis=1).astype("int32")
+    attack = km.AutoAttack(km.Linf(0.05), ["apgd-ce", "apgd-t"])
+    table = km.evaluate(network, (images, labels), {"aa": attack, "fgsm": km.FGSM(km.Linf(0.05))}, verbose=0)
+    assert list(table.accuracy) == ["natural", "aa", "aa/apgd-ce", "aa/apgd-t", "fgsm", "worst_case"]
+    assert table["natural"] == 1 >= table["aa/apgd-ce"] >= table["aa/apgd-t"] == table["aa"] > 0
+    assert table["aa"] < 1
+    left = np.sum(table.outcomes["aa/apgd-ce"])
+    assert table.gradients["aa/apgd-ce"] == len(labels) * 101 and table.gradients["aa/apgd-t"] >= left * 101
+    assert table.gradients["aa"] == table.gradients["aa/apgd-ce"] + table.gradients["aa/apgd-t"]
+
+
 def test_shows_progress(threshold, capsys):
     km.evaluate(threshold, FORMS["dataset"], FGSM)
     shown = capsys.readouterr().out
     assert "3/3" in shown and f"natural: {5 / 7:.4f} - fgsm: {3 / 7:.4f}" in shown
+    km.evaluate(threshold, FORMS["dataset of unknown size"], FGSM, verbose=2)
+    shown = capsys.readouterr().out
+    assert "3/?" in shown and "fgsm: 2 of 3 left" in shown
+    km.evaluate(threshold, FORMS["dataset"], FGSM, verbose=0)
+    assert not capsys.readouterr().out
+
+
+def test_shows_each_round_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    network, (images, labels) = conv_network(), images_and_labels()
+    labels = np.argmax(network(images), axis=1).astype("int32")
+    km.evaluate(network, (images, labels), {"t": km.APGDT(km.Linf(1e-6), 1)})
+    assert f"[t, round 2 of 2: {len(labels)} left]" in capsys.readouterr().out
 
 
 def test_the_seed_decides(threshold):
@@ -70,32 +160,56 @@ def test_the_seed_decides(threshold):
 
 # --- the table ---
 
-TABLE = Table(1234, {"natural": 1.0, "pgd20": 0.25}, {"natural": 0.5, "pgd20": 12.34})
+def table(right, **fields):
+    """A table of 1,000 examples of label 0, of which PGD leaves so many right."""
+    predictions = {"natural": np.zeros(1000, int), "pgd20": np.arange(1000) // right, "square": np.zeros(1000, int)}
+    seconds = {"natural": 0.5, "pgd20": 12.34, "square": 1234.5}
+    return Table(np.zeros(1000, int), predictions, seconds, {"natural": 0, "pgd20": 20000, "square": None}, **fields)
 
 
 def test_table_as_text():
-    assert str(TABLE) == "\n".join(
+    assert str(table(250)) == "\n".join(
         [
-            "attack   accuracy  seconds",
-            "natural  100.00%       0.5",
-            "pgd20     25.00%      12.3",
-            "(1,234 examples)",
+            "attack      accuracy  95% interval          seconds   gradients",
+            "natural     100.00%    99.62% to 100.00%       0.5           0",
+            "pgd20        25.00%    22.42% to  27.78%      12.3      20,000",
+            "square      100.00%    99.62% to 100.00%    1234.5           -",
+            "worst_case   25.00%    22.42% to  27.78%",
+            "(1,000 examples)",
         ]
     )
 
 
+@pytest.mark.parametrize(
+    "accuracy, examples, low, high",
+    [(0.5, 10, 0.236593, 0.763407), (0.0, 10, 0, 0.277533), (1.0, 400, 0.990488, 1), (0.1, 1000, 0.082909, 0.120152)],
+)
+def test_wilson_intervals(accuracy, examples, low, high):
+    # Worked out from Wilson's formula in its other form, (n p + z^2 / 2 -+ z sqrt(n p q + z^2 / 4)) / (n + z^2).
+    np.testing.assert_allclose(wilson(accuracy, examples), (low, high), atol=1e-6)
+
+
 def test_table_as_json():
-    assert Table.from_json(TABLE.to_json()) == TABLE
-    assert TABLE["pgd20"] == 0.25
+    said = json.loads(table(250).to_json())
+    assert said["accuracy"] == {"natural": 1.0, "pgd20": 0.25, "square": 1.0, "worst_case": 0.25}
+    assert said["interval"]["pgd20"] == list(wilson(0.25, 1000))
+    assert (said["examples"], said["seconds"]["pgd20"], said["gradients"]["pgd20"]) == (1000, 12.34, 20000)
+
+
+def test_a_saved_table_comes_back(tmp_path):
+    kept = table(250, stop_early=True)
+    kept.save(tmp_path / "outcomes")
+    loaded = Table.load(tmp_path / "outcomes")
+    np.testing.assert_array_equal(loaded.outcomes["pgd20"], kept.outcomes["pgd20"])
+    assert loaded.to_json() == kept.to_json() and str(loaded) == str(kept)
 
 
 def test_side_by_side():
-    other = dataclasses.replace(TABLE, accuracy={"natural": 0.9, "pgd20": 0.5})
-    assert side_by_side({"standard": TABLE, "mart": other}) == "\n".join(
+    assert side_by_side({"standard": table(250), "mart": table(500)}) == "\n".join(
         [
-            "method    natural    pgd20",
-            "standard  100.00%   25.00%",
-            "mart       90.00%   50.00%",
+            "method    natural    pgd20   square  worst_case",
+            "standard  100.00%   25.00%  100.00%      25.00%",
+            "mart      100.00%   50.00%  100.00%      50.00%",
         ]
     )
 
@@ -106,18 +220,39 @@ def test_side_by_side():
 @pytest.mark.parametrize("threat", [km.Linf(0.3), km.L2(0.5)], ids=repr)
 def test_presets(threat):
     step = threat.epsilon / 10
-    assert preset("fgsm", threat) == km.FGSM(threat)
-    assert preset("pgd20", threat) == km.PGD(threat, 20, step_size=step)
-    assert preset("pgd7", threat) == km.PGD(threat, 7, step_size=step)
-    assert preset("cw", threat) == km.CW(threat, 30, step_size=step)
+    assert presets(["paper", "pgd7", "cw100"], threat) == {
+        "fgsm": km.FGSM(threat),
+        "pgd20": km.PGD(threat, 20, step_size=step),
+        "cw": km.CW(threat, 30, step_size=step),
+        "pgd7": km.PGD(threat, 7, step_size=step),
+        "cw100": km.CW(threat, 100, step_size=step),
+    }
+    assert presets(["apgd", "apgd-t", "fab-t", "square", "autoattack"], threat) == {
+        "apgd": km.APGDCE(threat),
+        "apgd-t": km.APGDT(threat),
+        "fab-t": km.FABT(threat),
+        "square": km.Square(threat),
+        "autoattack": km.AutoAttack(threat),
+    }
 
 
-@pytest.mark.parametrize("name, near", [("fsgm", "fgsm"), ("pdg20", "pgd20"), ("pgd0100", "pgd100")])
+def test_transfer_presets():
+    source = conv_network()
+    found = presets(["transfer-paper", "fgsm"], km.Linf(0.1), source)
+    assert list(found) == ["transfer-fgsm", "transfer-pgd20", "transfer-cw", "fgsm"]
+    assert found["transfer-pgd20"].source is source and found["transfer-pgd20"].attack == km.PGD(km.Linf(0.1), 20)
+    with pytest.raises(ValueError, match=r"needs a source model .* Received: 'transfer-fgsm'"):
+        presets(["transfer-fgsm"], km.Linf(0.1))
+
+
+@pytest.mark.parametrize(
+    "name, near", [("fsgm", "fgsm"), ("pdg20", "pgd20"), ("pgd0100", "pgd100"), ("autoatack", "autoattack")]
+)
 def test_an_unknown_preset(name, near):
     with pytest.raises(
         ValueError, match=f"`attacks` must be one of fgsm, .* Received: '{name}'. Did you mean '{near}'"
     ):
-        preset(name, km.Linf(0.1))
+        presets([name], km.Linf(0.1))
 
 
 # --- bad input ---
@@ -128,7 +263,9 @@ X, Y = images_and_labels()
 @pytest.mark.parametrize(
     "data, attacks, message",
     [
-        ((X, Y), {"natural": km.FGSM(km.Linf(0.1))}, '`attacks` must not use the name "natural"'),
+        ((X, Y), {"natural": km.FGSM(km.Linf(0.1))}, "`attacks` must map names to attacks; natural, .*are taken"),
+        ((X, Y), {"aa/x": km.FGSM(km.Linf(0.1))}, "`attacks` must map .* slash, are taken. Received: 'aa/x'"),
+        ((X, Y), {"fgsm": km.FGSM}, "`attacks` must map names to attacks"),
         ((X[:0], Y[:0]), {}, "The data must not be empty"),
         (tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).take(0), {}, "The data must not be empty"),
         (tf.data.Dataset.from_tensor_slices(X).batch(4), {}, "Received: no labels"),
@@ -147,3 +284,24 @@ def test_a_network_that_ends_in_a_softmax():
     network = keras.Sequential([conv_network(), keras.layers.Softmax()])
     with pytest.raises(ValueError, match="`network` must return logits"):
         km.evaluate(network, (X, Y), {}, verbose=0)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "limit"])
+def test_numbers_that_are_not_positive(name):
+    with pytest.raises(ValueError, match=f"`{name}` must be a positive integer. Received: {name}=0"):
+        km.evaluate(conv_network(), (X, Y), {}, **{name: 0}, verbose=0)
+
+
+@pytest.mark.parametrize("threat", [km.Linf(0.0), km.L2(0.0)], ids=repr)
+def test_an_epsilon_of_0_gives_the_natural_accuracy(threat):
+    shape = (5, 5, 1)
+    network = keras.Sequential([keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(4)])
+    images = np.random.default_rng(0).random((12, *shape), "float32")
+    labels = np.argmax(network(images), axis=1)
+    labels[:3] = (labels[:3] + 1) % 4
+    names = ["paper", "apgd", "square", "autoattack"]
+    attacks = presets(names, threat)
+    attacks["square"] = km.Square(threat, 3)
+    attacks["autoattack"] = km.AutoAttack(threat, ["apgd-ce", "apgd-t", "fab-t"])
+    table = km.evaluate(network, (images, labels), attacks, verbose=0)
+    assert set(table.accuracy.values()) == {9 / 12}

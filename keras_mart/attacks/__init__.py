@@ -1,6 +1,25 @@
 """The attacks: one concept, one file. An attack knows networks that return logits, and no training method."""
 
+from keras_mart.attacks.apgd import APGDCE, APGDDLR, APGDT
+from keras_mart.attacks.autoattack import AutoAttack
 from keras_mart.attacks.base import Attack
+from keras_mart.attacks.fab import FABT
+from keras_mart.attacks.noise import Noise
 from keras_mart.attacks.pgd import CW, FGSM, PGD
+from keras_mart.attacks.square import Square
+from keras_mart.attacks.transfer import Transfer
 
-__all__ = ["CW", "FGSM", "PGD", "Attack"]
+__all__ = [
+    "APGDCE",
+    "APGDDLR",
+    "APGDT",
+    "CW",
+    "FABT",
+    "FGSM",
+    "PGD",
+    "Attack",
+    "AutoAttack",
+    "Noise",
+    "Square",
+    "Transfer",
+]

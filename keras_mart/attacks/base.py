@@ -1,4 +1,4 @@
-"""What every attack shares: how it is called, traced, seeded and serialised, and how it differentiates."""
+"""What every attack shares: how it is called, traced, seeded and serialised."""
 
 import dataclasses
 import random
@@ -8,15 +8,11 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mart import checks, losses
+from keras_mart.attacks import gradients
 from keras_mart.attacks.inference import network_of, traced
+from keras_mart.attacks.survivors import attack_survivors
 from keras_mart.threats import Threat, per_example
 
-# A scaled gradient whose largest entry is under FAINT gets a larger scale the next time, one under LOST at once.
-FAINT, LOST = 2.0**-4, 2.0**-14
-FIRST_SCALE, LARGEST_SCALE = 2.0**10, 2.0**100
-FAINT_FACTOR, LOST_FACTOR, OVERFLOW_FACTOR = 2.0**4, 2.0**20, 2.0**-8
-# So many scales are tried for one gradient: enough to come from the first to the largest.
-ATTEMPTS = 6
 # Added to a misclassified example's score, so that it beats every correctly classified one.
 FOOLED = 1e3
 
@@ -25,7 +21,8 @@ FOOLED = 1e3
 class Attack:
     """Base of all attacks: frozen, equal by value, serialisable; holds no model and no tensor.
 
-    A subclass gives `perturb(logits, images, labels, seed)`. One that climbs an objective derives from `Climb`.
+    A subclass gives `perturb(logits, images, labels, seed)`. One that climbs an objective derives from `Climb`, one
+    that runs in several rounds from `Rounds`.
 
     Args:
         threat: the ball, `keras_mart.Linf` or `keras_mart.L2`.
@@ -63,10 +60,30 @@ class Attack:
             checks.batch(network, x, labels)
         images = ops.convert_to_tensor(x, "float32")
         labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
+        return self.on_network(network, images, labels, as_seed(seed))
+
+    @property
+    def gradients(self):
+        """Number of gradients computed for each example, `None` where an attack does not say.
+
+        One that is computed again because it was lost to the number range counts once.
+        """
+        return None
+
+    def rounds(self, classes):
+        """In how many rounds it runs on a network of so many classes; `Rounds` says more."""
+        return 1
+
+    def on_network(self, network, images, labels, seed):
+        """Adversarial examples from what was checked and converted: float32 images, [batch] int32 labels, a seed."""
         signature = [
             tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32"), tf.TensorSpec([2], "int32"),
         ]  # fmt: skip
-        return traced(network, self, self.perturb, signature)(images, labels, as_seed(seed))
+        return traced(network, self, self.perturb, signature)(images, labels, seed)
+
+    def round_on_network(self, network, images, labels, seed, number, candidates):
+        """What `Rounds` does in a round; other attacks have one, in which they do all they do."""
+        return self.on_network(network, images, labels, seed)
 
     def perturb(self, logits, images, labels, seed):
         """The attack itself: `logits` maps [batch, ...] images to [batch, classes] float32."""
@@ -116,54 +133,75 @@ class Climb(Attack):
         return self.maximise(objective, images, seed=seed, score=score)
 
 
+class Rounds(Attack):
+    """An attack in rounds, each on the examples that are still classified correctly; the others are left alone.
+
+    Of what the rounds find for an example the image with the largest logit margin is returned, for one that is
+    misclassified as it is, its natural image.
+    """
+
+    def perturb(self, logits, images, labels, seed, number, candidates):
+        """One round.
+
+        Args:
+            logits: maps [batch, ...] images to [batch, classes] float32.
+            images: [batch, ...], classified correctly.
+            labels: [batch] integers.
+            seed: [2] integers, other ones in each round.
+            number: scalar int32, the number of the round, from 0.
+            candidates: [batch, ...] what the round before returned; the images in the first.
+
+        Returns:
+            [batch, ...] images in the ball.
+        """
+        raise NotImplementedError
+
+    def on_network(self, network, images, labels, seed):
+        if tf.is_symbolic_tensor(images):
+            raise ValueError(f"An attack in rounds runs eagerly, not inside a tf.function. Received: {self!r}")
+        return attack_survivors(network, {"": self}, images, labels, seed).images
+
+    def round_on_network(self, network, images, labels, seed, number, candidates):
+        of_images, of_labels, of_seed = (
+            tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32"), tf.TensorSpec([2], "int32"),
+        )  # fmt: skip
+        signature = [of_images, of_labels, of_seed, tf.TensorSpec([], "int32"), of_images]
+        return traced(network, self, self.perturb, signature)(images, labels, seed, number, candidates)
+
+
+def worst_of(times, run, score, images, seed):
+    """Of the images that so many independent runs find, for each example those of largest score.
+
+    Args:
+        times: number of runs.
+        run: maps a [2] integer seed to [batch, ...] images.
+        score: maps [batch, ...] images to [batch] values; not called where there is one run.
+        images: [batch, ...], which say the shape.
+        seed: [2] integers.
+    """
+    if times == 1:
+        return ops.stop_gradient(run(seed))
+
+    def again(number, worst, worst_score):
+        candidates = run(tf.random.fold_in(seed, number))
+        scores = score(candidates)
+        worse = scores > worst_score
+        worst = ops.where(per_example(worse, images) > 0, candidates, worst)
+        return number + 1, worst, ops.where(worse, scores, worst_score)
+
+    nothing_yet = ops.full((ops.shape(images)[0],), -float("inf"))
+    return ops.stop_gradient(gradients.loop(again, (0, images, nothing_yet), times)[1])
+
+
+def ranked_class(logits, rank):
+    """[batch] the class with the largest logit but `rank`, a scalar integer tensor: 0 is the largest itself."""
+    order = ops.argsort(-logits, axis=-1)
+    return ops.take(order, rank, axis=-1)
+
+
 def as_seed(seed):
     """[2] int32 from an integer, from two integers, or from `None` (drawn from Python's `random`)."""
     if seed is None:
         seed = random.getrandbits(31)
     seed = ops.convert_to_tensor(seed, "int32")
     return seed if len(seed.shape) == 1 else ops.stack([seed, ops.zeros_like(seed)])
-
-
-def first_scale(images):
-    """[batch] the scale to begin `scaled_gradient` with."""
-    return ops.full((ops.shape(images)[0],), FIRST_SCALE)
-
-
-def scaled_gradient(objective, images, scale):
-    """An objective's gradient for use as a direction: each example's is multiplied by a power of two.
-
-    The gradient with respect to the logits of a confident example underflows in float16. Multiplying it at the
-    top of the backward pass, by a factor that each example adapts as the attack goes on, keeps it alive; powers of
-    two leave the direction exact. Where a gradient is lost all the same, nearly to zero or to infinity, it is computed
-    again with another factor; what is lost for good is zero.
-
-    Args:
-        objective: maps [batch, ...] images to [batch] float32.
-        images: [batch, ...].
-        scale: [batch] positive powers of two.
-
-    Returns:
-        ([batch, ...] scaled gradient, [batch] scale for the next call).
-    """
-
-    def attempt(count, _, scale, __):
-        gradient = _gradient(objective, images, scale)
-        axes = tuple(range(1, len(images.shape)))
-        size = ops.max(ops.abs(gradient), axis=axes)
-        finite = ops.all(ops.isfinite(gradient), axis=axes)
-        again = ops.any(ops.logical_or(~finite, ops.logical_and(size < LOST, scale < LARGEST_SCALE)))
-        factor = ops.where(size < LOST, LOST_FACTOR, ops.where(size < FAINT, FAINT_FACTOR, 1.0))
-        scale = ops.minimum(scale * ops.where(finite, factor, OVERFLOW_FACTOR), LARGEST_SCALE)
-        kept = ops.where(per_example(finite, images) > 0, gradient, 0.0)
-        return count + 1, kept, scale, again
-
-    state = (0, ops.zeros_like(images), scale, True)
-    _, gradient, scale, _ = ops.while_loop(lambda *state: state[-1], attempt, state, maximum_iterations=ATTEMPTS)
-    return gradient, scale
-
-
-def _gradient(objective, images, scale):
-    with tf.GradientTape() as tape:
-        tape.watch(images)
-        values = objective(images)
-    return tape.gradient(values, images, output_gradients=scale, unconnected_gradients="zero")

@@ -44,13 +44,3 @@ def traced(network, key, function, signature):
 
 def _call(function, network, *tensors):
     return function(inference(network()), *tensors)
-
-
-def predict(network, images):
-    """[batch] predicted classes of [batch, ...] images."""
-    signature = [tf.TensorSpec([None, *images.shape[1:]])]
-    return traced(network, "predict", _classes, signature)(images)
-
-
-def _classes(logits, images):
-    return ops.argmax(logits(images), axis=-1)

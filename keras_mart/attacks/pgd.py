@@ -1,15 +1,13 @@
 """Projected gradient ascent: PGD, its single step FGSM, and CW, which is PGD on the margin."""
 
 import dataclasses
-import numbers
 
 import keras
 import tensorflow as tf
 from keras import ops
 
 from keras_mart import checks, losses
-from keras_mart.attacks import base
-from keras_mart.threats import per_example
+from keras_mart.attacks import base, gradients
 
 STARTS = ("uniform", "gaussian", "zero")
 # Standard deviation of the Gaussian start in the official TRADES and MART code.
@@ -52,30 +50,21 @@ class PGD(base.Climb):
         super().__post_init__()
         if self.step_size is None:
             object.__setattr__(self, "step_size", DEFAULT_STEP * self.threat.epsilon)
-        for name in ("steps", "restarts"):
-            value = getattr(self, name)
-            if not isinstance(value, numbers.Integral) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value}")
+        checks.positive_integer(self.steps, "steps")
+        checks.positive_integer(self.restarts, "restarts")
         if not 0 <= self.step_size < float("inf") or (self.step_size == 0 and self.threat.epsilon > 0):
             raise ValueError(f"`step_size` must be positive. Received: step_size={self.step_size}")
         checks.one_of(self.start, STARTS, "start")
 
+    @property
+    def gradients(self):
+        return self.steps * self.restarts
+
     def maximise(self, objective, x, epsilon=None, seed=None, score=None):
-        seed = base.as_seed(seed)
-        if self.restarts == 1:
-            return ops.stop_gradient(self._run(objective, x, epsilon, seed))
-        score = score or objective
+        def run(seed):
+            return self._run(objective, x, epsilon, seed)
 
-        def restart(run, worst, worst_score):
-            candidates = self._run(objective, x, epsilon, tf.random.fold_in(seed, run))
-            scores = score(candidates)
-            worse = scores > worst_score
-            chosen = ops.where(per_example(worse, x) > 0, candidates, worst)
-            return run + 1, chosen, ops.where(worse, scores, worst_score)
-
-        nothing_yet = ops.full((ops.shape(x)[0],), -float("inf"))
-        state = (0, x, nothing_yet)
-        return ops.stop_gradient(_loop(restart, state, self.restarts)[1])
+        return base.worst_of(self.restarts, run, score or objective, x, base.as_seed(seed))
 
     def _run(self, objective, x, epsilon, seed):
         step_size = self.step_size
@@ -84,13 +73,17 @@ class PGD(base.Climb):
                 raise ValueError(f"An attack given an epsilon must have a positive one itself. Received: {self}")
             step_size = epsilon * (self.step_size / self.threat.epsilon)
 
+        def unmarked(candidates):
+            values = objective(candidates)
+            return values, ops.zeros_like(values, "bool")
+
         def step(number, candidates, scale):
-            gradient, scale = base.scaled_gradient(objective, candidates, scale)
+            gradient, scale, *_ = gradients.scaled_gradient(unmarked, candidates, scale)
             moved = self.threat.ascend(candidates, gradient, step_size, tf.random.fold_in(seed, number))
             return number + 1, self.threat.project(moved, x, epsilon), scale
 
         start = self._start(x, epsilon, tf.random.fold_in(seed, self.steps))
-        return _loop(step, (0, start, base.first_scale(x)), self.steps)[1]
+        return gradients.loop(step, (0, start, gradients.first_scale(x)), self.steps)[1]
 
     def _start(self, x, epsilon, seed):
         if self.start == "zero":
@@ -133,10 +126,9 @@ class FGSM(base.Climb):
     Reference: Goodfellow et al., arXiv 1412.6572.
     """
 
+    gradients = 1
+
     def maximise(self, objective, x, epsilon=None, seed=None, score=None):
         single_step = PGD(self.threat, steps=1, step_size=self.threat.epsilon, start="zero")
         return single_step.maximise(objective, x, epsilon, seed)
 
-
-def _loop(body, state, times):
-    return ops.while_loop(lambda count, *_: count < times, body, state, maximum_iterations=times)

@@ -1,4 +1,4 @@
-"""The command line: flags, then train, evaluate and export, each in its file."""
+"""The command line: flags, then train, evaluate, report and export, each in its file."""
 
 import sys
 
@@ -11,6 +11,7 @@ from keras_mart.cli import build, flags, help, rules, workdir
 from keras_mart.cli.evaluate import evaluate_run
 from keras_mart.cli.export import export_run
 from keras_mart.cli.flags import FLAGS
+from keras_mart.cli.report import report_runs
 from keras_mart.cli.train import train
 from keras_mart.evaluation.table import side_by_side
 
@@ -61,6 +62,8 @@ def _main(argv):
         tables = {method: evaluate_run(directory)["best"] for method, directory in directories.items()}
         if len(tables) > 1:
             print(f"\nBest checkpoints on the test set, {build.ball()}\n{side_by_side(tables)}")
+    if "report" in FLAGS.mode:
+        report_runs(directories.values(), workdir.root_path())
     if "export" in FLAGS.mode:
         for directory in directories.values():
             export_run(directory)

@@ -1,12 +1,15 @@
 """The objects that the flags describe: data, network, attacks, model."""
 
-import keras
+import functools
 
-from keras_mart import datasets, optimizers, zoo
+import keras
+import numpy as np
+
+from keras_mart import datasets, optimizers, serving, zoo
 from keras_mart.attacks import PGD
 from keras_mart.cli.flags import FLAGS
 from keras_mart.cli.rules import method_arguments
-from keras_mart.evaluation.presets import preset
+from keras_mart.evaluation.presets import presets
 from keras_mart.methods import METHODS
 from keras_mart.threats import L2, Linf
 
@@ -21,6 +24,15 @@ def data(split, with_index=False):
         FLAGS.dataset, split, batch_size=FLAGS.batch_size, augment=augment, with_index=with_index,
         seed=FLAGS.seed, data_dir=FLAGS.data_dir,
     )  # fmt: skip
+
+
+def test_data(examples=None):
+    """The test set; if a number of examples is given, so many of them at random, the same for the same --seed."""
+    if examples is None:
+        return data("test")
+    images, labels = (np.concatenate(parts) for parts in zip(*data("test").as_numpy_iterator(), strict=True))
+    chosen = np.sort(np.random.default_rng(FLAGS.seed).permutation(len(labels))[:examples])
+    return images[chosen], labels[chosen]
 
 
 def network():
@@ -41,18 +53,29 @@ def training_attack():
     return PGD(_threat(FLAGS.epsilon), FLAGS.steps, step_size=step_size, start=FLAGS.start)
 
 
-def _evaluation_epsilon():
-    return FLAGS.epsilon if FLAGS.evaluation_epsilon is None else FLAGS.evaluation_epsilon
+def evaluation_threat():
+    """The evaluation's ball."""
+    return _threat(FLAGS.epsilon if FLAGS.evaluation_epsilon is None else FLAGS.evaluation_epsilon)
 
 
 def attacks(names):
     """Name to attack, in the evaluation's ball."""
-    return {name: preset(name, _threat(_evaluation_epsilon())) for name in names}
+    return presets(names, evaluation_threat(), source())
+
+
+@functools.cache
+def _loaded(path):
+    return serving.load(path)
+
+
+def source():
+    """The model of transfer attacks, `None` where there is none."""
+    return None if FLAGS.source is None else _loaded(FLAGS.source)
 
 
 def ball():
     """The evaluation's ball, in words."""
-    return f"{FLAGS.threat} ball of {_evaluation_epsilon():.4g}"
+    return f"{FLAGS.threat} ball of {evaluation_threat().epsilon:.4g}"
 
 
 def model(method):

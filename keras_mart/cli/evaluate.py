@@ -1,18 +1,21 @@
 """--mode=evaluate: the accuracy of the best and the last checkpoint on the test set, under attacks."""
 
-import dataclasses
 import json
+import platform
 import sys
 
+import keras
 import numpy as np
+import tensorflow as tf
 
+import keras_mart
 from keras_mart.cli import build
 from keras_mart.cli.flags import FLAGS
 from keras_mart.evaluation import evaluate
 
 
 def evaluate_run(directory):
-    """Evaluates both checkpoints, prints their tables, writes evaluation.json; returns {"best": ..., "last": ...}."""
+    """Evaluates both checkpoints, prints their tables, writes them to the run; returns {"best": ..., "last": ...}."""
     attacks = build.attacks(FLAGS.attacks)
     models = {which: directory.load(getattr(directory, which)) for which in ("best", "last")}
     same = all(map(np.array_equal, models["best"].network.get_weights(), models["last"].network.get_weights()))
@@ -21,13 +24,34 @@ def evaluate_run(directory):
         if which == "last" and same:
             print("\nThe last checkpoint is the best.")
             tables[which] = tables["best"]
-            continue
-        print(f"\n{directory.path}: {which} checkpoint on the test set, {build.ball()}", flush=True)
-        tables[which] = evaluate(model, build.data("test"), attacks, seed=FLAGS.seed, verbose=int(sys.stdout.isatty()))
-        print(tables[which])
-    record = {
-        "attacks": {name: repr(attack) for name, attack in attacks.items()},
-        **{which: dataclasses.asdict(table) for which, table in tables.items()},
-    }
-    directory.evaluation.write_text(json.dumps(record, indent=2) + "\n")
+        else:
+            print(f"\n{directory.path}: {which} checkpoint on the test set, {build.ball()}", flush=True)
+            tables[which] = evaluate(
+                model, build.test_data(FLAGS.examples), attacks, batch_size=FLAGS.batch_size,
+                stop_early=FLAGS.stop_early, seed=FLAGS.seed, verbose=verbosity(attacks),
+            )  # fmt: skip
+            print(tables[which])
+        tables[which].save(directory.predictions(which))
+    _record(directory, attacks, tables)
     return tables
+
+
+def verbosity(attacks=()):
+    """A progress bar on a terminal; elsewhere nothing, unless an attack in stages makes it long: then lines."""
+    long = any(hasattr(attacks[name], "stages") for name in attacks)
+    return 1 if sys.stdout.isatty() else 2 * long
+
+
+def _record(directory, attacks, tables):
+    threat = build.evaluation_threat()
+    record = {
+        "threat": {"norm": type(threat).__name__, "epsilon": threat.epsilon},
+        "attacks": {name: repr(attack) for name, attack in attacks.items()},
+        "seed": FLAGS.seed,
+        "versions": {
+            "python": platform.python_version(), "keras_mart": keras_mart.__version__, "keras": keras.__version__,
+            "tensorflow": tf.__version__, "numpy": np.__version__,
+        },
+        **{which: table.summary() for which, table in tables.items()},
+    }  # fmt: skip
+    directory.evaluation.write_text(json.dumps(record, indent=2) + "\n")

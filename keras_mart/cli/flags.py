@@ -11,7 +11,7 @@ from keras_mart.distribution import STRATEGIES
 from keras_mart.methods import METHODS
 
 FLAGS = flags.FLAGS
-MODES = ("train", "evaluate", "export")
+MODES = ("train", "evaluate", "report", "export")
 NETWORKS = ("small_cnn", "resnet18", "wide_resnet")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -84,9 +84,17 @@ _number(TRAINING, "momentum", 0.9, "Momentum (sgd).")
 _number(TRAINING, "weight_decay", 0.0, "Weight decay, added to the gradient (sgd).")
 _integer(TRAINING, "validate_every", 1, "Epochs between validations; the first and the last are always validated.")
 
-_attacks = "A list of fgsm, pgd<steps> such as pgd20, cw."
-flags.DEFINE(parsers.List(parsers.Name()), "attacks", "fgsm,pgd20,cw", _attacks, module_name=EVALUATION)
+_attacks = (
+    "A list of fgsm, pgd<steps> such as pgd20, cw, apgd, square, autoattack, its parts apgd-ce, apgd-dlr, apgd-t and "
+    "fab-t, and paper (fgsm,pgd20,cw); transfer-<attack> runs one on --source."
+)
+flags.DEFINE(parsers.List(parsers.Name()), "attacks", "paper,autoattack", _attacks, module_name=EVALUATION)
 _number(EVALUATION, "evaluation_epsilon", None, "Radius of the ball in evaluation; --epsilon by default.")
+_integer(EVALUATION, "examples", None, "Number of test images, chosen at random by --seed; all by default.")
+_early = "Run each attack only on what is classified correctly under all before it."
+flags.DEFINE_bool("stop_early", False, _early, module_name=EVALUATION)
+_text(EVALUATION, "source", None, "The model of transfer attacks: a .keras file or a SavedModel.")
+_integer(EVALUATION, "checked_examples", 100, "Number of test images that --mode=report checks the attacks on.")
 
 
 def parse(argv):

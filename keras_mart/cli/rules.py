@@ -10,7 +10,7 @@ OF_THE_COMMAND = ("mode", "workdir", "resume")
 # The flags that may differ from the training's where a run is only evaluated or exported.
 WITHOUT_TRAINING = (
     *OF_THE_COMMAND, "method", "seed", "strategy", "jit_compile", "dataset", "data_dir", "batch_size", "threat",
-    "epsilon", "attacks", "evaluation_epsilon",
+    "epsilon", "attacks", "evaluation_epsilon", "examples", "stop_early", "source", "checked_examples",
 )  # fmt: skip
 # Flags that not every choice of another flag takes.
 TAKERS = {

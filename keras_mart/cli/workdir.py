@@ -7,27 +7,18 @@ import zipfile
 import keras
 
 from keras_mart.cli import flags
+from keras_mart.evaluation.run import Run
 
 # A run that goes on may get more epochs, other attacks to evaluate with and another machine, but nothing else: not
 # --evaluation_epsilon, at which the best checkpoint is chosen.
-FREE = ("--epochs=", "--attacks=", "--strategy=", "--jit_compile=", "--data_dir=")
+FREE = (
+    "--epochs=", "--attacks=", "--examples=", "--stop_early=", "--source=", "--checked_examples=", "--strategy=",
+    "--jit_compile=", "--data_dir=",
+)  # fmt: skip
 
 
-class RunDirectory:
-    """The files of one run of one method.
-
-    flags.cfg, history.csv, tensorboard/, best.keras, last.keras, evaluation.json, export/<version>/.
-    """
-
-    def __init__(self, path):
-        self.path = pathlib.Path(path)
-        self.flags = self.path / "flags.cfg"
-        self.history = self.path / "history.csv"
-        self.tensorboard = self.path / "tensorboard"
-        self.best = self.path / "best.keras"
-        self.last = self.path / "last.keras"
-        self.evaluation = self.path / "evaluation.json"
-        self.export = self.path / "export"
+class RunDirectory(Run):
+    """A run directory that is begun, gone on with and written to."""
 
     def check(self, resume, text):
         """Raises ValueError where no run with these flags can begin here or, with `resume`, go on."""
@@ -77,13 +68,6 @@ class RunDirectory:
             return keras.saving.load_model(checkpoint)
         except (zipfile.BadZipFile, OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"The checkpoint {checkpoint} cannot be read: {error}") from error
-
-    def rows(self):
-        """The rows of history.csv, one an epoch, as dictionaries of text."""
-        if not self.history.exists():
-            return []
-        with self.history.open(newline="") as file:
-            return list(csv.DictReader(file))
 
     def add_row(self, epoch, logs):
         """Adds what was measured after an epoch, counted from 1, to history.csv."""

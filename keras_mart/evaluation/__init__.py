@@ -1,6 +1,8 @@
-"""How far a classifier holds: its accuracy under attacks, as a table."""
+"""How far a classifier holds: its accuracy under attacks, as a table; checks of the attacks; a report."""
 
 from keras_mart.evaluation.accuracy import check, evaluate
+from keras_mart.evaluation.diagnose import Diagnosis, diagnose
+from keras_mart.evaluation.report import report
 from keras_mart.evaluation.table import Table
 
-__all__ = ["Table", "check", "evaluate"]
+__all__ = ["Diagnosis", "Table", "check", "diagnose", "evaluate", "report"]

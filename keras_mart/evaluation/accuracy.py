@@ -1,5 +1,6 @@
 """Accuracy under attacks, counted over a whole data set."""
 
+import itertools
 import time
 
 import keras
@@ -7,53 +8,83 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mart import checks
-from keras_mart.attacks.inference import network_of, predict
-from keras_mart.evaluation.table import Table
+from keras_mart.attacks import AutoAttack
+from keras_mart.attacks.base import Rounds, as_seed
+from keras_mart.attacks.inference import network_of
+from keras_mart.attacks.survivors import attack_survivors, judge
+from keras_mart.evaluation.progress import Progress
+from keras_mart.evaluation.table import RESERVED, Table
 from keras_mart.methods.wrapper import images_of
 
 
-def evaluate(model, data, attacks, *, batch_size=128, seed=0, verbose=1):
+def evaluate(model, data, attacks, *, batch_size=128, limit=None, stop_early=False, seed=0, verbose=1):
     """Natural accuracy and the accuracy under each attack, over all examples.
+
+    A compound attack such as `AutoAttack` gets a row for each stage too, `<attack>/<stage>`: the accuracy after it.
+    Attacks in rounds (APGDT, FABT, Square, AutoAttack) leave alone what is misclassified without them, and count it as
+    misclassified; the others are run on every example.
 
     Args:
         model: a Keras classifier that returns logits, wrapped or not.
         data: batches of (images, labels), as a `tf.data.Dataset` or any iterable; or a pair of arrays.
         attacks: name to attack.
         batch_size: used where the data are arrays.
+        limit: number of examples, the first ones; all by default.
+        stop_early: `True` runs each attack only on what was classified correctly under all before it. That saves time
+            where the worst case is all that matters; an attack's row is then the accuracy under it and all before it.
         seed: integer; the same seed gives the same table.
-        verbose: 0 for silence, 1 for a progress bar.
+        verbose: 0 for silence, 1 for a progress bar, 2 for a line for each batch and stage.
 
     Returns:
         A `Table`.
 
     Raises:
-        ValueError: an attack called "natural", a batch size that is not positive, empty data, images outside [0, 1],
-            labels that do not fit, or a model that does not return logits.
+        ValueError: attacks that cannot be named so, a batch size or limit that is not positive, empty data, images
+            outside [0, 1], labels that do not fit, or a model that does not return logits.
     """
     network = network_of(model)
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be positive. Received: batch_size={batch_size}")
-    if "natural" in attacks:
-        raise ValueError('`attacks` must not use the name "natural", which is taken. Received: ' + ", ".join(attacks))
-    names = ["natural", *attacks]
-    correct, seconds, examples = dict.fromkeys(names, 0), dict.fromkeys(names, 0.0), 0
-    bar = keras.utils.Progbar(_number_of_batches(data, batch_size), stateful_metrics=names, verbose=verbose)
-    for number, (images, labels) in enumerate(_batches(data, batch_size)):
+    _check_sizes(batch_size, limit)
+    _check_names(attacks)
+    progress = Progress(_number_of_batches(data, batch_size, limit), verbose)
+    parts = []
+    for number, (images, labels) in enumerate(_batches(data, batch_size, limit)):
         checks.batch(network, images, labels)
-        images = tf.cast(images, "float32")
-        labels = np.reshape(labels, -1)
-        for name in names:
-            start = time.perf_counter()
-            inputs = images if name == "natural" else attacks[name](network, images, labels, seed=[seed, number])
-            correct[name] += int(np.sum(predict(network, inputs).numpy() == labels))
-            seconds[name] += time.perf_counter() - start
-        examples += len(labels)
-        bar.update(number + 1, [(name, correct[name] / examples) for name in names])
-    if not examples:
+        images, labels = tf.cast(images, "float32"), np.reshape(labels, -1)
+        parts.append(_judge(network, images, labels, attacks, [seed, number], stop_early, progress))
+        correct = {name: [part.outcomes[name] for part in parts] for name in parts[0].predictions}
+        progress.batch({name: np.mean(np.concatenate(each)) for name, each in correct.items()})
+    progress.close()
+    if not parts:
         raise ValueError("The data must not be empty. Received: no batch.")
-    if bar.target is None:  # it could not know that this was the last batch
-        bar.update(number + 1, finalize=True)
-    return Table(examples, {name: correct[name] / examples for name in names}, seconds)
+    return Table.concatenate(parts)
+
+
+def _judge(network, images, labels, attacks, seed, stop_early, progress):
+    """The `Table` of one batch."""
+    targets = tf.cast(labels, "int32")
+    start = time.perf_counter()
+    judged = judge(network, images, targets)
+    natural = judged.predicted
+    predictions, seconds, gradients = {"natural": natural}, {"natural": time.perf_counter() - start}, {"natural": 0}
+    worst = natural  # what each example was taken for when it was first misclassified
+    for name, attack in attacks.items():
+        before = worst if stop_early else natural
+        spares = stop_early or isinstance(attack, (Rounds, AutoAttack))
+        left = before == labels if spares else np.full(len(labels), True)
+        stages = {f"{name}/{stage}": each for stage, each in getattr(attack, "stages", {}).items()} or {name: attack}
+        result = attack_survivors(network, stages, images, targets, as_seed(seed), left, judged, progress.round)
+        after = {stage: np.where(left, predicted, before) for stage, predicted in result.predictions.items()}
+        for stage, predicted in after.items():
+            progress.stage(stage, np.sum(predicted[left] == labels[left]), np.sum(left), result.seconds[stage])
+        predictions[name] = list(after.values())[-1]
+        worst = np.where(worst == labels, predictions[name], worst)
+        seconds[name] = sum(result.seconds.values())
+        costs = list(result.gradients.values())
+        gradients[name] = None if None in costs else sum(costs)
+        predictions.update(after)
+        seconds.update(result.seconds)
+        gradients.update(result.gradients)
+    return Table(labels, predictions, seconds, gradients, stop_early)
 
 
 def check(model, data, attacks):
@@ -64,9 +95,35 @@ def check(model, data, attacks):
     if first is None:
         raise ValueError("The data must not be empty. Received: no batch.")
     checks.batch(network_of(model), *first)
+    _check_names(attacks)
+
+
+def taken(data, batch_size, limit):
+    """The first `limit` images and labels of any data, as arrays.
+
+    Raises:
+        ValueError: there are none.
+    """
+    _check_sizes(batch_size, limit)
+    batches = list(_batches(data, batch_size, limit))
+    if not batches or any(labels is None for _, labels in batches):
+        raise ValueError("The data must be (images, labels), at least one. Received: no batch, or no labels.")
+    return [np.concatenate(each) for each in zip(*batches, strict=True)]
+
+
+def _check_sizes(batch_size, limit):
+    checks.positive_integer(batch_size, "batch_size")
+    if limit is not None:
+        checks.positive_integer(limit, "limit")
+
+
+def _check_names(attacks):
     for name, attack in attacks.items():
-        if name in ("natural", "adversarial") or not callable(attack) or isinstance(attack, type):
-            raise ValueError(f"`attacks` must map a name of their own to attacks. Received: {name!r}: {attack!r}")
+        if name in RESERVED or "/" in name or not callable(attack) or isinstance(attack, type):
+            raise ValueError(
+                f"`attacks` must map names to attacks; {', '.join(RESERVED)}, and names with a slash, are taken. "
+                f"Received: {name!r}: {attack!r}"
+            )
 
 
 def _are_arrays(data):
@@ -74,24 +131,31 @@ def _are_arrays(data):
     return isinstance(data, (tuple, list)) and len(data) in (2, 3) and not isinstance(data[0], (tuple, list))
 
 
-def _slices(images, labels, batch_size):
+def _slices(images, labels, batch_size, limit):
+    """As many batches as `batch_size` asks for, but of equal size: a tiny last one would cost as much time."""
     if len(images) != len(labels):
         raise ValueError(f"Each image needs a label. Received: {len(images)} images, {len(labels)} labels")
-    for start in range(0, len(labels), batch_size):
-        yield images[start : start + batch_size], labels[start : start + batch_size]
+    images, labels = images[:limit], labels[:limit]
+    ends = np.linspace(0, len(labels), -(-len(labels) // batch_size) + 1).astype(int)
+    return ((images[start:end], labels[start:end]) for start, end in itertools.pairwise(ends))
 
 
-def _number_of_batches(data, batch_size):
+def _number_of_batches(data, batch_size, limit):
     if _are_arrays(data):
-        return -(-len(data[1]) // batch_size)
-    known = int(data.cardinality()) if isinstance(data, tf.data.Dataset) else -1
+        return -(-min(len(data[1]), limit or len(data[1])) // batch_size)
+    known = int(data.cardinality()) if isinstance(data, tf.data.Dataset) and limit is None else -1
     return known if known >= 0 else None
 
 
-def _batches(data, batch_size):
-    """Pairs of (images, labels) as arrays, without indices and weights."""
+def _batches(data, batch_size, limit=None):
+    """Pairs of (images, labels) as arrays, without indices and weights, of at most `limit` examples altogether."""
     if _are_arrays(data):
-        data = _slices(data[0], data[1], batch_size)
+        data = _slices(data[0], data[1], batch_size, limit)
+    seen = 0
     for batch in data:
         inputs, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        yield np.asarray(images_of(inputs)), None if labels is None else np.asarray(labels)
+        images = np.asarray(images_of(inputs))[: None if limit is None else limit - seen]
+        seen += len(images)
+        yield images, None if labels is None else np.asarray(labels)[: len(images) if limit is not None else None]
+        if seen == limit:
+            return

@@ -3,19 +3,49 @@
 import re
 
 from keras_mart import checks
-from keras_mart.attacks import CW, FGSM, PGD
+from keras_mart.attacks import APGDCE, APGDDLR, APGDT, CW, FABT, FGSM, PGD, AutoAttack, Square, Transfer
 
-PRESETS = ("fgsm", "pgd10", "pgd20", "pgd40", "pgd100", "cw")
+NAMED = {
+    "fgsm": FGSM, "cw": CW, "apgd": APGDCE, "apgd-ce": APGDCE, "apgd-dlr": APGDDLR, "apgd-t": APGDT, "fab-t": FABT,
+    "square": Square, "autoattack": AutoAttack,
+}  # fmt: skip
+# Those that take a number of steps at the end of their name.
+STEPPED = {"pgd": PGD, "cw": CW}
+# Names of several at once: "paper" are the attacks of the MART paper's white-box table.
+GROUPS = {"paper": ("fgsm", "pgd20", "cw")}
+TRANSFER = "transfer-"
+PRESETS = ("fgsm", "pgd10", "pgd20", "pgd40", "pgd100", *NAMED, *GROUPS)
 
 
-def preset(name, threat):
-    """The attack of that name in a ball: fgsm, cw (30 steps) or pgd<steps>, with steps of epsilon / 10.
+def presets(names, threat, source=None):
+    """Name to attack in a ball, with steps of epsilon / 10 where an attack does not choose its own.
+
+    Args:
+        names: each one of `PRESETS`, pgd<steps> or cw<steps> (cw alone has 30); after "transfer-" the attack is run on
+            the source. "paper" stands for fgsm, pgd20 and cw.
+        threat: the ball.
+        source: the model on which transfer attacks are run.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a transfer attack without a source.
     """
-    steps = re.fullmatch(r"pgd([1-9]\d*)", name)
-    if steps:
-        return PGD(threat, int(steps.group(1)))
+    spelled = (name for given in names for name in _members(given))
+    return {name: _preset(name, threat, source) for name in spelled}
+
+
+def _members(name):
+    prefix = TRANSFER if name.startswith(TRANSFER) else ""
+    bare = name.removeprefix(prefix)
+    return [prefix + each for each in GROUPS.get(bare, (bare,))]
+
+
+def _preset(name, threat, source):
+    if name.startswith(TRANSFER):
+        if source is None:
+            raise ValueError(f"A transfer attack needs a source model (--source). Received: {name!r} without one.")
+        return Transfer(source, _preset(name.removeprefix(TRANSFER), threat, source))
+    stepped = re.fullmatch(rf"({'|'.join(STEPPED)})([1-9]\d*)", name)
+    if stepped:
+        return STEPPED[stepped[1]](threat, int(stepped[2]))
     checks.one_of(name, PRESETS, "attacks")
-    return FGSM(threat) if name == "fgsm" else CW(threat)
+    return NAMED[name](threat)

@@ -1,0 +1,69 @@
+"""AutoAttack: four attacks without parameters, each on what the ones before left standing."""
+
+import dataclasses
+
+import keras
+
+from keras_mart import checks
+from keras_mart.attacks.apgd import APGDCE, APGDDLR, APGDT
+from keras_mart.attacks.base import Attack
+from keras_mart.attacks.fab import FABT
+from keras_mart.attacks.square import Square
+from keras_mart.attacks.survivors import attack_survivors
+
+STAGES = {"apgd-ce": APGDCE, "apgd-dlr": APGDDLR, "apgd-t": APGDT, "fab-t": FABT, "square": Square}
+VERSIONS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "rand": ("apgd-ce", "apgd-dlr")}
+# Gradients averaged in the version for networks that answer at random.
+RANDOM_SAMPLES = 20
+
+
+@keras.saving.register_keras_serializable("keras_mart")
+@dataclasses.dataclass(frozen=True)
+class AutoAttack(Attack):
+    """AutoAttack, the field's yardstick: APGD-CE, APGD-T, FAB-T and Square, one after the other.
+
+    Each attack runs on the examples that are classified correctly after the ones before; `keras_mart.evaluate` reports
+    the accuracy after each. An example that is misclassified as it is stays its natural image.
+
+    Differences: those of the single attacks. Batches are attacked one by one, so seeds and batch size decide which
+    random numbers an example meets.
+
+    Args:
+        threat: the ball, `Linf` or `L2`.
+        version: "standard"; "rand", for networks that answer at random (APGD-CE and APGD-DLR, each gradient the mean
+            of 20); or the names of attacks in their order: apgd-ce, apgd-dlr, apgd-t, fab-t, square.
+
+    Raises:
+        ValueError: an unknown version or name, a name given twice, or none.
+
+    Reference: Croce and Hein, arXiv 2003.01690; github.com/fra31/auto-attack.
+    """
+
+    version: str | tuple = "standard"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.version, str):
+            checks.one_of(self.version, VERSIONS, "version")
+            return
+        names = tuple(self.version)
+        object.__setattr__(self, "version", names)
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"`version` must name each attack once. Received: version={names}")
+        for name in names:
+            checks.one_of(name, STAGES, "version")
+
+    @property
+    def stages(self):
+        """Name to attack, in order."""
+        options = {"gradient_samples": RANDOM_SAMPLES} if self.version == "rand" else {}
+        names = VERSIONS.get(self.version, self.version) if isinstance(self.version, str) else self.version
+        return {name: STAGES[name](self.threat, **options) for name in names}
+
+    @property
+    def attacks(self):
+        """The attacks, in order."""
+        return tuple(self.stages.values())
+
+    def on_network(self, network, images, labels, seed):
+        return attack_survivors(network, self.stages, images, labels, seed).images

@@ -1,0 +1,124 @@
+"""Attacks one after the other, each on the examples that are still classified correctly."""
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from keras_mart import distribution, losses
+from keras_mart.attacks.inference import traced
+
+
+class Result(NamedTuple):
+    """What the attacks came to.
+
+    images: [batch, ...] the adversarial image of each example, of those found the one with the largest margin.
+    predictions: attack's name to [batch] predicted classes after it.
+    seconds: attack's name to the time it took.
+    gradients: attack's name to the number of gradients computed, each of one example; `None` where it does not say.
+    """
+
+    images: object
+    predictions: dict
+    seconds: dict
+    gradients: dict
+
+
+class Judgement(NamedTuple):
+    """What a network says to images: [batch] predicted classes, [batch] logit margins, the number of classes."""
+
+    predicted: np.ndarray
+    margins: np.ndarray
+    classes: int
+
+
+class Progress(NamedTuple):
+    """What is about to be done: a round of an attack on `left` examples; `round` counts from 0."""
+
+    attack: str
+    round: int
+    rounds: int
+    left: int
+
+
+def attack_survivors(network, attacks, images, labels, seed, left=None, natural=None, on_round=None):
+    """Runs attacks in turn; an example that is misclassified once is left alone by the rest.
+
+    Nothing is traced again as the examples become fewer: the batch size of a trace is open. Where XLA compiles, which
+    it does anew for every size, they are filled up to a power of two.
+
+    Args:
+        network: a Keras classifier that returns logits.
+        attacks: name to attack.
+        images: [batch, ...] float32 images.
+        labels: [batch] int32.
+        seed: [2] integers.
+        left: [batch] NumPy booleans, the examples to attack; those classified correctly by default.
+        natural: the `Judgement` of the images, where it is known already.
+        on_round: called with a `Progress` before each round.
+
+    Returns:
+        A `Result`.
+    """
+    natural = natural or judge(network, images, labels)
+    predicted, targets = natural.predicted.copy(), np.asarray(labels)
+    left = predicted == targets if left is None else left.copy()
+    margins = np.where(left, -np.inf, natural.margins)  # whatever an attack finds counts more than the natural image
+    adversarial = images
+    predictions, seconds, gradients = {}, {}, {}
+    for number, (name, attack) in enumerate(attacks.items()):
+        start, candidates, attacked = time.perf_counter(), images, 0
+        rounds = attack.rounds(natural.classes) if hasattr(attack, "rounds") else 1
+        for each in range(rounds):
+            which = np.flatnonzero(left)
+            if on_round is not None:
+                on_round(Progress(name, each, rounds, len(which)))
+            if not len(which):
+                break
+            round_seed = tf.random.fold_in(tf.random.fold_in(seed, number), each)
+            found = _one_round(attack, network, (images, labels, candidates), which, round_seed, each)
+            candidates = _replace(candidates, which, found)
+            now = judge(network, found, tf.gather(labels, which))
+            attacked += len(which)
+            better = ~(now.margins <= margins[which])  # NaN counts as found
+            adversarial = _replace(adversarial, which[better], tf.boolean_mask(found, better))
+            margins[which[better]] = now.margins[better]
+            predicted[which[better]] = now.predicted[better]
+            left[which] = predicted[which] == targets[which]
+        predictions[name] = predicted.copy()
+        seconds[name] = time.perf_counter() - start
+        cost = getattr(attack, "gradients", None)
+        gradients[name] = None if cost is None else cost * attacked
+    return Result(adversarial, predictions, seconds, gradients)
+
+
+def _one_round(attack, network, state, which, seed, number):
+    """[len(which), ...] what a round of the attack finds for some of the examples."""
+    padded = which
+    if distribution.prefers_xla():
+        size = min(1 << (len(which) - 1).bit_length(), len(state[0]))
+        padded = np.resize(which, size)
+    images, labels, candidates = (each if len(which) == len(each) else tf.gather(each, padded) for each in state)
+    if hasattr(attack, "round_on_network"):
+        found = attack.round_on_network(network, images, labels, seed, number, candidates)
+    else:
+        found = attack(network, images, labels, seed=seed)
+    return found[: len(which)]
+
+
+def _replace(images, which, others):
+    return others if len(which) == len(images) else tf.tensor_scatter_nd_update(images, which[:, None], others)
+
+
+def judge(network, images, labels):
+    """The `Judgement` of images: float32 [batch, ...], and int32 [batch] labels."""
+    signature = [tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32")]
+    predicted, margins, classes = traced(network, "judge", _judgement, signature)(images, labels)
+    return Judgement(predicted.numpy(), margins.numpy(), int(classes))
+
+
+def _judgement(logits, images, labels):
+    outputs = logits(images)
+    return ops.argmax(outputs, axis=-1), losses.margin(labels, outputs), outputs.shape[-1]

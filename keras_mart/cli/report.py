@@ -1,0 +1,40 @@
+"""--mode=report: checks the best checkpoint for false robustness, keeps a few pictures, and writes report.html."""
+
+import numpy as np
+
+from keras_mart.attacks import PGD
+from keras_mart.cli import build
+from keras_mart.cli.evaluate import verbosity
+from keras_mart.cli.flags import FLAGS
+from keras_mart.evaluation import diagnose, report
+
+# The gallery has so many examples that the attack breaks, and so many that it does not.
+PICTURES = 4
+
+
+def report_runs(directories, root):
+    """Writes report.html of all runs into the root, and what it shows beside the evaluation into each run."""
+    images, labels = build.test_data(FLAGS.checked_examples)
+    for directory in directories:
+        model = directory.load(directory.best)
+        print(f"\n{directory.path}: checks for false robustness, {len(labels)} test images", flush=True)
+        found = diagnose(
+            model, (images, labels), build.evaluation_threat(), build.source(), batch_size=FLAGS.batch_size,
+            limit=len(labels), seed=FLAGS.seed, verbose=verbosity(),
+        )  # fmt: skip
+        print(found)
+        directory.diagnosis.write_text(found.to_json() + "\n")
+        _keep_pictures(directory, model, images, labels)
+    print(f"Report: {report([directory.path for directory in directories], root / 'report.html')}")
+
+
+def _keep_pictures(directory, model, images, labels):
+    attack = PGD(build.evaluation_threat())
+    adversarial = np.asarray(attack(model, images, labels, seed=FLAGS.seed))
+    natural, predicted = (np.argmax(model.predict(each, verbose=0), axis=1) for each in (images, adversarial))
+    broken, held = np.flatnonzero((natural == labels) & (predicted != labels)), np.flatnonzero(predicted == labels)
+    chosen = np.concatenate([broken[:PICTURES], held[:PICTURES]])
+    np.savez_compressed(
+        directory.gallery, images=images[chosen], adversarial=adversarial[chosen], labels=labels[chosen],
+        natural=natural[chosen], predicted=predicted[chosen], attack=repr(attack), epsilon=attack.threat.epsilon,
+    )  # fmt: skip

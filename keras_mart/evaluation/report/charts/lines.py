@@ -1,0 +1,87 @@
+"""A line chart."""
+
+import dataclasses
+
+from keras_mart.evaluation.report.charts import svg
+from keras_mart.evaluation.report.charts.marks import shape
+from keras_mart.evaluation.report.markup import tag
+
+LEFT, RIGHT, TOP, BOTTOM = 52, 26, 30, 46
+# The top without a title.
+BARE = 10
+# The height of a line of text above the plot.
+LINE = 17
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A line through points.
+
+    Attributes:
+        points: (x, y) pairs, at least one.
+        colour: CSS class.
+        style: "solid", "dashed" or "dots".
+        band: (x, low, high) triples round it.
+        shape: number of the shape that marks its points, or `None`.
+    """
+
+    points: list
+    colour: str
+    style: str = "solid"
+    band: tuple = ()
+    shape: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """A title, which may be empty where the page has it already, the range, and (value, text) ticks."""
+
+    title: str
+    low: float
+    high: float
+    ticks: list
+
+
+def line_chart(label, lines, x_axis, y_axis, *, width, height, marks=()):
+    """A line chart that `label` describes; `marks` are (x, text) pairs of vertical lines."""
+    top = (TOP if y_axis.title else BARE) + LINE * len(marks)
+    x = svg.Scale(x_axis.low, x_axis.high, LEFT, width - RIGHT)
+    y = svg.Scale(y_axis.low, y_axis.high, top + height, top)
+    parts = [
+        svg.text(0, 13, y_axis.title) if y_axis.title else None,
+        [_level(y(value), words, width) for value, words in y_axis.ticks],
+        [svg.text(x(value), top + height + 18, words, "middle") for value, words in x_axis.ticks],
+        svg.text((LEFT + width - RIGHT) / 2, top + height + 40, x_axis.title, "middle"),
+        [_mark(x(value), words, place, y, width) for place, (value, words) in enumerate(marks)],
+        [_band(line, x, y) for line in lines if line.band],
+        [_line(line, x, y) for line in lines],
+    ]
+    return svg.frame(label, width, top + height + BOTTOM, *parts)
+
+
+def _level(height, words, width):
+    return [svg.rule(LEFT, height, width - RIGHT, height, "grid"), svg.text(LEFT - 8, height + 4, words, "end")]
+
+
+def _mark(x, words, place, y, width):
+    """A vertical line with its text above the plot, to the right of it as far as there is room."""
+    aside = max(0, min(x + 5, width - svg.LETTER * len(words)))
+    text = svg.text(aside, TOP + LINE * (place + 1) - 8, words, class_="strong halo")
+    return [svg.rule(x, TOP + LINE * place - 2, x, y.start, "mark"), text]
+
+
+def _band(line, x, y):
+    low = [(x(at), y(below)) for at, below, _ in line.band]
+    high = [(x(at), y(above)) for at, _, above in reversed(line.band)]
+    points = " ".join(f"{svg.number(at)},{svg.number(height)}" for at, height in [*low, *high])
+    return tag("polygon", points=points, class_=f"band {line.colour}")
+
+
+def _line(line, x, y):
+    places = [(x(at), y(value)) for at, value in line.points]
+    if line.style == "dots":
+        return tag("g", [shape(0, *place, 2, "point") for place in places], class_=line.colour)
+    # "h0": a single point is a line of no length, which round ends make visible.
+    path = "M" + "L".join(f"{svg.number(at)} {svg.number(height)}" for at, height in places) + "h0"
+    dots = [shape(line.shape, *place, 4.5) for place in places] if line.shape is not None else None
+    return tag("g", tag("path", d=path, class_=f"line {line.style}"), dots, class_=line.colour)

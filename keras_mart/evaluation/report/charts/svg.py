@@ -1,0 +1,68 @@
+"""What the charts share: a frame, text, scales and ticks."""
+
+import dataclasses
+import math
+
+from keras_mart.evaluation.report.markup import tag
+
+# In pixels. A narrow chart is as wide as a telephone or a card; a wide one takes the page.
+NARROW, WIDE = 352, 920
+# An upper bound of a letter's mean width.
+LETTER = 9
+
+
+def frame(label, width, height, *children):
+    """The SVG element of a chart that `label` describes to who cannot see it."""
+    size = "wide" if width == WIDE else "narrow"
+    return tag(
+        "svg", *children, viewBox=f"0 0 {width} {number(height)}", class_=f"chart {size}", role="img", aria_label=label
+    )
+
+
+def both(draw):
+    """A wide and a narrow chart, of which the page shows one; `draw` takes the width."""
+    return tag("div", draw(WIDE), draw(NARROW), class_="adaptive")
+
+
+def text(x, y, words, anchor="start", class_=None):
+    """Text at a point."""
+    return tag("text", words, x=number(x), y=number(y), text_anchor=anchor, class_=class_)
+
+
+def rule(x1, y1, x2, y2, class_):
+    """A straight line."""
+    return tag("path", d=f"M{number(x1)} {number(y1)}L{number(x2)} {number(y2)}", class_=class_)
+
+
+def number(value):
+    """A coordinate, to a tenth of a pixel."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def shorten(words, width):
+    """Text cut to so many pixels: SVG does not break lines."""
+    letters = int(width / LETTER)
+    return words if len(words) <= letters else words[: letters - 1].rstrip() + "…"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Maps values in [low, high] to coordinates from `start` to `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value):
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def ticks(low, high, count=5, least=0.0):
+    """About `count` round values in [low, high], at least `least` apart."""
+    raw = max((high - low) / count, least)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = max(next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9)), least)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(index * step, 10) for index in range(first, last + 1)]

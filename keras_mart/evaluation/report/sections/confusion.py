@@ -1,0 +1,64 @@
+"""Which classes are taken for which under the strongest attack."""
+
+import numpy as np
+
+from keras_mart.evaluation.report import words
+from keras_mart.evaluation.report.charts import heatmap, svg
+from keras_mart.evaluation.report.markup import tag
+from keras_mart.evaluation.report.sections import frame
+from keras_mart.evaluation.report.subject import attacks
+
+LEAD = (
+    "What the best checkpoint predicts under the strongest attack measured. A row holds the examples of one class; the "
+    "stronger the colour, the larger their share."
+)
+# So many confusions are listed.
+LISTED = 5
+
+
+def confusion(subjects):
+    """A heat map for each run, and its most frequent confusions."""
+    measured = [subject for subject in subjects if _attack(subject)]
+    absent = [frame.missing(each, "The predictions", "evaluate") for each in subjects if each not in measured]
+    shown = frame.cards(measured, _map) if measured else None
+    return frame.section("confusion", "Confusions under attack", LEAD, shown, absent)
+
+
+def _attack(subject):
+    """The strongest attack that is no stage; natural images where there was no attack; `None` without predictions."""
+    if subject.table is None:
+        return None
+    accuracy = subject.table.accuracy
+    return min(attacks(accuracy), key=accuracy.get, default="natural")
+
+
+def _map(subject):
+    attack = _attack(subject)
+    counts = _counts(subject.table.labels, subject.table.predictions[attack])
+    pairs = _pairs(counts)
+    label = f"Confusions of {subject.title} under {attack}, {len(counts)} classes. " + "; ".join(pairs)
+    chart = heatmap.heatmap(label, counts, width=svg.NARROW)
+    accuracy = words.percent(subject.table[attack])
+    caption = f"Under {attack}: {accuracy} of {subject.table.examples:,} examples are classified correctly."
+    listed = [tag("h4", "Most frequent"), tag("ol", [tag("li", pair) for pair in pairs])] if pairs else None
+    return [frame.figure(caption, chart), listed]
+
+
+def _counts(labels, predicted):
+    """[classes, classes] how often a label was predicted as what."""
+    classes = int(max(labels.max(), predicted.max())) + 1
+    counts = np.zeros((classes, classes), "int64")
+    np.add.at(counts, (labels, predicted), 1)
+    return counts
+
+
+def _pairs(counts):
+    wrong = counts * (1 - np.eye(len(counts), dtype="int64"))
+    places = np.argsort(-wrong, axis=None, kind="stable")[:LISTED]
+    found = [np.unravel_index(place, wrong.shape) for place in places]
+    return [
+        f"{label} taken for {predicted}: {counts[label, predicted]:,} of {sum(counts[label]):,} "
+        f"({counts[label, predicted] / sum(counts[label]):.1%})"
+        for label, predicted in found
+        if wrong[label, predicted]
+    ]

@@ -1,0 +1,46 @@
+"""Whether runs were judged alike: only then do their figures compare."""
+
+from keras_mart.evaluation.report import words
+from keras_mart.evaluation.report.markup import tag
+
+
+def notes(subjects):
+    """A warning that lists in what the runs were judged differently; nothing where they were judged alike."""
+    found = [tag("li", f"{what} is {values}.") for what, values in _differences(subjects)]
+    changed = [name for name in _names(subjects) if _changed(name, subjects)]
+    if changed:
+        found.append(tag("li", f"The parameters of {words.listing(changed)} are not the same for all."))
+    heading = tag("b", "These runs were not judged alike, and their figures do not compare as they stand.")
+    return tag("div", tag("p", heading), tag("ul", found), class_="note") if found else None
+
+
+def parameters(subject):
+    """Name to the repr of the attacks that a run was judged under."""
+    return subject.evaluation.get("attacks", {})
+
+
+def _differences(subjects):
+    respects = {
+        "The norm": lambda each: each.threat and words.NORMS.get(each.threat[0], each.threat[0]),
+        "Epsilon": lambda each: each.threat and words.epsilon(each.threat[1]),
+        "The number of test examples": lambda each: each.examples and f"{each.examples:,}",
+        "The list of attacks": lambda each: words.listing(each.attacks),
+    }
+    for what, value in respects.items():
+        titles = words.grouped((each.title, value(each)) for each in subjects)
+        if len(titles) > 1:
+            yield what, "; ".join(f"{each} for {runs}" for each, runs in titles.items())
+
+
+def _names(subjects):
+    return dict.fromkeys(name for subject in subjects for name in parameters(subject))
+
+
+def _changed(name, subjects):
+    """Whether an attack has other parameters here than there, its ball aside, which is told already."""
+    return len({_without_ball(parameters(each)[name]) for each in subjects if name in parameters(each)}) > 1
+
+
+def _without_ball(attack):
+    start, _, rest = attack.partition("threat=")
+    return start, rest.partition(")")[2]

@@ -1,0 +1,82 @@
+"""Adversarial examples to look at."""
+
+import numpy as np
+
+from keras_mart.evaluation.report import words
+from keras_mart.evaluation.report.charts.pictures import picture
+from keras_mart.evaluation.report.markup import tag
+from keras_mart.evaluation.report.sections import frame
+
+LEAD = (
+    "The natural image, the perturbation magnified (grey is no change, lighter is brighter, darker is darker), and the "
+    "adversarial image, with what the best checkpoint predicts for the first and the last."
+)
+# So many examples are shown.
+SHOWN = 8
+
+
+def gallery(subjects):
+    """Some examples of each run."""
+    measured = [subject for subject in subjects if subject.gallery and len(subject.gallery["images"])]
+    absent = [frame.missing(each, "The gallery", "report") for each in subjects if each not in measured]
+    shown = frame.cards(measured, _examples, wide=True) if measured else None
+    return frame.section("gallery", "Adversarial examples", LEAD, shown, absent)
+
+
+def _examples(subject):
+    shown = {name: values[:SHOWN] for name, values in subject.gallery.items() if values.ndim}
+    perturbations = shown["adversarial"] - shown["images"]
+    factor = _factor(perturbations)
+    examples = [
+        _example(subject, index, {name: values[index] for name, values in shown.items()}, perturbation, factor)
+        for index, perturbation in enumerate(perturbations)
+    ]
+    attack, size = str(subject.gallery["attack"]), float(subject.gallery["epsilon"])
+    caption = [
+        "The perturbation is magnified ",
+        tag("b", f"{factor:g} times"),
+        f"; epsilon is {words.epsilon(size)}. ",
+        tag("code", attack),
+    ]
+    return frame.figure(caption, tag("div", examples, class_="examples"))
+
+
+def _factor(perturbations):
+    """By how much the largest change may grow until it is black or white, to two digits."""
+    largest = float(np.max(np.abs(perturbations)))
+    return float(f"{0.5 / largest:.2g}") if largest > 0 else 1.0
+
+
+def _example(subject, index, example, perturbation, factor):
+    label, natural, predicted = (int(example[name]) for name in ("labels", "natural", "predicted"))
+    where = f"{subject.title}, example {index + 1}"
+    columns = [
+        _column(
+            "natural",
+            picture(example["images"], f"{where}: natural image of class {label}, predicted {natural}"),
+            _prediction(natural, label),
+        ),
+        _column(
+            "perturbation",
+            picture(0.5 + factor * perturbation, f"{where}: perturbation, {factor:g} times"),
+            f"{factor:g} times",
+        ),
+        _column(
+            "adversarial",
+            picture(example["adversarial"], f"{where}: adversarial image, predicted {predicted}"),
+            _prediction(predicted, label),
+        ),
+    ]
+    return tag("div", tag("p", f"label {label}", class_="label"), columns, class_="example")
+
+
+def _column(name, image, below):
+    return tag("div", tag("small", name), image, tag("span", below))
+
+
+def _prediction(predicted, label):
+    return tag(
+        "span",
+        f"{'✓' if predicted == label else '✗'} predicted {predicted}",
+        class_="good" if predicted == label else "bad",
+    )

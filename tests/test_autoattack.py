@@ -1,0 +1,668 @@
+"""Auto-PGD, FAB, Square and AutoAttack: what every attack keeps, and each against an exact answer."""
+
+import functools
+import types
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import conv_network, images_and_labels, linear_network
+from keras import ops
+
+import keras_mart as km
+from keras_mart import losses
+from keras_mart.attacks import apgd, autoattack, fab, gradients, square, survivors
+
+ROUNDING = 1e-5
+THREATS = [km.Linf(0.1), km.L2(0.4)]
+every_threat = pytest.mark.parametrize("threat", THREATS, ids=repr)
+SHORT = {
+    "apgd-ce": functools.partial(km.APGDCE, steps=3),
+    "apgd-dlr": functools.partial(km.APGDDLR, steps=3),
+    "apgd-t": functools.partial(km.APGDT, steps=3),
+    "fab-t": functools.partial(km.FABT, steps=3),
+    "square": functools.partial(km.Square, queries=12),
+}
+ATTACKS = SHORT | {
+    "fgsm": km.FGSM,
+    "pgd": functools.partial(km.PGD, steps=2),
+    "cw": functools.partial(km.CW, steps=2),
+    "noise": functools.partial(km.Noise, samples=2),
+    "autoattack": functools.partial(km.AutoAttack, version=("apgd-dlr", "apgd-t", "fab-t", "square")),
+}
+IN_ROUNDS = ("apgd-t", "fab-t", "square", "autoattack")  # these leave alone what is misclassified as it is
+
+
+def every_attack(test):
+    return pytest.mark.parametrize("name", ATTACKS)(every_threat(test))
+
+
+def every_single_attack(test):
+    return pytest.mark.parametrize("name", [name for name in ATTACKS if name != "autoattack"])(every_threat(test))
+
+
+@pytest.fixture(autouse=True)
+def short_rounds_and_stages(monkeypatch):
+    """AutoAttack made of short attacks, and Square in two rounds."""
+    monkeypatch.setattr(square, "ROUND", 8)
+    for name, attack in SHORT.items():
+        monkeypatch.setitem(autoattack.STAGES, name, attack)
+
+
+@pytest.fixture
+def eagerly():
+    """What runs once is not worth its tracing."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+class Counting(keras.layers.Layer):
+    """Counts how often Python passes: once for each time it is traced or called eagerly."""
+
+    calls = 0
+
+    def call(self, images):
+        Counting.calls += 1
+        return images
+
+
+# --- what every attack keeps ---
+
+X, _ = images_and_labels(8, (5, 5, 1))
+
+
+@pytest.fixture(scope="module")
+def network():
+    """One for all tests, so that each attack is traced once."""
+    return keras.Sequential([keras.Input(X.shape[1:]), Counting(), conv_network(X.shape[1:])])
+
+
+@pytest.fixture(scope="module")
+def labels(network):
+    """Two of eight are misclassified."""
+    predicted = np.argmax(network(X), axis=1)
+    predicted[[2, 5]] = (predicted[[2, 5]] + 1) % 3
+    return predicted
+
+
+def assert_keeps_the_rules(found, images, threat):
+    assert found.dtype == "float32" and found.shape == images.shape and np.all(np.isfinite(found))
+    assert np.all(threat.distance(found, images) <= threat.epsilon + ROUNDING)
+    assert np.min(found) >= 0 and np.max(found) <= 1
+
+
+@every_attack
+def test_contract(name, threat, network, labels):
+    attack = ATTACKS[name](threat)
+    found = attack(network, X, labels, seed=1)
+    assert_keeps_the_rules(found, X, threat)
+    assert np.any(np.abs(found - X) > 0.01)
+    np.testing.assert_array_equal(attack(network, X, labels, seed=1), found)
+    if name in IN_ROUNDS:
+        np.testing.assert_array_equal(found[2], X[2])
+        np.testing.assert_array_equal(found[5], X[5])
+    calls = Counting.calls
+    for batch in (5, 1):  # also where fewer and fewer examples are left
+        few = ATTACKS[name](threat)(network, X[:batch], labels[:batch], seed=1)
+        assert_keeps_the_rules(few, X[:batch], threat)
+    assert Counting.calls == calls
+
+
+def linear(classes, flat=False, dtype="float32"):
+    """A network, images for it, and the labels that it finds right."""
+    weights = np.random.default_rng(1).normal(size=(25, classes))
+    images = X.reshape(8, -1) if flat else X
+    network = linear_network(weights, np.zeros(classes), images.shape[1:], dtype=dtype)
+    return network, images, np.argmax(network(images), axis=1)
+
+
+@every_single_attack
+def test_epsilon_zero_returns_the_natural_images(name, threat, eagerly):
+    network, images, labels = linear(3)
+    np.testing.assert_array_equal(ATTACKS[name](type(threat)(0))(network, images, labels, seed=1), images)
+
+
+@pytest.mark.parametrize("classes, flat, dtype", [(2, False, "mixed_float16"), (4, True, "float32")])
+@every_single_attack
+def test_classes_shapes_and_precision(name, threat, classes, flat, dtype, eagerly):
+    network, images, labels = linear(classes, flat and name != "square", dtype)
+    found = ATTACKS[name](threat)(network, images, labels, seed=1)
+    assert_keeps_the_rules(found, images, threat)
+    assert name == "noise" or np.any(np.argmax(network(found), axis=1) != labels)
+
+
+@every_threat
+def test_square_needs_pixels(threat, eagerly):
+    with pytest.raises(ValueError, match=r"needs images \[batch, height, width, channels\].* Received: shape \(.*25\)"):
+        km.Square(threat)(*linear(3, flat=True))
+
+
+@every_attack
+def test_values(name, threat):
+    attack = ATTACKS[name](threat)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(attack))
+    assert type(again) is type(attack) and again == attack and hash(again) == hash(attack)
+    assert attack == ATTACKS[name](threat) and attack != ATTACKS[name](km.Linf(0.2))
+    assert repr(attack).startswith(f"{type(attack).__name__}(threat={threat!r}")
+
+
+@pytest.mark.parametrize("name", IN_ROUNDS)
+def test_rounds_run_eagerly(name, network, labels):
+    attack = tf.function(lambda images, labels: ATTACKS[name](THREATS[0])(network, images, labels, seed=1))
+    with pytest.raises(ValueError, match=r"runs eagerly, not inside a tf\.function\. Received: "):
+        attack(tf.constant(X), tf.constant(labels))
+
+
+LINF, SMALL = THREATS[0], tf.zeros([1, 4, 4, 1])
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        *((lambda a=a: a(LINF, 0), "`steps` must be a positive integer. Received: steps=0")
+          for a in (km.APGDCE, km.APGDDLR, km.APGDT, km.FABT)),
+        *((lambda a=a: a(LINF, targets=0), "`targets` must be a positive integer. Received: targets=0")
+          for a in (km.APGDT, km.FABT)),
+        *((lambda a=a: a(LINF, rho=1.5), r"`rho` must lie in \[0, 1\]. Received: rho=1.5")
+          for a in (km.APGDCE, km.APGDDLR, km.APGDT)),
+        (lambda: km.APGDCE(LINF, rho=-0.1), r"`rho` must lie in \[0, 1\]. Received: rho=-0.1"),
+        (lambda: km.APGDCE(LINF, rho=np.nan), r"`rho` must lie in \[0, 1\]. Received: rho=nan"),
+        *((lambda a=a: a(LINF, gradient_samples=0), "`gradient_samples` must be a positive integer. Received: .*=0")
+          for a in (km.APGDCE, km.APGDDLR, km.APGDT)),
+        (lambda: km.Square(LINF, 0), "`queries` must be a positive integer. Received: queries=0"),
+        (lambda: km.Square(LINF, p_init=0), r"`p_init` must lie in \(0, 1\]. Received: p_init=0"),
+        (lambda: km.Square(LINF, p_init=1.1), r"`p_init` must lie in \(0, 1\]. Received: p_init=1.1"),
+        (lambda: square._l2(0.1, SMALL), r"needs images of at least 5 x 5. Received: \(1, 4, 4, 1\)"),
+        (lambda: km.APGDCE(0.1), "`threat` must be a ball such as .* Received: 0.1"),
+        (lambda: km.AutoAttack(LINF, "standart"), "Received: 'standart'. Did you mean 'standard'?"),
+        (lambda: km.AutoAttack(LINF, ("apgd-c",)), "Received: 'apgd-c'. Did you mean 'apgd-ce'?"),
+        (lambda: km.AutoAttack(LINF, ()), r"`version` must name each attack once. Received: version=\(\)"),
+        (lambda: km.AutoAttack(LINF, ("fab-t", "fab-t")), "must name each attack once. Received: .*'fab-t', 'fab-t'"),
+    ],
+)  # fmt: skip
+def test_errors(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+# --- linear networks, on which the best adversarial example is known ---
+
+
+def nearest(threat, images, normal, value):
+    """The smallest offset that brings a linear function to 0 inside [0, 1], by bisection in float64; else the corner.
+
+    Each value moves against its normal at the pace that is best for the norm, until it meets 0 or 1.
+    """
+    direction = -np.sign(value)[:, None] * np.sign(normal)
+    pace = np.abs(normal) if isinstance(threat, km.L2) else np.ones_like(normal)
+    room = np.where(direction > 0, 1 - images, images)
+    low, high = np.zeros(len(images)), np.full(len(images), 1e6)
+    for _ in range(200):
+        middle = (low + high) / 2
+        reached = np.sum(np.abs(normal) * np.minimum(middle[:, None] * pace, room), axis=1) >= np.abs(value)
+        low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+    return direction * np.minimum(high[:, None] * pace, room)
+
+
+def linear_case(classes, interior):
+    """24 images, of 12 values in the interior of the box or on its walls too; two are misclassified."""
+    random = np.random.default_rng(2)
+    images = random.uniform(0.3, 0.7, size=(24, 12)) if interior else random.normal(0.5, 0.5, size=(24, 12))
+    images = np.clip(images, 0, 1).astype("float32")
+    weights, bias = random.normal(size=(12, classes)).astype("float32"), random.normal(size=classes) / 4
+    labels = np.argmax(images @ weights + bias, axis=1)
+    labels[:2] = (labels[:2] + 1) % classes
+    return linear_network(weights, bias), images, labels
+
+
+def exact_distance(threat, network, images, labels):
+    """[batch] how far the nearest misclassified image is; 0 where the natural one is, infinite where there is none."""
+    weights, bias = (np.asarray(each, "float64") for each in network.get_weights())
+    distances = []
+    for number, label in enumerate(labels):
+        normals = np.delete(weights - weights[:, [label]], label, axis=1).T
+        values = images[number] @ normals.T + np.delete(bias - bias[label], label)
+        offsets = nearest(threat, np.tile(images[number].astype("float64"), (len(values), 1)), normals, values)
+        left = values + np.sum(offsets * normals, axis=1)
+        norms = np.linalg.norm(offsets, ord=2 if isinstance(threat, km.L2) else np.inf, axis=1)
+        distances.append(0 if values.max() > 0 else np.where(np.abs(left) > 1e-6, np.inf, norms).min())
+    return np.array(distances)
+
+
+DUAL = {km.Linf: 1, km.L2: 2}  # the order of the norm that a slope is measured in
+both = pytest.mark.parametrize("norm", [km.Linf, km.L2])
+
+
+def dividing(distances):
+    """An epsilon that about half of the distances exceed, none of them nearer to it than 3%."""
+    ordered = np.sort(distances)
+    ratios = ordered[9:16] / ordered[8:15]
+    at = 8 + np.argmax(ratios)
+    assert ratios.max() > 1.07
+    return np.sqrt(ordered[at] * ordered[at + 1])
+
+
+@pytest.mark.parametrize("interior", [True, False], ids=["interior", "walls"])
+@both
+def test_fab_finds_the_nearest_adversarial_image(norm, interior):
+    network, images, labels = linear_case(2, interior)
+    expected = exact_distance(norm(0), network, images, labels)
+    if interior:  # there it is the margin over the dual norm
+        normal = np.subtract(*network.get_weights()[0].T)
+        margins = np.maximum(-losses.margin(labels, network(images)), 0)
+        np.testing.assert_allclose(expected, margins / np.linalg.norm(normal, DUAL[norm]), atol=1e-6)
+    found = norm(0).distance(km.FABT(norm(10.0), 30)(network, images, labels), images)
+    # It goes beyond the boundary on purpose: by half a per cent of the way at last, a little more along the walls.
+    assert np.all(found >= (1 - 1e-4) * expected) and np.all(found <= (1.006 if interior else 1.015) * expected)
+
+
+TO_THE_END = {
+    "apgd-ce": lambda threat: km.APGDCE(threat, 20),
+    "apgd-dlr": lambda threat: km.APGDDLR(threat, 20),
+    "apgd-t": lambda threat: km.APGDT(threat, 20),
+    "fab-t": lambda threat: km.FABT(threat, 20),
+    "autoattack": lambda threat: km.AutoAttack(threat, ("apgd-ce", "apgd-t", "fab-t")),
+}
+
+
+@pytest.mark.parametrize(
+    "name, classes, interior",
+    # The cross-entropy and the ratio of more than two classes may rise another way than to the boundary. Where the box
+    # cuts the L2 ball, what is clipped loses length, and ascent does not reach the best corner; FAB does.
+    [("apgd-ce", 2, True), ("apgd-dlr", 2, True), ("apgd-t", 4, True), ("fab-t", 4, True), ("fab-t", 4, False),
+     ("autoattack", 4, False)],
+)  # fmt: skip
+@both
+def test_breaks_what_can_be_broken(norm, name, classes, interior):
+    network, images, labels = linear_case(classes, interior)
+    distances = exact_distance(norm(0), network, images, labels)
+    threat = norm(dividing(distances))
+    found = TO_THE_END[name](threat)(network, images, labels, seed=1)
+    holds = distances > threat.epsilon
+    np.testing.assert_array_equal(np.argmax(network(found), axis=1) == labels, holds)
+    if name.startswith("apgd-") and classes == 2:  # of the others the nearest to the boundary
+        slope = np.subtract(*network.get_weights()[0].T)
+        best = losses.margin(labels, network(images)) + threat.epsilon * np.linalg.norm(slope, DUAL[norm])
+        np.testing.assert_allclose(losses.margin(labels, network(found))[holds], best[holds], atol=2e-3)
+
+
+# --- Auto-PGD ---
+
+
+def test_when_auto_pgd_looks_back():
+    # Of 100 steps: windows 22, then each 3 shorter, at least 6.
+    after = {100: [22, 41, 57, 70, 80, 87, 93, 99], 40: [8, 15, 21, 26, 30, 33, 35, 37, 39], 4: [1, 2, 3, 4], 1: [1]}
+    for steps, expected in after.items():
+        windows = np.array(apgd._windows(steps))
+        assert list(np.flatnonzero(windows) + 1) == expected
+        np.testing.assert_array_equal(windows[windows > 0], np.diff([0, *expected]))
+
+
+# Not on the lattice of halved steps, where rounding would decide.
+CENTRES = [[0.4257, 0.4526, 0.5542], [0.5148, 0.4269, 0.4882], [0.9137, 0.1149, 0.5127], [0.4293, 0.4661, 0.4541]]
+CENTRES = np.array(CENTRES, "float32")
+STEEPNESS, HEIGHTS = np.array([1.0, 3.0, 10.0], "float32"), np.array([-0.2, 0.012, 1.0, 0.05], "float32")
+
+
+def hill(images, maths=np):
+    """[batch] a quadratic, with values below 0, round 0 and above; an image right of 0.5 is 'misclassified'."""
+    return HEIGHTS - maths.sum(STEEPNESS * (images - CENTRES) ** 2, axis=1), images[:, 0] > 0.5
+
+
+def official_auto_pgd(threat, images, start, steps, rho):
+    """One run of the official code on `hill`, example by example, in NumPy."""
+
+    def project(x, point):
+        offset = point - x
+        if isinstance(threat, km.Linf):
+            return np.clip(x + np.clip(offset, -threat.epsilon, threat.epsilon), 0, 1)
+        return np.clip(x + offset * min(1, threat.epsilon / max(np.linalg.norm(offset), 1e-12)), 0, 1)
+
+    best_images, fooled, adversarial = start.copy(), np.zeros(len(images), bool), start.copy()
+    for i, x in enumerate(images.astype("float64")):
+
+        def value(point, i=i):
+            return HEIGHTS[i] - np.sum(STEEPNESS * (point - CENTRES[i]) ** 2)
+
+        def direction(point, i=i):
+            gradient = -2 * STEEPNESS * (point - CENTRES[i])
+            return np.sign(gradient) if isinstance(threat, km.Linf) else gradient / np.linalg.norm(gradient)
+
+        point = old = best = start[i].astype("float64")
+        best_value = best_then = value(point)
+        fooled[i] = point[0] > 0.5
+        history = {-1: 0.0}
+        step_size, window, since, halved_then = 2 * threat.epsilon, max(int(0.22 * steps), 1), 0, True
+        for step in range(steps):
+            momentum, old = point - old, point
+            share = 0.75 if step else 1.0
+            moved = project(x, point + step_size * direction(point))
+            point = project(x, point + share * (moved - point) + (1 - share) * momentum)
+            if point[0] > 0.5:
+                fooled[i], adversarial[i] = True, point
+            history[step] = value(point)
+            if history[step] > best_value:
+                best, best_value = point, history[step]
+            since += 1
+            if since == window:
+                rises = sum(history[step - k] > history[step - k - 1] for k in range(window))
+                halved = rises <= rho * window or (not halved_then and best_then >= best_value)
+                halved_then, best_then = halved, best_value
+                if halved:
+                    step_size, point = step_size / 2, best
+                window, since = max(window - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1)), 0
+        best_images[i] = best
+    return best_images, fooled, adversarial
+
+
+@pytest.mark.parametrize("steps, rho", [(9, 0.75), (30, 0.75), (30, 0.4)])
+@pytest.mark.parametrize("threat", [km.Linf(0.1), km.L2(0.15)], ids=repr)
+def test_auto_pgd_is_the_official_algorithm(threat, steps, rho):
+    images = np.full((4, 3), 0.5, "float32")
+    images[2] = [0.95, 0.02, 0.5]  # the box cuts its ball
+    attack = km.APGDCE(threat, steps, rho=rho)
+    found = apgd.ascend(attack, functools.partial(hill, maths=ops), tf.constant(images), None, tf.constant([1, 2]))
+    start = threat.rim(tf.constant(images), [1, 2]).numpy()
+    best, fooled, adversarial = official_auto_pgd(threat, images, start, steps, rho)
+    np.testing.assert_allclose(found[0], best, atol=1e-5)
+    np.testing.assert_array_equal(found[1], fooled)
+    np.testing.assert_allclose(found[2], adversarial, atol=1e-5)
+
+
+class Contrary(km.APGDCE):
+    """Climbs away from misclassification."""
+
+    def loss(self, labels, logits):
+        return -losses.margin(labels, logits)
+
+
+@every_threat
+def test_auto_pgd_returns_a_misclassified_image_it_has_left(threat):
+    slope, images, labels = [[1.0], [-1.0], [0.5]], tf.fill([20, 3], 0.5), tf.zeros([20], "int32")
+    network = linear_network(np.hstack([np.zeros_like(slope), slope]), [0, -0.25])
+    found = Contrary(threat, 5).perturb(network, images, labels, tf.constant([1, 2]))
+    there_at_first = np.asarray(losses.margin(labels, network(threat.rim(images, [1, 2])))) > 0
+    assert 5 < np.sum(there_at_first) < 15
+    np.testing.assert_array_equal(np.asarray(losses.margin(labels, network(found))) > 0, there_at_first)
+
+
+@both
+def test_auto_pgd_takes_an_epsilon_for_each_example(norm):
+    epsilon, slope = np.array([0, 0.01, 0.1, 0.3], "float32"), np.array([1, -2, 0.5], "float32")
+    attack = km.APGDCE(norm(0.2), 9)
+    found = attack.maximise(lambda images: ops.sum(slope * images, axis=1), tf.fill([4, 3], 0.5), epsilon, seed=1)
+    uphill = np.sign(slope) if norm is km.Linf else slope / np.linalg.norm(slope)
+    np.testing.assert_allclose(found, 0.5 + epsilon[:, None] * uphill, atol=1e-3)
+
+
+def test_a_gradient_is_the_mean_of_its_samples():
+    slopes = [1.0, 2.0, 6.0]
+    calls = []
+
+    def objective(images):
+        calls.append(slopes[len(calls) % 3])
+        return ops.sum(calls[-1] * images, axis=1), tf.zeros([2], "bool")
+
+    images = tf.fill([2, 4], 0.5)
+    gradient, *_ = gradients.scaled_gradient(objective, images, tf.constant([1.0, 4.0]), samples=3)
+    np.testing.assert_allclose(gradient, [[3.0] * 4, [12.0] * 4])
+    calls.clear()
+    attack = km.APGDCE(km.Linf(0.1), 4, gradient_samples=3)
+    apgd.ascend(attack, objective, images, None, tf.constant([1, 2]))
+    assert len(calls) == attack.gradients == (4 + 1) * 3
+
+
+@both
+def test_several_samples_of_one_gradient_are_that_gradient(norm, eagerly):
+    network, images, labels = linear_case(2, True)
+    one, three = (km.APGDCE(norm(0.05), 5, gradient_samples=n)(network, images, labels, seed=1) for n in (1, 3))
+    np.testing.assert_allclose(three, one, atol=ROUNDING)
+
+
+# --- FAB ---
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=repr)
+def test_the_nearest_point_of_a_hyperplane_in_the_box(threat):
+    random = np.random.default_rng(0)
+    images = np.clip(random.normal(0.5, 0.4, size=(60, 9)), 0, 1).astype("float32")
+    normal = random.normal(size=(60, 9)).astype("float32")
+    normal[:20, :4], normal[20:24] = 0, 0  # without influence; no hyperplane at all
+    value = random.normal(size=60).astype("float32")
+    value[24:28], value[28:32], value[20] = 0, 100, 0  # on it already; beyond the corner
+    images[32] = normal[32] > 0  # in the corner away from 0
+    value[32] = 1
+    normal[33:40] *= 1e-4
+    value[33:40] *= 1e-4
+    offset = fab.to_hyperplane(threat, tf.constant(images), tf.constant(normal), tf.constant(value)).numpy()
+    expected = nearest(threat, images.astype("float64"), normal.astype("float64"), value.astype("float64"))
+    np.testing.assert_allclose(offset, expected, atol=ROUNDING)
+    left = np.abs(value + np.sum(normal * offset, axis=1)) < ROUNDING * (1 + np.abs(value))
+    assert np.sum(left) > 30 and np.sum(left[28:32]) == 0
+    moved = images + offset
+    assert np.min(moved) >= -1e-6 and np.max(moved) <= 1 + 1e-6
+
+
+# --- Square ---
+
+
+class Rounding(keras.layers.Layer):
+    """Rounds to sixteenths: its gradient is 0."""
+
+    def call(self, images):
+        return tf.round(images * 16) / 16
+
+
+def test_square_needs_no_gradient(eagerly):
+    weights = np.random.default_rng(1).normal(size=(25, 2))
+    inner = linear_network(weights, [0, 0], X.shape[1:])
+    network = keras.Sequential([keras.Input(X.shape[1:]), Rounding(), inner])
+    labels = np.argmax(network(X), axis=1)
+    threat = km.Linf(0.25)
+    np.testing.assert_array_equal(km.FGSM(threat)(network, X, labels), X)
+    found = km.Square(threat, 24)(network, X, labels, seed=1)
+    assert_keeps_the_rules(found, X, threat)
+    assert np.mean(np.argmax(network(found), axis=1) == labels) < 0.5
+
+
+@every_threat
+def test_square_never_loses_what_it_has_gained(threat, network, labels):
+    def logits(images):
+        return network(images, training=False)
+
+    candidates, margins = tf.constant(X), []
+    for number in range(3):
+        candidates = km.Square(threat, 20).perturb(
+            logits, tf.constant(X), labels, tf.constant([number, 1]), tf.constant(number), candidates
+        )
+        margins.append(losses.margin(labels, logits(candidates)).numpy())
+        assert_keeps_the_rules(candidates, X, threat)
+    margins = np.array(margins)
+    assert np.all(np.diff(margins, axis=0) >= 0) and np.any(np.diff(margins, axis=0) > 0)
+    fooled = margins[0] > 0
+    assert np.any(fooled)
+    np.testing.assert_array_equal(margins[1, fooled], margins[0, fooled])  # what is done is done
+
+
+GREY = tf.fill([3, 10, 10, 2], 0.5)
+
+
+def test_linf_squares():
+    start, change = square._linf(0.1, GREY)
+    stripes = start(tf.constant([1, 2])).numpy()
+    np.testing.assert_allclose(np.abs(stripes - 0.5), 0.1, atol=1e-6)
+    np.testing.assert_array_equal(stripes, np.repeat(stripes[:, :1], 10, axis=1))  # vertical
+    assert len(np.unique(stripes[:, 0], axis=0)) == 3  # of each example its own
+    for area, side in [(0.8, 9), (0.4, 6), (0.05, 2), (0.001, 1)]:  # round(sqrt(area * 100)), at least 1
+        squares = change(GREY, area, tf.constant([3, side])).numpy() - 0.5  # from the middle nothing is cut
+        np.testing.assert_allclose(np.unique(np.abs(squares)), [0, 0.1], atol=1e-6)
+        rows, columns = np.nonzero(squares[0, :, :, 0])
+        assert np.ptp(rows) + 1 == np.ptp(columns) + 1 == side and len(rows) == side**2
+        np.testing.assert_array_equal(squares, np.repeat(squares[:1], 3, axis=0))  # one for all examples
+        for channel in range(2):
+            assert len(np.unique(squares[0, rows, columns, channel])) == 1
+
+
+def test_l2_squares_have_full_length():
+    threat = km.L2(0.7)
+    start, change = square._l2(threat.epsilon, GREY)
+    candidates = start(tf.constant([1, 2]))
+    np.testing.assert_allclose(threat.distance(candidates, GREY), threat.epsilon, rtol=1e-5)
+    assert np.all(np.abs(candidates - 0.5) > 1e-4)  # tiles all over
+    for number, area in enumerate([0.8, 0.2, 0.05, 0.001]):
+        changed = change(candidates, area, tf.constant([3, number]))
+        np.testing.assert_allclose(threat.distance(changed, GREY), threat.epsilon, rtol=1e-5)
+        assert np.any(np.abs(changed - candidates) > 1e-3)
+        candidates = changed
+
+
+def test_the_squares_shrink():
+    after = [0, 10, 11, 50, 51, 200, 201, 500, 501, 1000, 1001, 2000, 2001, 4000, 4001, 6000, 6001, 8000, 8001, 9999]
+    area = km.Square(LINF, 10000)._area
+    np.testing.assert_allclose([area(query) for query in after], [0.8 / 2**k for k in np.arange(20) // 2], rtol=1e-6)
+
+
+def official_eta(size):
+    """The official code's pattern: rectangles that grow round the middle of each half."""
+    halves = []
+    for height in (size // 2, size - size // 2):
+        delta = np.zeros((height, size))
+        for grown in range(max(height // 2, size // 2) + 1):
+            top, left = height // 2 - grown, size // 2 - grown
+            delta[max(top, 0) : top + 2 * grown + 1, max(left, 0) : left + 2 * grown + 1] += 1 / (grown + 1) ** 2
+        halves.append(delta / np.sqrt(np.sum(delta**2)))
+    both = np.concatenate([halves[0], -halves[1]])
+    return both / np.sqrt(np.sum(both**2))
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
+def test_the_bumps_are_the_official_pattern(size):
+    expected, seen = official_eta(size), set()
+    for seed in range(8):
+        bumps = square._bumps(9, 8, 1, 0, size, tf.constant([seed, 1])).numpy()[0, :, :, 0]
+        np.testing.assert_allclose(np.sqrt(np.sum(bumps**2)), 1, rtol=1e-6)
+        window = bumps[1 : 1 + size, :size]
+        turned = bool(np.abs(window - expected.T).max() < np.abs(window - expected).max())
+        np.testing.assert_allclose(window, expected.T if turned else expected, atol=1e-6)
+        seen.add(turned)
+    assert seen == {True, False}
+
+
+# --- attacks one after the other ---
+
+# One value, three classes: below 0.4 class 0, up to 0.6 class 1, above class 2.
+STEPS = ([[0.0, 10.0, 20.0]], [0.0, -4.0, -10.0])
+FIVE, ONES = tf.constant([[0.5], [0.52], [0.45], [0.55], [0.1]]), tf.ones([5], "int32")  # the last is misclassified
+
+
+class Recording:
+    """Returns images that were fixed beforehand, and remembers which examples it was shown."""
+
+    def __init__(self, *answers, gradients=None):
+        self.answers, self.gradients, self.shown = answers, gradients, []
+
+    def __call__(self, network, images, labels, seed):
+        which = [FIVE.numpy().tolist().index(image) for image in images.numpy().tolist()]
+        self.shown.append(which)
+        return tf.constant([[self.answers[each]] for each in which])
+
+
+def run(attacks, **options):
+    return survivors.attack_survivors(linear_network(*STEPS), attacks, FIVE, ONES, tf.constant([1, 2]), **options)
+
+
+def test_later_attacks_see_what_the_earlier_left():
+    first, second = Recording(0.7, 0.55, 0.48, 0.1, 0), Recording(0, 0.53, 0.1, 0, 0)
+    progress = []
+    result = run({"first": first, "second": second}, on_round=progress.append)
+    assert first.shown == [[0, 1, 2, 3]] and second.shown == [[1, 2]]
+    # 0.55 is nearer to a boundary than 0.53 is.
+    np.testing.assert_allclose(result.images, [[0.7], [0.55], [0.1], [0.1], [0.1]])
+    np.testing.assert_array_equal(result.predictions["first"], [2, 1, 1, 0, 0])
+    np.testing.assert_array_equal(result.predictions["second"], [2, 1, 0, 0, 0])
+    assert [tuple(each) for each in progress] == [("first", 0, 1, 4), ("second", 0, 1, 2)]
+    assert set(result.seconds) == {"first", "second"} and result.gradients == {"first": None, "second": None}
+
+
+def test_no_attack_runs_where_all_is_broken():
+    first, second = Recording(*[0.9] * 5, gradients=7), Recording(*[0.1] * 5, gradients=3)
+    result = run({"first": first, "second": second})
+    assert second.shown == []
+    assert result.gradients == {"first": 4 * 7, "second": 0}
+    np.testing.assert_array_equal(result.predictions["second"], result.predictions["first"])
+
+
+def test_examples_to_attack_may_be_named():
+    attack = Recording(0.5, 0.5, 0.5, 0.5, 0.2)
+    result = run({"only": attack}, left=np.array([False, True, False, False, True]))
+    assert attack.shown == [[1, 4]]
+    np.testing.assert_allclose(result.images, [[0.5], [0.5], [0.45], [0.55], [0.2]])
+
+
+def test_each_round_counts_its_gradients():
+    network, images, labels = linear_case(4, True)
+    threat = km.Linf(dividing(exact_distance(km.Linf(0), network, images, labels)))
+    progress = []
+    attack = km.APGDT(threat, 20, targets=2)
+    result = survivors.attack_survivors(
+        network, {"t": attack}, tf.constant(images), tf.constant(labels, "int32"), tf.constant([1, 2]),
+        on_round=progress.append,
+    )  # fmt: skip
+    assert [each.round for each in progress] == [0, 1] and {each.rounds for each in progress} == {2}
+    assert progress[0].left > progress[1].left > 0
+    assert result.gradients["t"] == 21 * sum(each.left for each in progress)
+
+
+def test_filled_batches_give_the_same(monkeypatch):
+    network, images, labels = linear_case(4, True)
+    threat = km.Linf(dividing(exact_distance(km.Linf(0), network, images, labels)))
+    attack = km.FABT(threat, 10)
+    expected = attack(network, images, labels)
+    xla = types.SimpleNamespace(prefers_xla=lambda: True)
+    monkeypatch.setattr(survivors, "distribution", xla)  # of this module alone: nothing is compiled
+    np.testing.assert_allclose(attack(network, images, labels), expected, atol=ROUNDING)
+    first, second = Recording(0.7, 0.5, 0.5, 0.5, 0), Recording(0.9, 0.9, 0.1, 0.1, 0)
+    result = run({"first": first, "second": second})
+    assert first.shown == [[0, 1, 2, 3]] and second.shown == [[1, 2, 3, 1]]
+    np.testing.assert_allclose(result.images, [[0.7], [0.9], [0.1], [0.1], [0.1]])
+
+
+# --- AutoAttack ---
+
+
+def test_the_versions_of_auto_attack(monkeypatch):
+    monkeypatch.undo()  # the real ones
+    threat = km.Linf(0.1)
+    standard, random = km.AutoAttack(threat), km.AutoAttack(threat, version="rand")
+    assert tuple(standard.stages) == ("apgd-ce", "apgd-t", "fab-t", "square")
+    expected = (km.APGDCE(threat, 100), km.APGDT(threat, 100, targets=9), km.FABT(threat, 100), km.Square(threat, 5000))
+    assert standard.attacks == expected
+    assert random.stages == {
+        "apgd-ce": km.APGDCE(threat, gradient_samples=20), "apgd-dlr": km.APGDDLR(threat, gradient_samples=20)
+    }  # fmt: skip
+    named = km.AutoAttack(threat, ["square", "apgd-dlr"])
+    assert named.version == ("square", "apgd-dlr") and named.attacks == (km.Square(threat), km.APGDDLR(threat))
+    assert len({standard, random, named, km.AutoAttack(threat, "standard")}) == 3
+
+
+def test_auto_attack_is_its_stages_on_the_survivors(eagerly):
+    network, images, labels = linear_case(4, False)
+    threat, seed = km.Linf(dividing(exact_distance(km.Linf(0), network, images, labels))), tf.constant([3, 4])
+    attack = km.AutoAttack(threat, ("apgd-ce", "fab-t"))
+    first, second = attack.attacks
+
+    def margins(images, of):
+        return losses.margin(labels[of], network(images)).numpy()
+
+    expected = images.copy()
+    correct = np.flatnonzero(margins(images, np.arange(24)) < 0)
+    first_seed = tf.random.fold_in(tf.random.fold_in(seed, 0), 0)  # of the first stage, its first round
+    expected[correct] = first(network, images[correct], labels[correct], seed=first_seed)
+    left = correct[margins(expected[correct], correct) < 0]
+    found = second(network, images[left], labels[left]).numpy()
+    better = margins(found, left) > margins(expected[left], left)
+    expected[left[better]] = found[better]
+    assert len(correct) == 22 and 0 < np.sum(better) < len(left) < 22  # each stage has its share
+    np.testing.assert_allclose(attack(network, images, labels, seed=seed), expected, atol=ROUNDING)

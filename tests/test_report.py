@@ -1,0 +1,628 @@
+"""The report: what each part says, what stands where data are missing, and how it looks in a browser."""
+
+import html.parser
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_mart.evaluation.report import page, report, words
+from keras_mart.evaluation.report.charts import heatmap, svg
+from keras_mart.evaluation.report.charts.pictures import picture
+from keras_mart.evaluation.report.markup import Markup, tag
+from keras_mart.evaluation.table import Table, wilson
+
+SECTIONS = ("summary", "curves", "attacks", "epsilon", "gap", "checks", "confusion", "gallery", "configuration")
+PGD = "PGD(threat=Linf(epsilon=0.1), steps=20)"
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+HISTORY = """\
+epoch,loss,natural_accuracy,adversarial_accuracy,val_loss,val_natural_accuracy,val_adversarial_accuracy,\
+val_pgd20_accuracy,learning_rate
+1,2.5,0.5,0.25,2.25,0.5,0.25,0.25,0.1
+2,1.5,0.75,0.5,,,,,0.1
+3,nan,0.875,0.625,1.25,0.8125,0.5625,0.5,0.01
+"""
+
+
+def table(classes=4, examples=40, worst=0.5):
+    """Labels 0, 1, 2, ...; natural loses a tenth, pgd20 a quarter, AutoAttack all but `worst`, to the next class."""
+    labels = np.arange(examples) % classes
+
+    def wrong(share):
+        return np.where(np.arange(examples) < share * examples, (labels + 1) % classes, labels)
+
+    predictions = {
+        "natural": wrong(0.1),
+        "pgd20": wrong(0.25),
+        "autoattack/apgd-ce": wrong(0.3),
+        "autoattack/square": wrong(1 - worst),
+        "autoattack": wrong(1 - worst),
+    }
+    gradients = {name: 400 * place for place, name in enumerate(predictions)}
+    return Table(labels, predictions, {name: 1.25 for name in predictions}, gradients)
+
+
+def make_run(path, method="mart", judged=None, channels=1, flags="--epsilon=0.1\n"):
+    """A run directory with all files that the report reads."""
+    judged = judged or table()
+    path.mkdir(parents=True)
+    (path / "flags.cfg").write_text(f"--method={method}\n{flags}")
+    (path / "history.csv").write_text(HISTORY)
+    judged.save(path / "best.npz")
+    last = {**judged.summary(), "accuracy": {**judged.accuracy, "natural": 0.8875}}
+    threat = {"norm": "Linf", "epsilon": 0.1}
+    attacks = {"pgd20": PGD, "autoattack": "AutoAttack(threat=Linf(epsilon=0.1), version='standard')"}
+    evaluation = {"threat": threat, "attacks": attacks, "seed": 7, "versions": {"keras": "3.15.1"}}
+    write(path / "evaluation.json", {**evaluation, "best": judged.summary(), "last": last})
+    checks = [
+        {"name": "gradients_not_vanishing", "verdict": "passed", "figure": "0.2% exact zeros", "meaning": "They flow."},
+        {"name": "transfer_is_weaker", "verdict": "flagged", "figure": "40.0% against 50.0%", "meaning": "It is not."},
+        {"name": "forward_is_deterministic", "verdict": "skipped", "figure": "", "meaning": "Not looked at."},
+    ]
+    curve = {"epsilon": [0, 0.05, 0.1, 0.2, 1], "accuracy": [0.9, 0.75, 0.5, 0.1, 0.0], "examples": 40, "attack": PGD}
+    write(path / "diagnosis.json", {"threat": threat, "examples": 40, "checks": checks, "curve": curve})
+    make_gallery(path / "gallery.npz", channels)
+    return path
+
+
+def make_gallery(path, channels):
+    images = np.full((2, 6, 5, channels), 0.5, "float32")
+    adversarial = images.copy()
+    adversarial[:, 0, 0] += 0.1
+    adversarial[:, 0, 1] -= 0.1
+    classes = {"labels": [3, 1], "natural": [3, 1], "predicted": [2, 1]}
+    np.savez(path, images=images, adversarial=adversarial, attack=PGD, epsilon=0.1, **classes)
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+
+
+def change(path, edit):
+    content = json.loads(path.read_text())
+    edit(content)
+    write(path, content)
+
+
+class Page(html.parser.HTMLParser):
+    """The text of each section, and all elements as (section, tag, attributes); fails where tags do not match."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.section, self.text, self.elements = [], None, {}, []
+        self.feed(text)
+        assert not self.open
+        self.text = {name: " ".join(text.split()) for name, text in self.text.items()}
+
+    def handle_starttag(self, name, attributes):
+        if name == "section":
+            self.section = dict(attributes)["id"]
+            self.text[self.section] = ""
+        self.elements.append((self.section, name, dict(attributes)))
+        if name not in ("meta", "img"):
+            self.open.append(name)
+
+    def handle_endtag(self, name):
+        assert self.open.pop() == name
+        self.section = None if name == "section" else self.section
+
+    def handle_data(self, data):
+        if self.section and "style" not in self.open:
+            self.text[self.section] += f" {data}"
+
+    def find(self, section, name, **attributes):
+        """The attributes of the elements in a section that have at least the given ones."""
+        return [
+            found
+            for where, tag_, found in self.elements
+            if where == section and tag_ == name and attributes.items() <= found.items()
+        ]
+
+
+def read(runs, folder):
+    return Page(report(runs, folder / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def shown(tmp_path):
+    """The report on two runs."""
+    runs = [make_run(tmp_path / "at", "at", table(worst=0.25)), make_run(tmp_path / "mart")]
+    return read(runs, tmp_path)
+
+
+def test_parts_stand_in_order_with_headings(shown):
+    assert tuple(shown.text) == SECTIONS
+    assert all(len(shown.find(name, "h2")) == 1 for name in SECTIONS)
+
+
+def test_summary_says_natural_and_worst_case_accuracy(shown):
+    low, high = wilson(0.5, 40)
+    sentence = (
+        f"mart classifies 90.00% of the 40 test images correctly, and 50.00% (95% interval {low:.1%} to {high:.1%}) "
+        "in the worst case over 2 attacks."
+    )
+    assert f"mart natural 90.00% worst case 50.00% {sentence}" in shown.text["summary"]
+    assert "at classifies 90.00%" in shown.text["summary"] and "25.00%" in shown.text["summary"]
+    assert "not judged alike" not in shown.text["summary"]
+
+
+def test_header_names_runs_and_ball(tmp_path):
+    text = report([make_run(tmp_path / "at", "at"), make_run(tmp_path / "mart")], tmp_path / "r.html").read_text()
+    assert "<title>Robustness of at and mart</title>" in text
+    assert "<h1>at and mart</h1>" in text and "L∞, epsilon 0.1 · 40 test examples" in text
+
+
+def test_curves_show_what_was_measured(shown):
+    labels = [each["aria-label"] for each in shown.find("curves", "svg", role="img")]
+    assert len(labels) == 4
+    assert "At the end: natural, training 87.5%, natural, validation 81.2%" in labels[2]
+    assert labels[3] == "Loss of mart over the epochs, 1.25 at the end."
+    for words_ in ("natural, training", "adversarial, validation", "PGD-20, validation"):
+        assert words_ in shown.text["curves"]
+    # Epochs 1, 2, 3 at a half, three quarters and seven eighths of 190 pixels.
+    assert {"d": "M52 105L189 57.5L326 33.8h0", "class": "line dashed"} in shown.find("curves", "path")
+    # The empty cell of epoch 2 is passed over.
+    assert {"d": "M52 105L326 45.6h0", "class": "line solid"} in shown.find("curves", "path")
+
+
+@pytest.mark.parametrize(
+    ("history", "charts"),
+    [
+        ("epoch,loss,natural_accuracy\n1,2.0,0.5\n", 2),  # one epoch, no validation
+        ("epoch,loss\n1,nan\n2,inf\n", 0),
+        ("epoch,natural_accuracy\n1,0\n2,0\n", 1),
+        ("epoch,loss\n1,-3.0\n2,-3.0\n", 1),
+        ("", 0),
+    ],
+)
+def test_curves_of_odd_histories(tmp_path, history, charts):
+    run = make_run(tmp_path / "mart")
+    (run / "history.csv").write_text(history)
+    shown = read(run, tmp_path)
+    assert len(shown.find("curves", "svg", role="img")) == charts
+    assert ("not measured" in shown.text["curves"]) == (charts == 0)
+    assert not any("nan" in path["d"] or "inf" in path["d"] for path in shown.find("curves", "path"))
+
+
+def test_attacks_with_intervals_last_checkpoint_and_cost(shown):
+    text = shown.text["attacks"]
+    low, high = wilson(0.75, 40)
+    assert f"pgd20 75.00% {low:.1%} to {high:.1%} last 75.00%" in text
+    assert "natural 90.00%" in text and "last 88.75%" in text
+    rows = ["natural", "pgd20", "autoattack", "apgd-ce", "square", "worst case"]
+    assert [text.index(f" {row} ") for row in rows] == sorted(text.index(f" {row} ") for row in rows)
+    assert len(shown.find("attacks", "tr", **{"class": "stage"})) == 4  # in the accuracies and in the costs
+    assert PGD in text and "1.2 s 400 gradients" in text
+    assert "The last checkpoint" not in text
+
+
+def test_attacks_that_a_run_was_not_judged_under_are_empty(tmp_path):
+    runs = [make_run(tmp_path / "at", "at"), make_run(tmp_path / "mart")]
+
+    def without_pgd(content):
+        del content["best"]["accuracy"]["pgd20"], content["attacks"]["pgd20"]
+
+    change(runs[0] / "evaluation.json", without_pgd)
+    shown = read(runs, tmp_path)
+    assert "pgd20 not measured 75.00%" in shown.text["attacks"]
+    assert "The list of attacks is autoattack for at; pgd20 and autoattack for mart." in shown.text["attacks"]
+
+
+def test_attacks_stopped_early_and_a_last_checkpoint_that_is_the_best(tmp_path):
+    run = make_run(tmp_path / "mart")
+    change(run / "evaluation.json", lambda content: content["best"].update(stop_early=True))
+    change(run / "evaluation.json", lambda content: content.update(last=content["best"]))
+    text = read(run, tmp_path).text["attacks"]
+    assert "Each attack of mart ran only on what was classified correctly under all before it" in text
+    assert "The last checkpoint of mart is its best." in text and "last 75.00%" not in text
+
+
+def test_runs_that_were_judged_differently(tmp_path):
+    runs = [make_run(tmp_path / "at", "at"), make_run(tmp_path / "trades", "trades"), make_run(tmp_path / "mart")]
+
+    def differently(content):
+        content["threat"] = {"norm": "L2", "epsilon": 8 / 255}
+        content["best"]["examples"] = 4000
+        content["attacks"]["pgd20"] = "PGD(threat=L2(epsilon=0.0313), steps=50)"
+        content["attacks"]["autoattack"] = "AutoAttack(threat=L2(epsilon=0.0313), version='standard')"
+
+    change(runs[0] / "evaluation.json", differently)
+    shown = read(runs, tmp_path)
+    for part in ("summary", "attacks"):
+        assert "not judged alike" in shown.text[part]
+        assert "The norm is L2 for at; L∞ for trades and mart." in shown.text[part]
+        assert "Epsilon is 8/255 for at; 0.1 for trades and mart." in shown.text[part]
+        assert "The number of test examples is 4,000 for at; 40 for trades and mart." in shown.text[part]
+        assert "The parameters of pgd20 are not the same for all." in shown.text[part]
+    assert f"trades and mart: {PGD}" in shown.text["attacks"]
+
+
+def test_files_of_older_versions(tmp_path):
+    run = make_run(tmp_path / "mart")
+
+    def older(content):
+        del content["threat"], content["versions"], content["seed"]
+        for which in ("best", "last"):
+            accuracy = {name: content[which]["accuracy"][name] for name in ("natural", "pgd20")}
+            content[which] = {"examples": 40, "accuracy": accuracy, "seconds": {"pgd20": 3.0}}
+
+    change(run / "evaluation.json", older)
+    change(run / "diagnosis.json", lambda content: content.pop("threat"))
+    shown = read(run, tmp_path)
+    low, high = wilson(0.75, 40)
+    assert f"75.00% (95% interval {low:.1%} to {high:.1%}) under pgd20, the strongest" in shown.text["summary"]
+    assert f"{low:.1%} to {high:.1%}" in shown.text["attacks"] and "3.0 s" in shown.text["attacks"]
+    assert "evaluated at 0.1" in shown.text["epsilon"]  # from the attack's repr
+    assert "The versions of mart : not measured" in shown.text["configuration"]
+
+
+def test_epsilon_draws_a_line_a_band_and_the_ball(shown):
+    labels = {each["aria-label"] for each in shown.find("epsilon", "svg", role="img")}
+    assert len(shown.find("epsilon", "svg", role="img")) == 2  # wide and narrow
+    assert "mart: 90% at 0, 75% at 0.05, 50% at 0.1, 10% at 0.2, 0% at 1." in labels.pop()
+    assert "trained and evaluated at 0.1" in shown.text["epsilon"]
+    # The ball that holds all images is not drawn: the others would shrink to nothing.
+    assert "mart 90.0% 75.0% 50.0% 10.0% 0.0%" in shown.text["epsilon"]
+    assert "The table goes on to 1." in shown.text["epsilon"]
+    # Accuracy 0.5 at 0.1, in the middle of the plot, and its interval.
+    middle = (52 + svg.NARROW - 26) / 2
+    assert any(f"L{middle:g} 162" in path["d"] for path in shown.find("epsilon", "path"))
+    ends = {f"{middle:g},{svg.number(47 + 230 * (1 - bound))}" for bound in wilson(0.5, 40)}
+    bands = [each["points"].split() for each in shown.find("epsilon", "polygon") if "band" in each["class"]]
+    assert len(bands) == 4 and any(ends <= set(band) for band in bands)
+
+
+def test_epsilon_of_two_norms_takes_two_charts(tmp_path):
+    runs = [make_run(tmp_path / "at", "at", flags=""), make_run(tmp_path / "mart", flags="--epsilon=8/255\n")]
+    change(runs[0] / "evaluation.json", lambda content: content.update(threat={"norm": "L2", "epsilon": 0.5}))
+    shown = read(runs, tmp_path)
+    assert len(shown.find("epsilon", "svg", role="img")) == 4
+    assert "epsilon in L2" in shown.text["epsilon"] and "epsilon in L∞" in shown.text["epsilon"]
+    assert "trained at 8/255" in shown.text["epsilon"] and "evaluated at 0.5" not in shown.text["epsilon"]  # outside
+
+
+def test_gap_between_pgd_and_autoattack(shown):
+    assert "75.00% → 25.00%" in shown.text["gap"]
+    assert "at loses 50.00 points and mart loses 25.00 points" in shown.text["gap"]
+    assert "PGD-20 flatters" in shown.text["gap"]
+
+
+def test_checks_with_verdict_figure_and_meaning(tmp_path):
+    runs = [make_run(tmp_path / "at", "at"), make_run(tmp_path / "mart")]
+
+    def otherwise(content):
+        content["checks"][0] |= {"verdict": "flagged", "meaning": "They vanish."}
+        content["checks"].pop()
+
+    change(runs[0] / "diagnosis.json", otherwise)
+    text = read(runs, tmp_path).text["checks"]
+    assert "at: 2 of 2 flagged; mart: 1 of 3 flagged (on 40 examples)." in text
+    assert "gradients not vanishing at: They vanish. mart: They flow. at ! flagged 0.2% exact zeros mart ✓ pas" in text
+    assert "forward is deterministic Not looked at. at not run mart - skipped" in text
+
+
+def test_confusion_shows_the_strongest_attack(shown):
+    assert "Under autoattack: 50.00% of 40 examples are classified correctly." in shown.text["confusion"]
+    assert "0 taken for 1: 5 of 10 (50.0%)" in shown.text["confusion"]
+    assert len(shown.find("confusion", "rect")) == 2 * (8 + 1)  # eight cells that are not empty, and the border
+
+
+@pytest.mark.parametrize(("classes", "counted"), [(2, True), (12, True), (13, False), (100, False)])
+def test_confusion_of_few_and_many_classes(tmp_path, classes, counted):
+    run = make_run(tmp_path / "mart", judged=table(classes, 800))
+    shown = read(run, tmp_path)
+    assert f"{classes} classes" in shown.find("confusion", "svg", role="img")[0]["aria-label"]
+    assert len(shown.find("confusion", "rect")) == (2 * classes if counted else 0) + 1
+    assert len(shown.find("confusion", "li")) == min(5, classes)
+
+
+def test_heat_map_cells():
+    drawn = heatmap.heatmap("", np.array([[3, 1], [0, 0]]), width=svg.NARROW)
+    assert f'class="right" fill-opacity="{heatmap.level(0.75)}"' in drawn
+    assert f'class="wrong" fill-opacity="{heatmap.level(0.25)}"' in drawn
+    assert drawn.count("<rect") == 3  # a class without examples has no cells
+    levels = [heatmap.level(share) for share in np.linspace(0, 1, 101)]
+    assert levels == sorted(levels) and levels[0] == 0 and levels[-1] == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gallery(tmp_path, channels):
+    shown = read(make_run(tmp_path / "mart", channels=channels), tmp_path)
+    assert "label 3 natural ✓ predicted 3 perturbation 5 times adversarial ✗ predicted 2" in shown.text["gallery"]
+    assert "magnified 5 times ; epsilon is 0.1." in shown.text["gallery"] and PGD in shown.text["gallery"]
+    images = shown.find("gallery", "img", **{"class": "pixels", "width": "5", "height": "6"})
+    assert len(images) == 6
+    assert images[1]["alt"] == "mart, example 1: perturbation, 5 times"
+    code = images[1]["src"].removeprefix("data:image/png;base64,")
+    magnified = tf.io.decode_png(tf.io.decode_base64(code.replace("+", "-").replace("/", "_").rstrip("="))).numpy()
+    assert magnified.shape == (6, 5, channels)
+    assert (magnified[0, 0] == 255).all() and (magnified[0, 1] == 0).all() and (magnified[1:] == 128).all()
+
+
+def test_large_images_are_not_pixelated():
+    assert "class" not in picture(np.zeros((96, 20, 3)), "") and 'class="pixels"' in picture(np.zeros((95, 20, 3)), "")
+
+
+def test_gallery_without_change_and_without_examples(tmp_path):
+    runs = [make_run(tmp_path / "at", "at"), make_run(tmp_path / "mart")]
+    with np.load(runs[0] / "gallery.npz") as file:
+        arrays = dict(file)
+    np.savez(runs[0] / "gallery.npz", **{**arrays, "adversarial": arrays["images"]})
+    none = {name: values[:0] if values.ndim else values for name, values in arrays.items()}
+    np.savez(runs[1] / "gallery.npz", **none)
+    text = read(runs, tmp_path).text["gallery"]
+    assert "magnified 1 times" in text and "The gallery of mart : not measured." in text
+
+
+def test_configuration_marks_what_differs(shown):
+    assert "--method=mart --epsilon=0.1" in shown.text["configuration"]
+    assert "Evaluated with: L∞, epsilon 0.1; seed 7; keras 3.15.1." in shown.text["configuration"]
+    assert len(shown.find("configuration", "mark")) == 2
+
+
+def test_a_bare_run_says_what_to_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bare = tmp_path / "my runs" / "at"
+    bare.mkdir(parents=True)
+    (bare / "flags.cfg").write_text("--method=at\n")
+    runs = ["my runs/at", make_run(tmp_path / "mart")]
+    for shown in (read(runs[0], tmp_path), read(runs, tmp_path)):
+        assert tuple(shown.text) == SECTIONS
+        start = "python -m keras_mart.main"
+        for part in ("summary", "attacks", "confusion", "configuration"):
+            assert f"{start} --mode=evaluate '--workdir=my runs/at'" in shown.text[part]
+        for part in ("epsilon", "checks", "gallery"):
+            assert f"{start} --mode=report '--workdir=my runs/at'" in shown.text[part]
+        assert "--mode=evaluate '--workdir=my runs/at' --attacks=pgd20,autoattack" in shown.text["gap"]
+        training = f"{start} --mode=train '--workdir=my runs/at' '--flagfile=my runs/at/flags.cfg' --resume"
+        assert training in shown.text["curves"]
+
+
+def test_a_missing_attack_is_asked_for_beside_those_measured(tmp_path):
+    run = make_run(tmp_path / "mart")
+
+    def without_autoattack(content):
+        accuracy = content["best"]["accuracy"]
+        content["best"]["accuracy"] = {"natural": accuracy["natural"], "cw": 0.7, "pgd20": 0.75, "worst_case": 0.7}
+
+    change(run / "evaluation.json", without_autoattack)
+    text = read(run, tmp_path).text["gap"]
+    assert "AutoAttack of mart : not measured." in text and "--attacks=cw,pgd20,autoattack" in text
+
+
+def test_titles(tmp_path):
+    one, two, three = (make_run(tmp_path / folder) for folder in ("a/x", "b/y", "c/y"))
+    text = report([one, two], tmp_path / "r.html").read_text()
+    assert "<h1>mart (x) and mart (y)</h1>" in text
+    text = report([two, three], tmp_path / "r.html").read_text()
+    assert f"<h1>mart ({two}) and mart ({three})</h1>" in text
+    text = report({"ours": one, "theirs": two}, tmp_path / "r.html").read_text()
+    assert "<h1>ours and theirs</h1>" in text
+    (one / "flags.cfg").write_text("--epochs=3\n")
+    assert "<h1>x</h1>" in report(str(one), tmp_path / "r.html").read_text()
+
+
+def test_text_is_escaped(tmp_path):
+    run = make_run(tmp_path / "mart", flags="--dataset=folder:<b>&\"'\n")
+    evil = "<script>alert('&\"')</script>"
+
+    def poison(content):
+        content["attacks"][evil] = evil
+        content["versions"][evil] = evil
+        content["best"]["accuracy"][evil] = 0.1
+
+    change(run / "evaluation.json", poison)
+    change(run / "diagnosis.json", lambda content: content["checks"][0].update(name=evil, figure=evil, meaning=evil))
+    change(run / "diagnosis.json", lambda content: content["checks"][0].update(verdict='"><i>'))
+    change(run / "diagnosis.json", lambda content: content["curve"].update(attack=evil))
+    judged = table()
+    Table(judged.labels, {**judged.predictions, evil: judged.labels * 0}, judged.seconds, judged.gradients).save(
+        run / "best.npz"
+    )
+    shown = read({evil: run}, tmp_path)
+    assert not [name for _, name, attributes in shown.elements if name == "script" or "<" in name + "".join(attributes)]
+    assert all(evil in shown.text[part] for part in SECTIONS)
+    assert "folder:<b>&\"'" in shown.text["configuration"]
+
+
+def test_markup():
+    assert tag("p", "a<b", ["&", None, Markup("<i>")], 3, class_="x", aria_label='"', hidden=None) == (
+        '<p class="x" aria-label="&quot;">a&lt;b&amp;<i>3</p>'
+    )
+    assert tag("p", Markup("<i>") + "<b>") == "<p>&lt;i&gt;&lt;b&gt;</p>"  # joined text is plain again
+
+
+def test_words():
+    assert [words.epsilon(size) for size in (8 / 255, 0.2, 0.15, np.float32(0.2), 0.3, 0)] == [
+        "8/255", "0.2", "0.15", "0.2", "0.3", "0",
+    ]  # fmt: skip
+    assert words.listing(["a"]) == "a" and words.listing("abc") == "a, b and c"
+    assert words.count(16000) == "16,000" and words.count(23_400_000) == "23 million"
+
+
+def test_ticks():
+    assert svg.ticks(0, 0.3, 6) == [0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]
+    assert svg.ticks(1, 12, 6, least=1) == [2, 4, 6, 8, 10, 12]
+    assert svg.ticks(1, 2, 6, least=1) == [1, 2]
+    assert svg.ticks(-3, 1, 3) == [-2, 0]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda run: (run / "flags.cfg").unlink(), r"must hold flags.cfg. Received: .*mart"),
+        (lambda run: (run / "flags.cfg").write_text("--method=at,mart\n"), r"one method. Received: .*mart, wh"),
+        (lambda run: (run / "evaluation.json").write_text('{"best": {'), r"be readable. Received: .*evaluation.json"),
+        (lambda run: (run / "evaluation.json").write_text("[]"), r"must be readable. Received: .*no JSON object"),
+        (lambda run: (run / "diagnosis.json").write_text("nonsense"), r"must be readable. Received: .*diagnosis.json"),
+        (lambda run: (run / "history.csv").write_text("epoch,loss\n1,much\n"), r"must be readable. Received: .*much"),
+        (lambda run: (run / "best.npz").write_bytes(b"PK\3\4"), r"must be readable. Received: .*mart"),
+        (lambda run: (run / "gallery.npz").write_bytes(b""), r"must be readable. Received: .*mart"),
+    ],
+)
+def test_damaged_runs(tmp_path, spoil, message):
+    run = make_run(tmp_path / "mart")
+    spoil(run)
+    with pytest.raises(ValueError, match=message):
+        report(run, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("runs", [[], {}])
+def test_no_runs(tmp_path, runs):
+    with pytest.raises(ValueError, match=r"at least one run directory. Received: "):
+        report(runs, tmp_path / "report.html")
+
+
+def test_path_is_made_and_returned_and_must_be_writable(tmp_path):
+    run = make_run(tmp_path / "mart")
+    path = report(run, str(tmp_path / "new" / "report.html"))
+    assert path == tmp_path / "new" / "report.html" and path.read_text().startswith("<!DOCTYPE html>")
+    for wrong in (run / "flags.cfg" / "report.html", tmp_path / "new"):
+        with pytest.raises(ValueError, match=r"`path` must be a file that can be written. Received: "):
+            report(run, wrong)
+    assert [each.name for each in tmp_path.iterdir() if "unfinished" in each.name] == []
+
+
+def test_an_interrupted_report_leaves_the_old_one(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "mart")
+    path = report(run, tmp_path / "out" / "report.html")
+    old = path.read_text()
+
+    def fail(self, target):
+        assert self.read_text() == old  # everything was written before it takes its place
+        raise OSError("no space left")
+
+    monkeypatch.setattr(pathlib.Path, "replace", fail)
+    with pytest.raises(ValueError, match="no space left"):
+        report(run, path)
+    assert path.read_text() == old and list(path.parent.iterdir()) == [path]
+
+
+def test_the_same_runs_give_the_same_file(tmp_path):
+    run = make_run(tmp_path / "mart")
+    assert report(run, tmp_path / "a.html").read_bytes() == report(run, tmp_path / "b.html").read_bytes()
+
+
+def test_nothing_lies_outside_the_file(tmp_path):
+    run = make_run(tmp_path / "mart", flags="--dataset=folder:https://example.com/x\n")
+    path = report(run, tmp_path / "report.html")
+    assert "default-src 'none'" in path.read_text().replace("&#x27;", "'")
+    assert not re.search(r"url\(|@import|<script|<link|<iframe", path.read_text())
+    for _, _, attributes in Page(path.read_text()).elements:
+        for name in ("src", "href", "srcset", "action", "data"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,"))
+
+
+def test_page_is_accessible(shown):
+    elements = shown.elements
+    assert ("lang", "en") in [pair for _, name, attributes in elements if name == "html" for pair in attributes.items()]
+    ids = [attributes["id"] for *_, attributes in elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = [attributes["href"] for _, name, attributes in elements if name == "a"]
+    assert links == [f"#{name}" for name in SECTIONS]
+    for _, name, attributes in elements:
+        assert name != "img" or attributes["alt"]
+        assert name != "th" or attributes["scope"] in ("row", "col")
+        if name == "svg":
+            assert attributes.get("aria-hidden") == "true" or (attributes["role"] == "img" and attributes["aria-label"])
+
+
+def luminance(colour):
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in colour]
+    return np.dot([0.2126, 0.7152, 0.0722], linear)
+
+
+def contrast(first, second):
+    """WCAG's contrast ratio of two colours of three values in [0, 1]."""
+    low, high = sorted(map(luminance, (first, second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_colours_stand_out(theme):
+    style = page.STYLE.read_text()
+    block = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[theme]
+    found = dict(re.findall(r"--([\w-]+): #([0-9a-f]{6});", block))
+    colours = {name: np.array([int(code[place : place + 2], 16) / 255 for place in (0, 2, 4)])
+               for name, code in found.items()}  # fmt: skip
+    texts = [
+        *(("ink", ground) for ground in ("page", "card", "track")),
+        *(("muted", ground) for ground in ("page", "card", "skipped")),
+        ("link", "page"), ("note-ink", "note"), ("good", "card"), ("bad", "card"), ("good", "passed"),
+        ("bad", "flagged"),
+    ]  # fmt: skip
+    for text, ground in texts:
+        assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    for kind in ("right", "wrong"):
+        for _, opacity in heatmap.LEVELS:
+            cell = opacity * colours[kind] + (1 - opacity) * colours["card"]
+            text = colours["turned" if opacity > heatmap.TEXT_TURNS else "ink"]
+            assert contrast(text, cell) >= 4.5, (kind, opacity)
+    for line in ("natural", *(f"run-{index}" for index in range(8))):
+        assert min(contrast(colours[line], colours[ground]) for ground in ("page", "card")) >= 3, line
+
+
+# Measures the page in frames of both widths. Nothing may be wider than the page but what scrolls in a box of its own,
+# and a chart's text must be readable and lie within the chart.
+MEASURE = """
+const measure = frame => {
+  const page = frame.contentDocument, root = page.documentElement, wrong = [];
+  if (root.scrollWidth > root.clientWidth) wrong.push(`the page is ${root.scrollWidth} wide`);
+  const visible = [...page.body.querySelectorAll("*")].filter(each => each.getClientRects().length);
+  for (const each of visible) {
+    const box = each.getBoundingClientRect(), part = each.closest("section")?.id;
+    if (box.right > root.clientWidth + 0.5 && !each.closest(".scroll table"))
+      wrong.push(`${part}: ${each.tagName} ends at ${box.right}`);
+    if (each.tagName === "text") {
+      const chart = each.ownerSVGElement.getBoundingClientRect();
+      const size = parseFloat(frame.contentWindow.getComputedStyle(each).fontSize) * each.getScreenCTM().a;
+      if (box.left < chart.left - 1 || box.right > chart.right + 1 || box.bottom > chart.bottom + 1 || size < 11)
+        wrong.push(`${part}: text "${each.textContent}" of ${size} pixels leaves its chart`);
+    }
+  }
+  for (const each of page.querySelectorAll(".scroll"))
+    if (each.scrollWidth > each.clientWidth && frame.contentWindow.getComputedStyle(each).overflowX !== "auto")
+      wrong.push("a wide table does not scroll");
+  const height = name => page.getElementById(name)?.getBoundingClientRect().height ?? 0;
+  return {width: frame.contentWindow.innerWidth, wrong, heights: SECTIONS.map(height)};
+};
+addEventListener("load", () => {
+  const found = [...document.querySelectorAll("iframe")].map(measure);
+  document.body.dataset.found = JSON.stringify(found);
+});
+"""
+
+
+def measured(text, folder):
+    """What `MEASURE` finds in frames of 1280 and 400 pixels."""
+    frames = "".join(f"<iframe srcdoc='{html.escape(text)}' style='width:{width}px;border:0'></iframe>"
+                     for width in (1280, 400))  # fmt: skip
+    script = MEASURE.replace("SECTIONS", json.dumps(SECTIONS))
+    (folder / "frames.html").write_text(f"<body>{frames}<script>{script}</script>", encoding="utf-8")
+    command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
+               "--virtual-time-budget=5000", "--dump-dom", (folder / "frames.html").as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    return json.loads(html.unescape(re.search(r'data-found="([^"]*)"', done.stdout).group(1)))
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser")
+def test_page_fits_wide_and_narrow_windows(tmp_path):
+    methods = ("standard", "at", "alp", "clp", "trades", "mma")
+    runs = {method: make_run(tmp_path / method, method, table(2 + place)) for place, method in enumerate(methods)}
+    long = f"--dataset=folder:{'a' * 200}\n--epsilon=16/255\n"
+    runs["a title of many words that does not fit " * 2] = make_run(tmp_path / "m", "mart", table(100, 900), 3, long)
+    runs["x" * 120] = make_run(tmp_path / "y" / ("z" * 100), "mart")
+    (runs["mma"] / "gallery.npz").unlink()
+    change(runs["at"] / "evaluation.json", lambda content: content["best"]["accuracy"].update({"v" * 90: 0.5}))
+    path = report(runs, tmp_path / "report.html")
+    found = measured(path.read_text(encoding="utf-8"), tmp_path)
+    assert [each["width"] for each in found] == [1280, 400]
+    for each in found:
+        assert each["wrong"] == []
+        assert min(each["heights"]) > 60
