@@ -647,22 +647,21 @@ def test_the_versions_of_auto_attack(monkeypatch):
     assert len({standard, random, named, km.AutoAttack(threat, "standard")}) == 3
 
 
-def test_auto_attack_is_its_stages_on_the_survivors(eagerly):
-    network, images, labels = linear_case(4, False)
-    threat, seed = km.Linf(dividing(exact_distance(km.Linf(0), network, images, labels))), tf.constant([3, 4])
-    attack = km.AutoAttack(threat, ("apgd-ce", "fab-t"))
+def test_auto_attack_is_its_stages_on_the_survivors(network, labels, eagerly):
+    attack, seed = km.AutoAttack(km.Linf(0.08), ("fab-t", "apgd-ce")), tf.constant([3, 4])
     first, second = attack.attacks
 
     def margins(images, of):
         return losses.margin(labels[of], network(images)).numpy()
 
-    expected = images.copy()
-    correct = np.flatnonzero(margins(images, np.arange(24)) < 0)
-    first_seed = tf.random.fold_in(tf.random.fold_in(seed, 0), 0)  # of the first stage, its first round
-    expected[correct] = first(network, images[correct], labels[correct], seed=first_seed)
+    expected = X.copy()
+    correct = np.flatnonzero(margins(X, np.arange(8)) < 0)
+    expected[correct] = first(network, X[correct], labels[correct])
     left = correct[margins(expected[correct], correct) < 0]
-    found = second(network, images[left], labels[left]).numpy()
+    second_seed = tf.random.fold_in(tf.random.fold_in(seed, 1), 0)  # of the second stage, its first round
+    found = second(network, X[left], labels[left], seed=second_seed).numpy()
+    broken = left[margins(found, left) > 0]
     better = margins(found, left) > margins(expected[left], left)
     expected[left[better]] = found[better]
-    assert len(correct) == 22 and 0 < np.sum(better) < len(left) < 22  # each stage has its share
-    np.testing.assert_allclose(attack(network, images, labels, seed=seed), expected, atol=ROUNDING)
+    assert 6 == len(correct) > len(left) > len(broken) > 0  # each stage has its share
+    np.testing.assert_allclose(attack(network, X, labels, seed=seed), expected, atol=ROUNDING)

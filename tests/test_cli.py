@@ -106,8 +106,8 @@ def test_run_leaves_everything(finished, tiny):
     path, result = finished
     assert result.status == 0, result.err
     assert sorted(file.name for file in path.iterdir()) == [
-        "best.keras", "best.npz", "diagnosis.json", "evaluation.json", "export", "flags.cfg", "gallery.npz", "history.csv",
-        "last.keras", "last.npz", "report.html", "tensorboard",
+        "best.keras", "best.npz", "diagnosis.json", "evaluation.json", "export", "flags.cfg", "gallery.npz",
+        "history.csv", "last.keras", "last.npz", "report.html", "tensorboard",
     ]  # fmt: skip
     assert set((path / "flags.cfg").read_text().split()) == {"--method=mart", *tiny}
     assert [row["epoch"] for row in history(path)] == ["1"]

@@ -162,6 +162,74 @@ def test_low_precision_logits_are_computed_in_float32(formula, dtype):
     np.testing.assert_array_equal(values, loss(formula, labels, *(tf.cast(each, "float32") for each in logits)))
 
 
+# --- the objectives of AutoAttack, whose targets make them calls of their own ---
+
+
+def dlr(y, z):
+    largest = -np.sort(-z, axis=1)
+    return margin(y, z) / (largest[:, 0] - largest[:, 2]) if z.shape[1] > 2 else margin(y, z)
+
+
+def logit_difference(y, z, targets):
+    return of_label(targets, z) - of_label(y, z)
+
+
+def targeted_dlr(y, z, targets):
+    largest = -np.sort(-z, axis=1)
+    ratio = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 if z.shape[1] > 3 else 1
+    return logit_difference(y, z, targets) / ratio
+
+
+def objective_case(formula, classes, dtype="float32"):
+    """The arguments, among them labels that have the largest logit, the second and others."""
+    labels, logits, _ = labels_and_logits(classes, dtype)
+    targets = (labels + 1 + np.arange(EXAMPLES) % (classes - 1)) % classes
+    return (labels, logits) if formula is dlr else (labels, logits, targets)
+
+
+every_objective = pytest.mark.parametrize("formula", [dlr, targeted_dlr, logit_difference], ids=lambda f: f.__name__)
+
+
+@every_objective
+@pytest.mark.parametrize("classes", [2, 3, 4, 10])
+def test_value_of_an_objective(formula, classes):
+    labels, logits, *targets = objective_case(formula, classes)
+    values = getattr(losses, formula.__name__)(labels, logits, *targets)
+    np.testing.assert_allclose(values, formula(labels, logits.numpy().astype("float64"), *targets), rtol=1e-5)
+
+
+def test_objectives_worked_by_hand():
+    # Label 1 has logit 3, the others 7, 1 and 2: (7 - 3) / (7 - 2); to target 3: (2 - 3) / (7 - (2 + 1) / 2).
+    # Then it has 9: (7 - 9) / (9 - 2); to target 3: (2 - 9) / (9 - (2 + 1) / 2).
+    logits = np.array([[7, 3, 1, 2], [7, 9, 1, 2]], "float32")
+    np.testing.assert_allclose(losses.dlr([1, 1], logits), [4 / 5, -2 / 7], rtol=1e-6)
+    np.testing.assert_allclose(losses.targeted_dlr([1, 1], logits, [3, 3]), [-1 / 5.5, -7 / 7.5], rtol=1e-6)
+    np.testing.assert_allclose(losses.logit_difference([1, 1], logits, [3, 0]), [-1, -2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("formula", [dlr, targeted_dlr], ids=lambda formula: formula.__name__)
+def test_a_ratio_does_not_depend_on_the_scale_of_logits(formula):
+    labels, logits, *targets = objective_case(formula, 5)
+    function = getattr(losses, formula.__name__)
+    for scale in (1e-3, 1e3):
+        np.testing.assert_allclose(
+            function(labels, scale * logits, *targets), function(labels, logits, *targets), rtol=1e-4
+        )
+
+
+@every_objective
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("kind", ["equal", "saturated", "float16"])
+def test_the_gradient_of_an_objective_is_finite(formula, classes, kind):
+    labels, logits, *targets = objective_case(formula, classes, "float16" if kind == "float16" else "float32")
+    logits = {"equal": tf.zeros_like(logits), "saturated": 1e4 * logits, "float16": logits}[kind]
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        values = getattr(losses, formula.__name__)(labels, logits, *targets)
+    assert values.dtype == "float32"
+    assert np.all(np.isfinite(values)) and np.all(np.isfinite(tape.gradient(values, logits)))
+
+
 # --- gradients ---
 
 

@@ -604,7 +604,8 @@ def measured(text, folder):
     frames = "".join(f"<iframe srcdoc='{html.escape(text)}' style='width:{width}px;border:0'></iframe>"
                      for width in (1280, 400))  # fmt: skip
     script = MEASURE.replace("SECTIONS", json.dumps(SECTIONS))
-    (folder / "frames.html").write_text(f"<body>{frames}<script>{script}</script>", encoding="utf-8")
+    wrapper = f'<meta charset="utf-8"><body>{frames}<script>{script}</script>'
+    (folder / "frames.html").write_text(wrapper, encoding="utf-8")
     command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
                "--virtual-time-budget=5000", "--dump-dom", (folder / "frames.html").as_uri()]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)

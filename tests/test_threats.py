@@ -65,7 +65,7 @@ def test_distance():
 
 
 @both
-@pytest.mark.parametrize("method", ["project", "sample"])
+@pytest.mark.parametrize("method", ["project", "sample", "rim"])
 def test_scalar_epsilon_equals_one_per_example(method, threat, images, candidates):
     def points(epsilon):
         arguments = (candidates, images) if method == "project" else (images, [1, 2])
@@ -84,6 +84,7 @@ def test_scalar_epsilon_equals_one_per_example(method, threat, images, candidate
 def test_epsilon_zero_leaves_the_image(threat, images, candidates):
     np.testing.assert_array_equal(threat.project(candidates, images), images)
     np.testing.assert_array_equal(threat.sample(images, [1, 2]), images)
+    np.testing.assert_array_equal(threat.rim(images, [1, 2]), images)
 
 
 # --- sample ---
@@ -116,6 +117,20 @@ def test_l2_sample_is_uniform():
     np.testing.assert_allclose(np.cov(unit, rowvar=False), np.eye(DIMENSIONS) / (DIMENSIONS + 2), atol=0.01)
     # No direction is preferred: on a sphere in three dimensions each coordinate is uniform in [-1, 1] (Archimedes).
     np.testing.assert_allclose(np.mean((unit / radius[:, None]) ** 4, axis=0), 1 / 5, atol=0.006)
+
+
+# --- rim ---
+
+
+@both
+def test_the_rim_is_at_the_full_distance(threat, images):
+    rim = threat.rim(grey(100), [1, 2])
+    np.testing.assert_allclose(threat.distance(rim, grey(100)), EPSILON, rtol=1e-5)
+    np.testing.assert_array_equal(threat.rim(grey(100), [1, 2]), rim)
+    assert np.abs(threat.rim(grey(100), [1, 3]) - rim).max() > 0.1 * EPSILON
+    assert np.linalg.norm(np.mean(rim - 0.5, axis=0)) < EPSILON / 3  # in all directions
+    assert len(np.unique(np.abs(rim - 0.5))) > 100  # not only to the corners
+    assert_inside(threat, threat.rim(images, [1, 2]), images)  # where [0, 1] cuts too
 
 
 # --- ascend ---

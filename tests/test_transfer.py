@@ -81,7 +81,7 @@ def test_errors(build, message):
 
 @pytest.mark.parametrize("threat", [km.Linf(0.2), km.L2(0.2)], ids=repr)
 def test_more_noise_is_worse(threat):
-    images, slope = tf.fill([200, 3], 0.5), np.array([1.0, -2.0, 0.5], "float32")
+    images, slope = tf.fill([2000, 3], 0.5), np.array([1.0, -2.0, 0.5], "float32")
 
     def objective(candidates):
         return ops.sum(slope * candidates, axis=1)
@@ -95,7 +95,7 @@ def test_more_noise_is_worse(threat):
     # Of the same points another score prefers others.
     least = km.Noise(threat, 50).maximise(objective, images, seed=1, score=lambda candidates: -objective(candidates))
     assert np.mean(objective(least) - objective(images)) < -0.6 * most
-    epsilon = np.linspace(0, 0.4, 200, dtype="float32")
+    epsilon = np.linspace(0, 0.4, 2000, dtype="float32")
     each = threat.distance(km.Noise(threat, 2).maximise(objective, images, epsilon, seed=1), images)
     assert np.all(each <= epsilon + 1e-6) and np.max(each) > 0.25
 
