@@ -17,7 +17,7 @@ lint: .venv/installed
 # requirements.txt pins what setup.py asks for.
 .venv/installed: setup.py requirements.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[report,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[docs,test]'
 	touch $@
 
 clean:

@@ -26,7 +26,7 @@ setup(
     ],
     extras_require={
         "cuda": ["tensorflow[and-cuda]>=2.21"],
-        "report": ["matplotlib"],
+        "docs": ["matplotlib"],
         "test": ["pytest", "ruff"],
     },
     entry_points={"console_scripts": ["keras-mart = keras_mart.main:run"]},

@@ -1,6 +1,7 @@
 """The attacks: one concept, one file. An attack knows networks that return logits, and no training method."""
 
-from keras_mart.attacks.apgd import APGDCE, APGDDLR, APGDT
+from keras_mart.attacks.apgd import APGDCE, APGDDLR
+from keras_mart.attacks.apgdt import APGDT
 from keras_mart.attacks.autoattack import AutoAttack
 from keras_mart.attacks.base import Attack
 from keras_mart.attacks.fab import FABT

@@ -1,4 +1,4 @@
-"""Auto-PGD: projected gradient ascent that chooses its own step sizes; on the cross-entropy, the DLR, or targeted."""
+"""Auto-PGD: projected gradient ascent that chooses its own step sizes; on the cross-entropy and on the DLR."""
 
 import dataclasses
 from typing import NamedTuple
@@ -136,7 +136,7 @@ class _APGD(base.Climb):
 
     def __post_init__(self):
         super().__post_init__()
-        _check(self)
+        check(self)
 
     @property
     def gradients(self):
@@ -152,7 +152,7 @@ class _APGD(base.Climb):
         return ops.stop_gradient(ascend(self, unmarked, x, epsilon, base.as_seed(seed))[0])
 
     def perturb(self, logits, images, labels, seed):
-        return _adversarial(self, logits, images, labels, seed, self.loss)
+        return adversarial(self, logits, images, labels, seed, self.loss)
 
 
 @keras.saving.register_keras_serializable("keras_mart")
@@ -197,65 +197,19 @@ class APGDDLR(_APGD):
         return losses.dlr(labels, logits)
 
 
-@keras.saving.register_keras_serializable("keras_mart")
-@dataclasses.dataclass(frozen=True)
-class APGDT(base.Rounds):
-    """Targeted Auto-PGD: towards one class after the other, on the targeted DLR (`losses.targeted_dlr`).
+def adversarial(attack, logits, images, labels, seed, loss):
+    """[batch, ...] images that Auto-PGD on `loss(labels, logits)` finds: the last misclassified, else the best."""
 
-    The targets are the most likely wrong classes of the natural image, most likely first; each is tried on the
-    examples that are still classified correctly.
-
-    Differences: with 2 or 3 classes, where the targeted ratio is undefined, it climbs the logit difference.
-
-    Args:
-        threat: the ball, `Linf` or `L2`.
-        steps: number of gradient steps towards each target.
-        targets: number of targets, at most; never more than there are wrong classes.
-        rho, gradient_samples: as in `APGDCE`.
-
-    Raises:
-        ValueError: `steps`, `targets` or `gradient_samples` not positive, or `rho` outside [0, 1].
-
-    Reference: Croce and Hein, arXiv 2003.01690; github.com/fra31/auto-attack.
-    """
-
-    steps: int = 100
-    _: dataclasses.KW_ONLY
-    targets: int = 9
-    rho: float = RHO
-    gradient_samples: int = 1
-
-    def __post_init__(self):
-        super().__post_init__()
-        checks.positive_integer(self.targets, "targets")
-        _check(self)
-
-    @property
-    def gradients(self):
-        return (self.steps + 1) * self.gradient_samples
-
-    def rounds(self, classes):
-        return min(self.targets, classes - 1)
-
-    def perturb(self, logits, images, labels, seed, number, candidates):
-        target = base.ranked_class(logits(images), number + 1)
-
-        def loss(labels, outputs):
-            return losses.targeted_dlr(labels, outputs, target)
-
-        return _adversarial(self, logits, images, labels, seed, loss)
-
-
-def _adversarial(attack, logits, images, labels, seed, loss):
     def objective(candidates):
         outputs = logits(candidates)
         return loss(labels, outputs), ops.argmax(outputs, axis=-1) != labels
 
-    best, fooled, adversarial = ascend(attack, objective, images, None, seed)
-    return ops.stop_gradient(_choose(fooled, adversarial, best))
+    best, fooled, last_fooled = ascend(attack, objective, images, None, seed)
+    return ops.stop_gradient(_choose(fooled, last_fooled, best))
 
 
-def _check(attack):
+def check(attack):
+    """Raises ValueError where the arguments that all Auto-PGD attacks share are wrong."""
     checks.positive_integer(attack.steps, "steps")
     checks.positive_integer(attack.gradient_samples, "gradient_samples")
     if not 0 <= attack.rho <= 1:

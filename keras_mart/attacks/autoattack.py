@@ -5,7 +5,8 @@ import dataclasses
 import keras
 
 from keras_mart import checks
-from keras_mart.attacks.apgd import APGDCE, APGDDLR, APGDT
+from keras_mart.attacks.apgd import APGDCE, APGDDLR
+from keras_mart.attacks.apgdt import APGDT
 from keras_mart.attacks.base import Attack
 from keras_mart.attacks.fab import FABT
 from keras_mart.attacks.square import Square
@@ -46,12 +47,12 @@ class AutoAttack(Attack):
         if isinstance(self.version, str):
             checks.one_of(self.version, VERSIONS, "version")
             return
-        names = tuple(self.version)
-        object.__setattr__(self, "version", names)
+        names = tuple(self.version) if isinstance(self.version, (tuple, list)) else ()
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"`version` must name each attack once. Received: version={names}")
+            raise ValueError(f"`version` must name each attack once. Received: version={self.version!r}")
         for name in names:
             checks.one_of(name, STAGES, "version")
+        object.__setattr__(self, "version", names)
 
     @property
     def stages(self):

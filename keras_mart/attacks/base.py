@@ -157,8 +157,6 @@ class Rounds(Attack):
         raise NotImplementedError
 
     def on_network(self, network, images, labels, seed):
-        if tf.is_symbolic_tensor(images):
-            raise ValueError(f"An attack in rounds runs eagerly, not inside a tf.function. Received: {self!r}")
         return attack_survivors(network, {"": self}, images, labels, seed).images
 
     def round_on_network(self, network, images, labels, seed, number, candidates):

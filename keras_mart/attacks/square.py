@@ -31,7 +31,8 @@ class Square(base.Rounds):
 
     Differences: follows the official code as AutoAttack runs it (the margin as loss, the schedule not rescaled to the
     number of queries; all examples of a batch get the same square, and none begins at the last possible row or
-    column). An example that was fooled is left alone after every 100 queries rather than at once.
+    column). A margin of exactly 0 does not end the search, since the label may still be predicted. Examples that were
+    fooled leave the batch after every 100 queries rather than at once.
 
     Args:
         threat: the ball, `Linf` or `L2`.
@@ -73,8 +74,8 @@ class Square(base.Rounds):
             query_number = number * ROUND + count
             changed = change(current, self._area(query_number), tf.random.fold_in(seed, count))
             found = margin(changed)
-            # Once fooled, an example stays as it is: the rest of the round is not its own.
-            better = ops.logical_and(found > largest, largest < 0)
+            # Once fooled, an example stays as it is. At a margin of 0 it may yet be classified correctly.
+            better = ops.logical_and(found > largest, largest <= 0)
             current = ops.where(per_example(better, images) > 0, changed, current)
             return count + 1, current, ops.where(better, found, largest)
 

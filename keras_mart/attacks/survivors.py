@@ -61,18 +61,20 @@ def attack_survivors(network, attacks, images, labels, seed, left=None, natural=
 
     Returns:
         A `Result`.
+
+    Raises:
+        ValueError: symbolic images.
     """
+    if tf.is_symbolic_tensor(images):
+        raise ValueError(f"An attack in rounds runs eagerly, not inside a tf.function. Received: {attacks}")
     natural = natural or judge(network, images, labels)
-    predicted, targets = natural.predicted.copy(), np.asarray(labels)
-    left = predicted == targets if left is None else left.copy()
-    margins = np.where(left, -np.inf, natural.margins)  # whatever an attack finds counts more than the natural image
-    adversarial = images
+    survivors = _Survivors(network, images, labels, natural, left)
     predictions, seconds, gradients = {}, {}, {}
     for number, (name, attack) in enumerate(attacks.items()):
         start, candidates, attacked = time.perf_counter(), images, 0
         rounds = attack.rounds(natural.classes) if hasattr(attack, "rounds") else 1
         for each in range(rounds):
-            which = np.flatnonzero(left)
+            which = np.flatnonzero(survivors.left)
             if on_round is not None:
                 on_round(Progress(name, each, rounds, len(which)))
             if not len(which):
@@ -80,18 +82,34 @@ def attack_survivors(network, attacks, images, labels, seed, left=None, natural=
             round_seed = tf.random.fold_in(tf.random.fold_in(seed, number), each)
             found = _one_round(attack, network, (images, labels, candidates), which, round_seed, each)
             candidates = _replace(candidates, which, found)
-            now = judge(network, found, tf.gather(labels, which))
+            survivors.confront(which, found)
             attacked += len(which)
-            better = ~(now.margins <= margins[which])  # NaN counts as found
-            adversarial = _replace(adversarial, which[better], tf.boolean_mask(found, better))
-            margins[which[better]] = now.margins[better]
-            predicted[which[better]] = now.predicted[better]
-            left[which] = predicted[which] == targets[which]
-        predictions[name] = predicted.copy()
+        predictions[name] = survivors.predicted.copy()
         seconds[name] = time.perf_counter() - start
         cost = getattr(attack, "gradients", None)
         gradients[name] = None if cost is None else cost * attacked
-    return Result(adversarial, predictions, seconds, gradients)
+    return Result(survivors.adversarial, predictions, seconds, gradients)
+
+
+class _Survivors:
+    """Who is `left`, and of what was found for each example the image with the largest margin."""
+
+    def __init__(self, network, images, labels, natural, left):
+        self.network, self.labels = network, labels
+        self.adversarial, self.predicted = images, natural.predicted.copy()
+        self.left = self.predicted == np.asarray(labels) if left is None else left.copy()
+        # Whatever an attack finds counts more than the natural image.
+        self.margins = np.where(self.left, -np.inf, natural.margins)
+
+    def confront(self, which, found):
+        """Takes in what was found for the examples at `which`, and lets go of those that it fools."""
+        labels = tf.gather(self.labels, which)
+        now = judge(self.network, found, labels)
+        better = ~(now.margins <= self.margins[which])  # NaN counts as found
+        self.adversarial = _replace(self.adversarial, which[better], tf.boolean_mask(found, better))
+        self.margins[which[better]] = now.margins[better]
+        self.predicted[which[better]] = now.predicted[better]
+        self.left[which] = self.predicted[which] == labels.numpy()
 
 
 def _one_round(attack, network, state, which, seed, number):

@@ -32,6 +32,9 @@ class Transfer(Attack):
     source: keras.Model
     attack: Attack
 
+    # `Attack` compares by its fields, which are not these.
+    __eq__, __hash__ = object.__eq__, object.__hash__
+
     def __init__(self, source, attack):
         if not isinstance(attack, Attack):
             raise ValueError(f"`attack` must be an attack such as keras_mart.PGD(...). Received: {attack!r}")
