@@ -456,7 +456,7 @@ def test_ticks():
     ("spoil", "message"),
     [
         (lambda run: (run / "flags.cfg").unlink(), r"must hold flags.cfg. Received: .*mart"),
-        (lambda run: (run / "flags.cfg").write_text("--method=at,mart\n"), r"one method. Received: .*mart, wh"),
+        (lambda run: (run / "flags.cfg").write_text("--method=at,mart\n"), r"must hold flags.cfg. Received: .*mart.at"),
         (lambda run: (run / "evaluation.json").write_text('{"best": {'), r"be readable. Received: .*evaluation.json"),
         (lambda run: (run / "evaluation.json").write_text("[]"), r"must be readable. Received: .*no JSON object"),
         (lambda run: (run / "diagnosis.json").write_text("nonsense"), r"must be readable. Received: .*diagnosis.json"),
@@ -471,6 +471,17 @@ def test_damaged_runs(tmp_path, spoil, message):
     with pytest.raises(ValueError, match=message):
         report(run, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_directory_of_several_methods_stands_for_all(tmp_path):
+    root = tmp_path / "digits"
+    for method in ("at", "mart"):
+        make_run(root / method, method)
+    (root / "flags.cfg").write_text("--method=at,mart\n")
+    page = report(root, tmp_path / "report.html").read_text()
+    assert page == report([root / "at", root / "mart"], tmp_path / "report.html").read_text()
+    with pytest.raises(ValueError, match="must be of one method. Received: .*digits, which holds .*at, .*mart"):
+        report({"both": root}, tmp_path / "report.html")
 
 
 @pytest.mark.parametrize("runs", [[], {}])

@@ -16,7 +16,8 @@ def report(runs, path):
     each run's flags and versions. A part whose data are missing says which command measures them.
 
     Args:
-        runs: a run directory, a list of them, or a mapping of titles to them; by default a run's title is its method.
+        runs: a run directory, a list of them, or a mapping of titles to them; by default a run's title is its method. A
+            directory in which several methods were run stands for all of them (but not in a mapping).
         path: where the file goes. It is written whole or not at all, in the place of an older one.
 
     Returns:

@@ -22,12 +22,22 @@ def subjects(runs):
     """
     if isinstance(runs, (str, os.PathLike)):
         runs = [runs]
-    paths = [pathlib.Path(path) for path in (runs.values() if isinstance(runs, Mapping) else runs)]
+    if isinstance(runs, Mapping):
+        paths = [pathlib.Path(path) for path in runs.values()]
+    else:
+        paths = [run for path in runs for run in _of_each_method(pathlib.Path(path))]
     if not paths:
         raise ValueError(f"`runs` must name at least one run directory. Received: {runs!r}")
     flags = [_flags(path) for path in paths]
     titles = list(map(str, runs)) if isinstance(runs, Mapping) else _titles(paths, flags)
     return [_subject(*each) for each in zip(titles, range(len(paths)), paths, flags, strict=True)]
+
+
+def _of_each_method(path):
+    """The run directories in that of several methods; of one method's the directory itself."""
+    file = Run(path).flags
+    methods = (flag(file.read_text().splitlines(), "method") or "").split(",") if file.is_file() else []
+    return [path / method for method in methods] if len(methods) > 1 else [path]
 
 
 def _flags(path):
