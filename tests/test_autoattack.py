@@ -155,7 +155,7 @@ def test_rounds_run_eagerly(name, network, labels):
         attack(tf.constant(X), tf.constant(labels))
 
 
-LINF, SMALL = THREATS[0], tf.zeros([1, 4, 4, 1])
+LINF = THREATS[0]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ LINF, SMALL = THREATS[0], tf.zeros([1, 4, 4, 1])
         (lambda: km.Square(LINF, 0), "`queries` must be a positive integer. Received: queries=0"),
         (lambda: km.Square(LINF, p_init=0), r"`p_init` must lie in \(0, 1\]. Received: p_init=0"),
         (lambda: km.Square(LINF, p_init=1.1), r"`p_init` must lie in \(0, 1\]. Received: p_init=1.1"),
-        (lambda: square._l2(0.1, SMALL), r"needs images of at least 5 x 5. Received: \(1, 4, 4, 1\)"),
+        (lambda: km.Square(km.L2(0.1)).check_images((1, 4, 4, 1)), r"images of 5 x 5 or more. .* \(1, 4, 4, 1\)"),
         (lambda: km.APGDCE(0.1), "`threat` must be a ball such as .* Received: 0.1"),
         (lambda: km.AutoAttack(LINF, "standart"), "Received: 'standart'. Did you mean 'standard'?"),
         (lambda: km.AutoAttack(LINF, ("apgd-c",)), "Received: 'apgd-c'. Did you mean 'apgd-ce'?"),

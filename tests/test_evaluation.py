@@ -264,6 +264,7 @@ X, Y = images_and_labels()
     "data, attacks, message",
     [
         ((X, Y), {"natural": km.FGSM(km.Linf(0.1))}, "`attacks` must map names to attacks; natural, .*are taken"),
+        ((X, Y), [km.FGSM(km.Linf(0.1))], r"`attacks` must map names to attacks. Received: \[FGSM"),
         ((X, Y), {"aa/x": km.FGSM(km.Linf(0.1))}, "`attacks` must map .* slash, are taken. Received: 'aa/x'"),
         ((X, Y), {"fgsm": km.FGSM}, "`attacks` must map names to attacks"),
         ((X[:0], Y[:0]), {}, "The data must not be empty"),
@@ -278,6 +279,12 @@ X, Y = images_and_labels()
 def test_data_that_cannot_be_judged(data, attacks, message):
     with pytest.raises(ValueError, match=message):
         km.evaluate(conv_network(), data, attacks, verbose=0)
+
+
+def test_images_that_an_attack_cannot_take_are_refused_before_any_attack_runs(threshold):
+    attacks = {"first": lambda *_, **__: pytest.fail("ran"), "autoattack": km.AutoAttack(km.Linf(0.1))}
+    with pytest.raises(ValueError, match="Square needs images"):
+        km.evaluate(threshold, (IMAGES, LABELS), attacks, verbose=0)
 
 
 def test_a_network_that_ends_in_a_softmax():

@@ -480,7 +480,7 @@ def test_a_directory_of_several_methods_stands_for_all(tmp_path):
     (root / "flags.cfg").write_text("--method=at,mart\n")
     page = report(root, tmp_path / "report.html").read_text()
     assert page == report([root / "at", root / "mart"], tmp_path / "report.html").read_text()
-    with pytest.raises(ValueError, match="must be of one method. Received: .*digits, which holds .*at, .*mart"):
+    with pytest.raises(ValueError, match=r"must be of one method. Received: .*digits, which holds .*at, .*mart"):
         report({"both": root}, tmp_path / "report.html")
 
 

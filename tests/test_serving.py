@@ -334,3 +334,49 @@ def test_a_directory_without_write_permission(network, tmp_path):
     with pytest.raises(ValueError, match="must be a folder that can be written"):
         serving.export(network, tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+# --- load ---
+
+
+@pytest.mark.parametrize("form", ["keras file", "version", "folder of versions", "of Keras itself"])
+def test_a_loaded_classifier_answers_and_has_gradients(form, trained, version, tmp_path):
+    if form == "keras file":
+        trained.network.save(tmp_path / "model.keras")
+        path = tmp_path / "model.keras"
+    elif form == "of Keras itself":
+        path = tmp_path / "saved"
+        trained.network.export(path, verbose=False)
+    else:
+        path = version if form == "version" else version.parent
+    loaded, images = serving.load(path), tf.constant(random_images(3, HEIGHT, WIDTH, 3))
+
+    def answer(model):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            logits = model(images, training=False)
+        return logits, tape.gradient(logits, images)
+
+    for got, wanted in zip(answer(loaded), answer(trained), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_the_newest_version_is_loaded(tmp_path):
+    for bias in range(10, 0, -1):  # the tenth has the smallest
+        network = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+        network.set_weights([np.zeros((64, 2)), np.array([bias, 0])])
+        serving.export(network, tmp_path)
+    assert serving.load(tmp_path)(np.zeros((1, 8, 8, 1), "float32"))[0, 0] == 1
+
+
+def test_what_cannot_be_loaded(tmp_path):
+    with pytest.raises(ValueError, match=r"must be a .keras file or a SavedModel. Received: .*, which does not exist"):
+        serving.load(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="There must be a SavedModel in the folder"):
+        serving.load(tmp_path)
+    (tmp_path / "text.keras").write_text("no archive")
+    with pytest.raises(ValueError, match=r"must be a .keras file or a SavedModel"):
+        serving.load(tmp_path / "text.keras")
+    two_outputs().export(tmp_path / "two", verbose=False)
+    with pytest.raises(ValueError, match=r"must take images and return logits. Received: .* to output_0, output_1"):
+        serving.load(tmp_path / "two")

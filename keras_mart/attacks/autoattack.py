@@ -66,5 +66,9 @@ class AutoAttack(Attack):
         """The attacks, in order."""
         return tuple(self.stages.values())
 
+    def check_images(self, shape):
+        for attack in self.attacks:
+            attack.check_images(shape)
+
     def on_network(self, network, images, labels, seed):
         return attack_survivors(network, self.stages, images, labels, seed).images

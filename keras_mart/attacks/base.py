@@ -56,6 +56,7 @@ class Attack:
             ValueError: images outside [0, 1], labels that do not fit, or a model that does not return logits.
         """
         network = network_of(model)
+        self.check_images(x.shape)
         if not tf.is_symbolic_tensor(x):
             checks.batch(network, x, labels)
         images = ops.convert_to_tensor(x, "float32")
@@ -69,6 +70,9 @@ class Attack:
         One that is computed again because it was lost to the number range counts once.
         """
         return None
+
+    def check_images(self, shape):
+        """Raises ValueError where it cannot attack images of this shape, [batch, ...]."""
 
     def rounds(self, classes):
         """In how many rounds it runs on a network of so many classes; `Rounds` says more."""

@@ -58,6 +58,12 @@ class Square(base.Rounds):
         if not 0 < self.p_init <= 1:
             raise ValueError(f"`p_init` must lie in (0, 1]. Received: p_init={self.p_init!r}")
 
+    def check_images(self, shape):
+        if len(shape) != 4:
+            raise ValueError(f"Square needs images [batch, height, width, channels]. Received: shape {tuple(shape)}")
+        if isinstance(self.threat, L2) and min(shape[1:3]) < TILES:
+            raise ValueError(f"Square in L2 needs images of {TILES} x {TILES} or more. Received: shape {tuple(shape)}")
+
     def rounds(self, classes):
         return -(-self.queries // ROUND)
 
@@ -89,7 +95,7 @@ class Square(base.Rounds):
 
 
 def _linf(epsilon, images):
-    _, height, width, channels = _size(images)
+    height, width, channels = images.shape[1:]
 
     def start(seed):
         stripes = _signs((ops.shape(images)[0], 1, width, channels), seed)
@@ -107,9 +113,7 @@ def _linf(epsilon, images):
 
 
 def _l2(epsilon, images):
-    batch, height, width, channels = _size(images)
-    if height < TILES or width < TILES:
-        raise ValueError(f"Square in L2 needs images of at least {TILES} x {TILES}. Received: {images.shape}")
+    batch, height, width, channels = (ops.shape(images)[0], *images.shape[1:])
 
     def signs(seed):
         return _signs((batch, 1, 1, channels), seed)
@@ -206,9 +210,3 @@ def _corner(height, width, side, seed):
 
 def _signs(shape, seed):
     return ops.sign(tf.random.stateless_uniform(shape, seed, -1.0, 1.0))
-
-
-def _size(images):
-    if len(images.shape) != 4:
-        raise ValueError(f"Square needs images [batch, height, width, channels]. Received: shape {images.shape}")
-    return (ops.shape(images)[0], *images.shape[1:])

@@ -50,6 +50,9 @@ class Transfer(Attack):
     def gradients(self):
         return None if isinstance(self.attack, Rounds) else self.attack.gradients
 
+    def check_images(self, shape):
+        self.attack.check_images(shape)
+
     def on_network(self, network, images, labels, seed):
         source = network_of(self.source)
         if not tf.is_symbolic_tensor(images):

@@ -2,13 +2,14 @@
 
 import itertools
 import time
+from collections.abc import Mapping
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_mart import checks
-from keras_mart.attacks import AutoAttack
+from keras_mart.attacks import Attack, AutoAttack
 from keras_mart.attacks.base import Rounds, as_seed
 from keras_mart.attacks.inference import network_of
 from keras_mart.attacks.survivors import attack_survivors, judge
@@ -49,6 +50,7 @@ def evaluate(model, data, attacks, *, batch_size=128, limit=None, stop_early=Fal
     parts = []
     for number, (images, labels) in enumerate(_batches(data, batch_size, limit)):
         checks.batch(network, images, labels)
+        _check_images(attacks, images.shape)
         images, labels = tf.cast(images, "float32"), np.reshape(labels, -1)
         parts.append(_judge(network, images, labels, attacks, [seed, number], stop_early, progress))
         correct = {name: [part.outcomes[name] for part in parts] for name in parts[0].predictions}
@@ -96,6 +98,7 @@ def check(model, data, attacks):
         raise ValueError("The data must not be empty. Received: no batch.")
     checks.batch(network_of(model), *first)
     _check_names(attacks)
+    _check_images(attacks, first[0].shape)
 
 
 def taken(data, batch_size, limit):
@@ -117,7 +120,15 @@ def _check_sizes(batch_size, limit):
         checks.positive_integer(limit, "limit")
 
 
+def _check_images(attacks, shape):
+    for attack in attacks.values():
+        if isinstance(attack, Attack):
+            attack.check_images(shape)
+
+
 def _check_names(attacks):
+    if not isinstance(attacks, Mapping):
+        raise ValueError(f"`attacks` must map names to attacks. Received: {attacks!r}")
     for name, attack in attacks.items():
         if name in RESERVED or "/" in name or not callable(attack) or isinstance(attack, type):
             raise ValueError(
