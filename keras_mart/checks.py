@@ -74,6 +74,11 @@ def network(candidate):
         raise ValueError(f"`network` must be a keras.Model. Received: {candidate!r}")
     if getattr(candidate, "wraps_network", False):
         raise ValueError(f"`network` must not be wrapped already; pass its `.network`. Received: {candidate!r}")
+    _does_not_squash(candidate)
+
+
+def _does_not_squash(candidate):
+    """Raises ValueError where a model ends in a softmax or sigmoid."""
     last = candidate
     while isinstance(last, keras.Model) and getattr(last, "layers", None) and hasattr(last, "outputs"):
         last = last.layers[-1]
@@ -123,6 +128,7 @@ def classes(classifier, image_values):
         ValueError: it does not return logits.
     """
     if classifier not in _CLASSES:
+        _does_not_squash(classifier)
         probe = keras.ops.cast(image_values[:PROBED_IMAGES], "float32")
         _CLASSES[classifier] = logits(classifier(probe, training=False))
     return _CLASSES[classifier]
@@ -131,7 +137,11 @@ def classes(classifier, image_values):
 def same_task(source, network, image_values):
     """Raises ValueError unless a source model takes the network's images and knows as many classes."""
     _takes(source, image_values.shape, "the source model")
-    wanted, found = (classes(each, image_values) for each in (network, source))
+    try:
+        wanted, found = (classes(each, image_values) for each in (network, source))
+    except (tf.errors.InvalidArgumentError, TypeError) as error:
+        shape = tuple(image_values.shape)
+        raise ValueError(f"The source model must take the images. Received: shape {shape} ({error})") from error
     if wanted != found:
         raise ValueError(
             f"The source model must tell as many classes as the model that is judged, {wanted}. Received: {found}"

@@ -1,5 +1,6 @@
 """Strategies from a name, and the arithmetic that makes many replicas give what one device gives."""
 
+import numpy as np
 import tensorflow as tf
 
 STRATEGIES = ("auto", "none", "mirrored")
@@ -42,6 +43,12 @@ def total(value):
     if context is None or context.num_replicas_in_sync == 1:
         return value
     return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def local(value):
+    """An array of this machine's part of a value: of a batch that a strategy has split, all replicas' parts."""
+    parts = tf.distribute.get_strategy().experimental_local_results(value)
+    return np.asarray(parts[0]) if len(parts) == 1 else np.concatenate([np.asarray(part) for part in parts])
 
 
 def agree_on_overflow(gradients):

@@ -663,6 +663,19 @@ def test_filled_batches_give_the_same(monkeypatch):
     np.testing.assert_allclose(result.images, [[0.7], [0.9], [0.1], [0.1], [0.1]])
 
 
+def test_a_tie_does_not_hide_what_a_later_attack_finds():
+    network = linear_network(np.eye(3), np.zeros(3))
+    images, labels = tf.constant([[0.2, 0.8, 0.1]]), tf.constant([1], "int32")
+
+    def moves_to(image):
+        return lambda model, images, labels, seed: tf.constant([image])
+
+    attacks = {"still right": moves_to([0.2, 0.5, 0.5]), "wrong": moves_to([0.5, 0.5, 0.1])}  # both of margin 0
+    result = survivors.attack_survivors(network, attacks, images, labels, tf.constant([0, 0]))
+    assert [int(each[0]) for each in result.predictions.values()] == [1, 0]
+    np.testing.assert_allclose(result.images, [[0.5, 0.5, 0.1]])
+
+
 # --- AutoAttack ---
 
 

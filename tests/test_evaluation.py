@@ -64,6 +64,17 @@ def test_a_limit_takes_the_first_ones(form, limit, threshold):
     np.testing.assert_array_equal(table.predictions["natural"], IMAGES[:limit, 0] > 0.5)
 
 
+def test_data_that_a_strategy_has_split(two_replicas, threshold):
+    with two_replicas.scope():
+        split = two_replicas.experimental_distribute_dataset(DATASET.batch(4))
+        assert km.evaluate(threshold, split, FGSM, verbose=0).accuracy == BY_HAND
+
+
+def test_logits_that_are_nan_are_no_class(threshold):
+    diverged = keras.Sequential([keras.Input((1,)), threshold, keras.layers.Lambda(lambda logits: logits * np.nan)])
+    assert set(km.evaluate(diverged, (IMAGES, LABELS), FGSM, verbose=0).accuracy.values()) == {0.0}
+
+
 def test_arrays_come_in_batches_of_equal_size(threshold):
     sizes = []
 
@@ -270,6 +281,9 @@ X, Y = images_and_labels()
         ((X[:0], Y[:0]), {}, "The data must not be empty"),
         (tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).take(0), {}, "The data must not be empty"),
         (tf.data.Dataset.from_tensor_slices(X).batch(4), {}, "Received: no labels"),
+        (tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).repeat(), {}, "Endless data need a `limit`"),
+        (DATASET, {}, r"must come in batches of images. Received: a batch of shape \(1,\)"),
+        ((X, Y), {1: km.FGSM(km.Linf(0.1))}, "`attacks` must map names to attacks; .* Received: 1: FGSM"),
         ((255 * np.round(X), Y), {}, r"Images must lie in \[0, 1\]\. Received: values from 0 to 255\..* by 255"),
         ((X, Y + 1), {}, r"Labels must lie in \[0, 3\)\. Received: labels from 1 to 3"),
         ((X, Y - 1), {}, r"Labels must lie in \[0, 3\)\. Received: labels from -1 to 1"),
@@ -287,8 +301,14 @@ def test_images_that_an_attack_cannot_take_are_refused_before_any_attack_runs(th
         km.evaluate(threshold, (IMAGES, LABELS), attacks, verbose=0)
 
 
-def test_a_network_that_ends_in_a_softmax():
-    network = keras.Sequential([conv_network(), keras.layers.Softmax()])
+def test_the_seed_must_be_an_integer():
+    with pytest.raises(ValueError, match=r"`seed` must be an integer. Received: seed=None"):
+        km.evaluate(conv_network(), (X, Y), {}, seed=None, verbose=0)
+
+
+@pytest.mark.parametrize("last", [keras.layers.Softmax, lambda: keras.layers.Dense(3, activation="sigmoid")])
+def test_a_network_that_does_not_end_in_logits(last):
+    network = keras.Sequential([conv_network(), last()])
     with pytest.raises(ValueError, match="`network` must return logits"):
         km.evaluate(network, (X, Y), {}, verbose=0)
 

@@ -56,10 +56,10 @@ class Attack:
             ValueError: images outside [0, 1], labels that do not fit, or a model that does not return logits.
         """
         network = network_of(model)
-        self.check_images(x.shape)
         if not tf.is_symbolic_tensor(x):
             checks.batch(network, x, labels)
         images = ops.convert_to_tensor(x, "float32")
+        self.check_images(images.shape)
         labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
         return self.on_network(network, images, labels, as_seed(seed))
 

@@ -26,6 +26,10 @@ class Result(NamedTuple):
     gradients: dict
 
 
+# The class predicted by logits that are NaN: no label equals it.
+NOTHING = -1
+
+
 class Judgement(NamedTuple):
     """What a network says to images: [batch] predicted classes, [batch] logit margins, the number of classes."""
 
@@ -105,7 +109,8 @@ class _Survivors:
         """Takes in what was found for the examples at `which`, and lets go of those that it fools."""
         labels = tf.gather(self.labels, which)
         now = judge(self.network, found, labels)
-        better = ~(now.margins <= self.margins[which])  # NaN counts as found
+        fooled = now.predicted != labels.numpy()  # also at a margin of 0, where another class may be predicted
+        better = fooled | (now.margins > self.margins[which])
         self.adversarial = _replace(self.adversarial, which[better], tf.boolean_mask(found, better))
         self.margins[which[better]] = now.margins[better]
         self.predicted[which[better]] = now.predicted[better]
@@ -139,4 +144,5 @@ def judge(network, images, labels):
 
 def _judgement(logits, images, labels):
     outputs = logits(images)
-    return ops.argmax(outputs, axis=-1), losses.margin(labels, outputs), outputs.shape[-1]
+    unknown = ops.any(ops.isnan(outputs), axis=-1)
+    return ops.where(unknown, NOTHING, ops.argmax(outputs, axis=-1)), losses.margin(labels, outputs), outputs.shape[-1]

@@ -48,7 +48,8 @@ class Transfer(Attack):
 
     @property
     def gradients(self):
-        return None if isinstance(self.attack, Rounds) else self.attack.gradients
+        in_rounds = isinstance(self.attack, Rounds) and self.attack.gradients != 0
+        return None if in_rounds else self.attack.gradients
 
     def check_images(self, shape):
         self.attack.check_images(shape)

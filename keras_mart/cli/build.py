@@ -5,8 +5,9 @@ import functools
 import keras
 import numpy as np
 
-from keras_mart import datasets, optimizers, serving, zoo
+from keras_mart import checks, datasets, optimizers, serving, zoo
 from keras_mart.attacks import PGD
+from keras_mart.attacks.inference import network_of
 from keras_mart.cli.flags import FLAGS
 from keras_mart.cli.rules import method_arguments
 from keras_mart.evaluation.presets import presets
@@ -95,7 +96,10 @@ def check(methods):
     training_attack()
     attacks(FLAGS.attacks)
     for method in methods:
-        model(method)
+        network_of_method = model(method).network
+    if source() is not None:
+        shape = datasets.describe(FLAGS.dataset, FLAGS.data_dir).input_shape
+        checks.same_task(network_of(source()), network_of_method, np.zeros((1, *shape), "float32"))
 
 
 def _optimizer():

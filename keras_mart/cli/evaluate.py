@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 import keras_mart
+from keras_mart.attacks import AutoAttack
+from keras_mart.attacks.base import Rounds
 from keras_mart.cli import build
 from keras_mart.cli.flags import FLAGS
 from keras_mart.evaluation import evaluate
@@ -37,8 +39,9 @@ def evaluate_run(directory):
 
 
 def verbosity(attacks=()):
-    """A progress bar on a terminal; elsewhere nothing, unless an attack in stages makes it long: then lines."""
-    long = any(hasattr(attacks[name], "stages") for name in attacks)
+    """A progress bar on a terminal; elsewhere nothing, unless an attack in rounds makes it long: then lines."""
+    made = [getattr(attack, "attack", attack) for attack in dict(attacks).values()]  # the one that a Transfer makes
+    long = any(isinstance(attack, (AutoAttack, Rounds)) for attack in made)
     return 1 if sys.stdout.isatty() else 2 * long
 
 
@@ -48,6 +51,7 @@ def _record(directory, attacks, tables):
         "threat": {"norm": type(threat).__name__, "epsilon": threat.epsilon},
         "attacks": {name: repr(attack) for name, attack in attacks.items()},
         "seed": FLAGS.seed,
+        "source": FLAGS.source,
         "versions": {
             "python": platform.python_version(), "keras_mart": keras_mart.__version__, "keras": keras.__version__,
             "tensorflow": tf.__version__, "numpy": np.__version__,

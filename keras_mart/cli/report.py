@@ -15,17 +15,28 @@ PICTURES = 4
 def report_runs(directories, root):
     """Writes report.html of all runs into the root, and what it shows beside the evaluation into each run."""
     images, labels = build.test_data(FLAGS.checked_examples)
+    directories = list(directories)
     for directory in directories:
         model = directory.load(directory.best)
-        print(f"\n{directory.path}: checks for false robustness, {len(labels)} test images", flush=True)
-        found = diagnose(
-            model, (images, labels), build.evaluation_threat(), build.source(), batch_size=FLAGS.batch_size,
-            limit=len(labels), seed=FLAGS.seed, verbose=verbosity(),
-        )  # fmt: skip
-        print(found)
-        directory.diagnosis.write_text(found.to_json() + "\n")
-        _keep_pictures(directory, model, images, labels)
+        _check(directory, model, images, labels)
+        _keep_pictures(directory, model, images[: FLAGS.batch_size], labels[: FLAGS.batch_size])
+    root = root if len(directories) > 1 else directories[0].path
     print(f"Report: {report([directory.path for directory in directories], root / 'report.html')}")
+
+
+def _check(directory, model, images, labels):
+    threat = build.evaluation_threat()
+    directory.diagnosis.unlink(missing_ok=True)
+    if threat.epsilon == 0:
+        print(f"\n{directory.path}: at epsilon 0 there is no robustness to check.")
+        return
+    print(f"\n{directory.path}: checks for false robustness, {len(labels)} test images", flush=True)
+    found = diagnose(
+        model, (images, labels), threat, build.source(), batch_size=FLAGS.batch_size, limit=len(labels),
+        seed=FLAGS.seed, verbose=verbosity(),
+    )  # fmt: skip
+    print(found)
+    directory.diagnosis.write_text(found.to_json() + "\n")
 
 
 def _keep_pictures(directory, model, images, labels):

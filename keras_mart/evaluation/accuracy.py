@@ -1,6 +1,7 @@
 """Accuracy under attacks, counted over a whole data set."""
 
 import itertools
+import numbers
 import time
 from collections.abc import Mapping
 
@@ -8,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mart import checks
+from keras_mart import checks, distribution
 from keras_mart.attacks import Attack, AutoAttack
 from keras_mart.attacks.base import Rounds, as_seed
 from keras_mart.attacks.inference import network_of
@@ -46,6 +47,8 @@ def evaluate(model, data, attacks, *, batch_size=128, limit=None, stop_early=Fal
     network = network_of(model)
     _check_sizes(batch_size, limit)
     _check_names(attacks)
+    if not isinstance(seed, numbers.Integral):
+        raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")
     progress = Progress(_number_of_batches(data, batch_size, limit), verbose)
     parts = []
     for number, (images, labels) in enumerate(_batches(data, batch_size, limit)):
@@ -130,7 +133,8 @@ def _check_names(attacks):
     if not isinstance(attacks, Mapping):
         raise ValueError(f"`attacks` must map names to attacks. Received: {attacks!r}")
     for name, attack in attacks.items():
-        if name in RESERVED or "/" in name or not callable(attack) or isinstance(attack, type):
+        taken_name = not isinstance(name, str) or name in RESERVED or "/" in name
+        if taken_name or not callable(attack) or isinstance(attack, type):
             raise ValueError(
                 f"`attacks` must map names to attacks; {', '.join(RESERVED)}, and names with a slash, are taken. "
                 f"Received: {name!r}: {attack!r}"
@@ -154,7 +158,11 @@ def _slices(images, labels, batch_size, limit):
 def _number_of_batches(data, batch_size, limit):
     if _are_arrays(data):
         return -(-min(len(data[1]), limit or len(data[1])) // batch_size)
-    known = int(data.cardinality()) if isinstance(data, tf.data.Dataset) and limit is None else -1
+    if limit is not None or not isinstance(data, tf.data.Dataset):
+        return None
+    known = int(data.cardinality())
+    if known == tf.data.INFINITE_CARDINALITY:
+        raise ValueError("Endless data need a `limit`. Received: a dataset that repeats for ever.")
     return known if known >= 0 else None
 
 
@@ -165,8 +173,11 @@ def _batches(data, batch_size, limit=None):
     seen = 0
     for batch in data:
         inputs, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        images = np.asarray(images_of(inputs))[: None if limit is None else limit - seen]
+        images = distribution.local(images_of(inputs))
+        if images.ndim < 2:
+            raise ValueError(f"The data must come in batches of images. Received: a batch of shape {images.shape}")
+        images = images[: None if limit is None else limit - seen]
         seen += len(images)
-        yield images, None if labels is None else np.asarray(labels)[: len(images) if limit is not None else None]
+        yield images, None if labels is None else distribution.local(labels)[: len(images) if limit else None]
         if seen == limit:
             return

@@ -6,14 +6,15 @@ import math
 
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from keras_mart.attacks import PGD, Noise, Square, Transfer
-from keras_mart.attacks.gradients import gradient_of
+from keras_mart.attacks.gradients import first_scale, scaled_gradient
 from keras_mart.attacks.inference import network_of, traced
 from keras_mart.evaluation import signs
 from keras_mart.evaluation.accuracy import evaluate, taken
 from keras_mart.losses import cross_entropy
-from keras_mart.threats import L2
+from keras_mart.threats import L2, Threat
 
 # The accuracy is measured at these multiples of epsilon, and at last in a ball that holds all images.
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -89,8 +90,8 @@ def diagnose(model, data, threat, source=None, *, batch_size=128, limit=200, see
 
     Reference: Athalye et al., arXiv 1802.00420, section 3; Carlini et al., arXiv 1902.06705.
     """
-    if not threat.epsilon > 0:
-        raise ValueError(f"`threat` must have a positive epsilon: at 0 there is nothing to check. Received: {threat!r}")
+    if not isinstance(threat, Threat) or not threat.epsilon > 0:
+        raise ValueError(f"`threat` must be a ball of positive epsilon, such as Linf(8 / 255). Received: {threat!r}")
     network = network_of(model)
     images, labels = taken(data, batch_size, limit)
     ladder = _ladder(threat, images.shape[1:])
@@ -160,7 +161,7 @@ def _ladder(threat, shape):
 
 
 def _probe(network, images, labels, batch_size):
-    """([examples, classes] logits, [examples, ...] gradients of the cross-entropy), as they are in float32."""
+    """([examples, classes] logits, [examples, ...] gradients of the cross-entropy as attacks see them)."""
     signature = [tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32")]
     function = traced(network, "probe", _logits_and_gradients, signature)
     labels = labels.reshape(-1).astype("int32")
@@ -173,8 +174,7 @@ def _probe(network, images, labels, batch_size):
 
 def _logits_and_gradients(logits, images, labels):
     def objective(candidates):
-        outputs = logits(candidates)
-        return cross_entropy(labels, outputs), outputs
+        values = cross_entropy(labels, logits(candidates))
+        return values, ops.zeros_like(values, "bool")
 
-    gradient, _, outputs = gradient_of(objective, images)
-    return outputs, gradient
+    return logits(images), scaled_gradient(objective, images, first_scale(images))[0]

@@ -14,7 +14,7 @@ STEPPED = {"pgd": PGD, "cw": CW}
 # Names of several at once: "paper" are the attacks of the MART paper's white-box table.
 GROUPS = {"paper": ("fgsm", "pgd20", "cw")}
 TRANSFER = "transfer-"
-PRESETS = ("fgsm", "pgd10", "pgd20", "pgd40", "pgd100", *NAMED, *GROUPS)
+PRESETS = (*NAMED, "pgd10", "pgd20", "pgd40", "pgd100", *GROUPS)
 
 
 def presets(names, threat, source=None):

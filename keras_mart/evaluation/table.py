@@ -10,7 +10,7 @@ import numpy as np
 QUANTILE = 1.959963984540054
 WORST_CASE = "worst_case"
 # Names that no attack may have: rows, metrics and entries of the file have them.
-RESERVED = ("natural", "adversarial", WORST_CASE, "labels", "record")
+RESERVED = ("natural", "adversarial", WORST_CASE, "labels", "record", "file", "allow_pickle")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -48,7 +48,8 @@ def _counts(labels, predicted):
     """[classes, classes] how often a label was predicted as what."""
     classes = int(max(labels.max(), predicted.max())) + 1
     counts = np.zeros((classes, classes), "int64")
-    np.add.at(counts, (labels, predicted), 1)
+    said = predicted >= 0  # a network that returns NaN predicts nothing
+    np.add.at(counts, (labels[said], predicted[said]), 1)
     return counts
 
 

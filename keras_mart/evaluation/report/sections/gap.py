@@ -1,5 +1,6 @@
 """What PGD-20 leaves and AutoAttack takes."""
 
+from keras_mart.evaluation.presets import TRANSFER
 from keras_mart.evaluation.report import words
 from keras_mart.evaluation.report.charts import dumbbell, marks, svg
 from keras_mart.evaluation.report.charts.dumbbell import Pair
@@ -14,18 +15,23 @@ LEAD = (
 
 def gap(subjects):
     """A row for each run."""
-    measured = [subject for subject in subjects if {WEAK, STRONG} <= set(subject.accuracy())]
+    measured = [each for each in subjects if {WEAK, STRONG} <= set(each.accuracy()) and not _stopped_early(each)]
     absent = [_missing(subject) for subject in subjects if subject not in measured]
     shown = _figure([_pair(subject) for subject in measured]) if measured else None
     return frame.section("gap", "The gap between PGD-20 and AutoAttack", LEAD, shown, absent)
 
 
+def _stopped_early(subject):
+    """Whether a row says what all attacks up to it left, not what its own did."""
+    return subject.checkpoint("best").get("stop_early", False)
+
+
 def _missing(subject):
-    """With the attacks measured already: an evaluation replaces the one before."""
-    attacks = ",".join(dict.fromkeys([*subject.attacks, WEAK, STRONG]))
-    what = " and ".join(
-        name for name, key in (("PGD-20", WEAK), ("AutoAttack", STRONG)) if key not in subject.accuracy()
-    )
+    """With the attacks measured already, since an evaluation replaces the one before; transfer needs its source."""
+    own = [name for name in subject.attacks if not name.startswith(TRANSFER)]
+    attacks = ",".join(dict.fromkeys([*own, WEAK, STRONG]))
+    absent = [name for name, key in (("PGD-20", WEAK), ("AutoAttack", STRONG)) if key not in subject.accuracy()]
+    what = " and ".join(absent) or "PGD-20 and AutoAttack, each by itself,"
     return frame.missing(subject, what, "evaluate", f"--attacks={attacks}")
 
 
