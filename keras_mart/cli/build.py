@@ -18,11 +18,11 @@ from keras_mart.threats import L2, Linf
 TRAINING_STEP = 0.25
 
 
-def data(split, with_index=False):
-    """Batches of a split; training data are augmented."""
+def data(split, with_index=False, batch_size=None):
+    """Batches of a split, of --batch_size by default; training data are augmented."""
     augment = None if split != "train" or FLAGS.augment == "none" else FLAGS.augment
     return datasets.load(
-        FLAGS.dataset, split, batch_size=FLAGS.batch_size, augment=augment, with_index=with_index,
+        FLAGS.dataset, split, batch_size=batch_size or FLAGS.batch_size, augment=augment, with_index=with_index,
         seed=FLAGS.seed, data_dir=FLAGS.data_dir,
     )  # fmt: skip
 
@@ -30,7 +30,7 @@ def data(split, with_index=False):
 def test_data(examples=None):
     """The test set; if a number of examples is given, so many of them at random, the same for the same --seed."""
     if examples is None:
-        return data("test")
+        return data("test", batch_size=evaluation_batch_size())
     images, labels = (np.concatenate(parts) for parts in zip(*data("test").as_numpy_iterator(), strict=True))
     chosen = np.sort(np.random.default_rng(FLAGS.seed).permutation(len(labels))[:examples])
     return images[chosen], labels[chosen]
@@ -52,6 +52,11 @@ def training_attack():
     """The PGD that training runs."""
     step_size = TRAINING_STEP * FLAGS.epsilon if FLAGS.step_size is None else FLAGS.step_size
     return PGD(_threat(FLAGS.epsilon), FLAGS.steps, step_size=step_size, start=FLAGS.start)
+
+
+def evaluation_batch_size():
+    """Examples in a batch where nothing is trained."""
+    return FLAGS.evaluation_batch_size or FLAGS.batch_size
 
 
 def evaluation_threat():

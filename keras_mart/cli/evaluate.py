@@ -29,7 +29,7 @@ def evaluate_run(directory):
         else:
             print(f"\n{directory.path}: {which} checkpoint on the test set, {build.ball()}", flush=True)
             tables[which] = evaluate(
-                model, build.test_data(FLAGS.examples), attacks, batch_size=FLAGS.batch_size,
+                model, build.test_data(FLAGS.examples), attacks, batch_size=build.evaluation_batch_size(),
                 stop_early=FLAGS.stop_early, seed=FLAGS.seed, verbose=verbosity(attacks),
             )  # fmt: skip
             print(tables[which])

@@ -91,6 +91,7 @@ _attacks = (
 flags.DEFINE(parsers.List(parsers.Name()), "attacks", "paper,autoattack", _attacks, module_name=EVALUATION)
 _number(EVALUATION, "evaluation_epsilon", None, "Radius of the ball in evaluation; --epsilon by default.")
 _integer(EVALUATION, "examples", None, "Number of test images, chosen at random by --seed; all by default.")
+_integer(EVALUATION, "evaluation_batch_size", None, "Examples in a batch in evaluation; --batch_size by default.")
 _early = "Run each attack only on what is classified correctly under all before it."
 flags.DEFINE_bool("stop_early", False, _early, module_name=EVALUATION)
 _text(EVALUATION, "source", None, "The model of transfer attacks: a .keras file or a SavedModel.")

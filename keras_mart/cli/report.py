@@ -19,7 +19,8 @@ def report_runs(directories, root):
     for directory in directories:
         model = directory.load(directory.best)
         _check(directory, model, images, labels)
-        _keep_pictures(directory, model, images[: FLAGS.batch_size], labels[: FLAGS.batch_size])
+        first = slice(build.evaluation_batch_size())
+        _keep_pictures(directory, model, images[first], labels[first])
     root = root if len(directories) > 1 else directories[0].path
     print(f"Report: {report([directory.path for directory in directories], root / 'report.html')}")
 
@@ -32,8 +33,8 @@ def _check(directory, model, images, labels):
         return
     print(f"\n{directory.path}: checks for false robustness, {len(labels)} test images", flush=True)
     found = diagnose(
-        model, (images, labels), threat, build.source(), batch_size=FLAGS.batch_size, limit=len(labels),
-        seed=FLAGS.seed, verbose=verbosity(),
+        model, (images, labels), threat, build.source(), batch_size=build.evaluation_batch_size(),
+        limit=len(labels), seed=FLAGS.seed, verbose=verbosity(),
     )  # fmt: skip
     print(found)
     directory.diagnosis.write_text(found.to_json() + "\n")

@@ -7,10 +7,14 @@ from keras_mart.methods import METHODS, AdversarialModel
 
 # The flags of a command rather than of what is trained: a run directory does not keep them.
 OF_THE_COMMAND = ("mode", "workdir", "resume")
+# The flags that say how a run is judged, and the ball in which its best checkpoint was chosen.
+OF_THE_EVALUATION = (
+    "attacks", "evaluation_epsilon", "evaluation_batch_size", "examples", "stop_early", "source", "checked_examples",
+)  # fmt: skip
 # The flags that may differ from the training's where a run is only evaluated or exported.
 WITHOUT_TRAINING = (
     *OF_THE_COMMAND, "method", "seed", "strategy", "jit_compile", "dataset", "data_dir", "batch_size", "threat",
-    "epsilon", "attacks", "evaluation_epsilon", "examples", "stop_early", "source", "checked_examples",
+    "epsilon", *OF_THE_EVALUATION,
 )  # fmt: skip
 # Flags that not every choice of another flag takes.
 TAKERS = {

@@ -6,15 +6,16 @@ import zipfile
 
 import keras
 
-from keras_mart.cli import flags
+from keras_mart.cli import flags, rules
 from keras_mart.evaluation.run import Run
 
-# A run that goes on may get more epochs, other attacks to evaluate with and another machine, but nothing else: not
+# A run that goes on may get more epochs, another evaluation and another machine, but nothing else: not
 # --evaluation_epsilon, at which the best checkpoint is chosen.
-FREE = (
-    "--epochs=", "--attacks=", "--examples=", "--stop_early=", "--source=", "--checked_examples=", "--strategy=",
-    "--jit_compile=", "--data_dir=",
-)  # fmt: skip
+FREE = tuple(
+    f"--{name}="
+    for name in ("epochs", "strategy", "jit_compile", "data_dir", *rules.OF_THE_EVALUATION)
+    if name != "evaluation_epsilon"
+)
 
 
 class RunDirectory(Run):
