@@ -9,6 +9,7 @@ import numpy as np
 # The normal distribution's 97.5% quantile: intervals cover 95%.
 QUANTILE = 1.959963984540054
 WORST_CASE = "worst_case"
+CUMULATIVE = "Each attack ran on what was correct under all before it, and its figure counts them too."
 # Names that no attack may have: rows, metrics and entries of the file have them.
 RESERVED = ("natural", "adversarial", WORST_CASE, "labels", "record", "file", "allow_pickle")
 
@@ -70,7 +71,7 @@ class Table:
             lines.append(line)
         lines.append(f"({self.examples:,} examples)")
         if self.stop_early:
-            lines.append("Each attack ran on what was correct under all before it; its row counts them too.")
+            lines.append(CUMULATIVE)
         return "\n".join(lines)
 
     def to_json(self):
@@ -140,4 +141,6 @@ def side_by_side(tables):
     for name, table in tables.items():
         cells = [f"{table[attack]:>{width}.2%}" for attack, width in zip(attacks, widths, strict=True)]
         lines.append("  ".join([f"{name:<{first}}", *cells]))
+    if any(table.stop_early for table in tables.values()):
+        lines.append(CUMULATIVE)
     return "\n".join(lines)
