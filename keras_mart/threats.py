@@ -21,6 +21,11 @@ def per_example(value, images):
     return ops.reshape(value, (-1,) + (1,) * (len(images.shape) - 1)) if len(value.shape) == 1 else value
 
 
+def choose(condition, images, others):
+    """[batch, ...] the images where the [batch] condition holds, elsewhere the others (or one value)."""
+    return ops.where(per_example(condition, images) > 0, images, others)
+
+
 def _norm(values):
     """[batch, 1, ...] the L2 norm of each example, computed without underflow of its squares."""
     axes = tuple(range(1, len(values.shape)))

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_mart import checks, losses
 from keras_mart.attacks import base, gradients
-from keras_mart.threats import per_example
+from keras_mart.threats import choose
 
 # The share of the new step in a move, the rest being momentum; the first move has none.
 MOMENTUM_SHARE = 0.75
@@ -65,11 +65,11 @@ def ascend(attack, objective, images, epsilon, seed):
         better = value > state.best_value
         state = _State(
             moved, state.candidates, gradient, scale, value, state.step_size,
-            best=_choose(better, moved, state.best),
-            best_gradient=_choose(better, gradient, state.best_gradient),
+            best=choose(better, moved, state.best),
+            best_gradient=choose(better, gradient, state.best_gradient),
             best_value=ops.where(better, value, state.best_value),
             fooled=ops.logical_or(state.fooled, fooled),
-            adversarial=_choose(fooled, moved, state.adversarial),
+            adversarial=choose(fooled, moved, state.adversarial),
             rises=state.rises + ops.cast(value > state.value, "int32"),
             best_then=state.best_then, halved_then=state.halved_then,
         )  # fmt: skip
@@ -100,16 +100,12 @@ def _look(state, window, rho):
     halved = ops.logical_and(looks, ops.logical_or(few, stalled))
     return state._replace(
         step_size=ops.where(halved, state.step_size / 2, state.step_size),
-        candidates=_choose(halved, state.best, state.candidates),
-        gradient=_choose(halved, state.best_gradient, state.gradient),
+        candidates=choose(halved, state.best, state.candidates),
+        gradient=choose(halved, state.best_gradient, state.gradient),
         rises=ops.where(looks, 0, state.rises),
         best_then=ops.where(looks, state.best_value, state.best_then),
         halved_then=ops.where(looks, halved, state.halved_then),
     )
-
-
-def _choose(condition, images, others):
-    return ops.where(per_example(condition, images) > 0, images, others)
 
 
 def _windows(steps):
@@ -144,12 +140,7 @@ class _APGD(base.Climb):
 
     def maximise(self, objective, x, epsilon=None, seed=None, score=None):
         """As `Climb.maximise`; of the images met, those of largest value. There are no restarts to score."""
-
-        def unmarked(candidates):
-            values = objective(candidates)
-            return values, ops.zeros_like(values, "bool")
-
-        return ops.stop_gradient(ascend(self, unmarked, x, epsilon, base.as_seed(seed))[0])
+        return ops.stop_gradient(ascend(self, gradients.unmarked(objective), x, epsilon, base.as_seed(seed))[0])
 
     def perturb(self, logits, images, labels, seed):
         return adversarial(self, logits, images, labels, seed, self.loss)
@@ -205,7 +196,7 @@ def adversarial(attack, logits, images, labels, seed, loss):
         return loss(labels, outputs), ops.argmax(outputs, axis=-1) != labels
 
     best, fooled, last_fooled = ascend(attack, objective, images, None, seed)
-    return ops.stop_gradient(_choose(fooled, last_fooled, best))
+    return ops.stop_gradient(choose(fooled, last_fooled, best))
 
 
 def check(attack):

@@ -11,7 +11,7 @@ from keras_mart import checks, losses
 from keras_mart.attacks import gradients
 from keras_mart.attacks.inference import network_of, traced
 from keras_mart.attacks.survivors import attack_survivors
-from keras_mart.threats import Threat, per_example
+from keras_mart.threats import Threat, choose
 
 # Added to a misclassified example's score, so that it beats every correctly classified one.
 FOOLED = 1e3
@@ -188,8 +188,7 @@ def worst_of(times, run, score, images, seed):
         candidates = run(tf.random.fold_in(seed, number))
         scores = score(candidates)
         worse = scores > worst_score
-        worst = ops.where(per_example(worse, images) > 0, candidates, worst)
-        return number + 1, worst, ops.where(worse, scores, worst_score)
+        return number + 1, choose(worse, candidates, worst), ops.where(worse, scores, worst_score)
 
     nothing_yet = ops.full((ops.shape(images)[0],), -float("inf"))
     return ops.stop_gradient(gradients.loop(again, (0, images, nothing_yet), times)[1])

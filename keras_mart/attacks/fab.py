@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_mart import checks, losses
 from keras_mart.attacks import base, gradients
-from keras_mart.threats import L2, per_example
+from keras_mart.threats import L2, choose, per_example
 
 # Constants of the official code: the largest share of the natural image in a step, how far a step goes beyond the
 # boundary, and how much of the way an adversarial image keeps when it is drawn back to the natural one.
@@ -62,24 +62,23 @@ class FABT(base.Rounds):
         target = base.ranked_class(logits(images), number + 1)
 
         def difference(current):
-            values = losses.logit_difference(labels, logits(current), target)
-            return values, ops.zeros_like(values, "bool")
+            return losses.logit_difference(labels, logits(current), target)
 
         def step(count, current, nearest, distance):
-            normal, value, _ = gradients.gradient_of(difference, current)
+            normal, value, _ = gradients.gradient_of(gradients.unmarked(difference), current)
             moved = self._move(current, images, normal, value)
             away = self.threat.distance(moved, images)
             fooled = ops.argmax(logits(moved), axis=-1) != labels
             nearer = ops.logical_and(fooled, away < distance)
-            nearest = ops.where(per_example(nearer, images) > 0, moved, nearest)
+            nearest = choose(nearer, moved, nearest)
             distance = ops.where(nearer, away, distance)
             drawn_back = images + (moved - images) * BACKWARD
-            return count + 1, ops.where(per_example(fooled, images) > 0, drawn_back, moved), nearest, distance
+            return count + 1, choose(fooled, drawn_back, moved), nearest, distance
 
         nowhere = ops.full((ops.shape(images)[0],), float("inf"))
         _, _, nearest, distance = gradients.loop(step, (0, images, images, nowhere), self.steps)
         found = distance <= self.threat.epsilon
-        return ops.stop_gradient(ops.where(per_example(found, images) > 0, nearest, images))
+        return ops.stop_gradient(choose(found, nearest, images))
 
     def _move(self, current, images, normal, value):
         """The next image: beyond the boundary where `value`, linear with gradient `normal`, would be 0."""

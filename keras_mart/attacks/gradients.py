@@ -3,7 +3,7 @@
 import tensorflow as tf
 from keras import ops
 
-from keras_mart.threats import per_example
+from keras_mart.threats import choose
 
 # A scaled gradient whose largest entry is under FAINT gets a larger scale the next time, one under LOST at once.
 FAINT, LOST = 2.0**-4, 2.0**-14
@@ -45,7 +45,7 @@ def scaled_gradient(objective, images, scale, samples=1):
         again = ops.any(ops.logical_or(~finite, ops.logical_and(size < LOST, scale < LARGEST_SCALE)))
         factor = ops.where(size < LOST, LOST_FACTOR, ops.where(size < FAINT, FAINT_FACTOR, 1.0))
         scale = ops.minimum(scale * ops.where(finite, factor, OVERFLOW_FACTOR), LARGEST_SCALE)
-        kept = ops.where(per_example(finite, images) > 0, gradient, 0.0)
+        kept = choose(finite, gradient, 0.0)
         return count + 1, kept, scale, values, marks, again
 
     nothing = ops.zeros_like(scale)
@@ -54,6 +54,16 @@ def scaled_gradient(objective, images, scale, samples=1):
         lambda *state: state[-1], attempt, state, maximum_iterations=ATTEMPTS
     )
     return gradient, scale, values, marks
+
+
+def unmarked(objective):
+    """An objective of values alone as `scaled_gradient` takes it; its booleans are all false."""
+
+    def marked(images):
+        values = objective(images)
+        return values, ops.zeros_like(values, "bool")
+
+    return marked
 
 
 def _mean_gradient(objective, images, scale, samples):

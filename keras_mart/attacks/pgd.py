@@ -73,9 +73,7 @@ class PGD(base.Climb):
                 raise ValueError(f"An attack given an epsilon must have a positive one itself. Received: {self}")
             step_size = epsilon * (self.step_size / self.threat.epsilon)
 
-        def unmarked(candidates):
-            values = objective(candidates)
-            return values, ops.zeros_like(values, "bool")
+        unmarked = gradients.unmarked(objective)
 
         def step(number, candidates, scale):
             gradient, scale, *_ = gradients.scaled_gradient(unmarked, candidates, scale)

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_mart import checks, losses
 from keras_mart.attacks import base, gradients
-from keras_mart.threats import L2, per_example
+from keras_mart.threats import L2, choose
 
 # After so many queries the squares' area is the initial share of the image divided by 2, by 4, and so on.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -82,7 +82,7 @@ class Square(base.Rounds):
             found = margin(changed)
             # Once fooled, an example stays as it is. At a margin of 0 it may yet be classified correctly.
             better = ops.logical_and(found > largest, largest <= 0)
-            current = ops.where(per_example(better, images) > 0, changed, current)
+            current = choose(better, changed, current)
             return count + 1, current, ops.where(better, found, largest)
 
         times = ops.minimum(ROUND, self.queries - number * ROUND)

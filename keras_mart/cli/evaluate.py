@@ -21,7 +21,7 @@ def evaluate_run(directory):
     attacks = build.attacks(FLAGS.attacks)
     models = {which: directory.load(getattr(directory, which)) for which in ("best", "last")}
     same = all(map(np.array_equal, models["best"].network.get_weights(), models["last"].network.get_weights()))
-    tables = {}
+    test, tables = build.test_data(FLAGS.examples), {}
     for which, model in models.items():
         if which == "last" and same:
             print("\nThe last checkpoint is the best.")
@@ -29,7 +29,7 @@ def evaluate_run(directory):
         else:
             print(f"\n{directory.path}: {which} checkpoint on the test set, {build.ball()}", flush=True)
             tables[which] = evaluate(
-                model, build.test_data(FLAGS.examples), attacks, batch_size=build.evaluation_batch_size(),
+                model, test, attacks, batch_size=build.evaluation_batch_size(),
                 stop_early=FLAGS.stop_early, seed=FLAGS.seed, verbose=verbosity(attacks),
             )  # fmt: skip
             print(tables[which])

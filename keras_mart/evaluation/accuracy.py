@@ -1,5 +1,6 @@
 """Accuracy under attacks, counted over a whole data set."""
 
+import collections
 import itertools
 import numbers
 import time
@@ -50,14 +51,15 @@ def evaluate(model, data, attacks, *, batch_size=128, limit=None, stop_early=Fal
     if not isinstance(seed, numbers.Integral):
         raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")
     progress = Progress(_number_of_batches(data, batch_size, limit), verbose)
-    parts = []
+    parts, right, seen = [], collections.Counter(), 0
     for number, (images, labels) in enumerate(_batches(data, batch_size, limit)):
         checks.batch(network, images, labels)
         _check_images(attacks, images.shape)
         images, labels = tf.cast(images, "float32"), np.reshape(labels, -1)
         parts.append(_judge(network, images, labels, attacks, [seed, number], stop_early, progress))
-        correct = {name: [part.outcomes[name] for part in parts] for name in parts[0].predictions}
-        progress.batch({name: np.mean(np.concatenate(each)) for name, each in correct.items()})
+        right.update({name: np.sum(predicted == labels) for name, predicted in parts[-1].predictions.items()})
+        seen += len(labels)
+        progress.batch({name: count / seen for name, count in right.items()})
     progress.close()
     if not parts:
         raise ValueError("The data must not be empty. Received: no batch.")

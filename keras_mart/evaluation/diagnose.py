@@ -6,10 +6,9 @@ import math
 
 import numpy as np
 import tensorflow as tf
-from keras import ops
 
 from keras_mart.attacks import PGD, Noise, Square, Transfer
-from keras_mart.attacks.gradients import first_scale, scaled_gradient
+from keras_mart.attacks.gradients import first_scale, scaled_gradient, unmarked
 from keras_mart.attacks.inference import network_of, traced
 from keras_mart.evaluation import signs
 from keras_mart.evaluation.accuracy import evaluate, taken
@@ -174,7 +173,6 @@ def _probe(network, images, labels, batch_size):
 
 def _logits_and_gradients(logits, images, labels):
     def objective(candidates):
-        values = cross_entropy(labels, logits(candidates))
-        return values, ops.zeros_like(values, "bool")
+        return cross_entropy(labels, logits(candidates))
 
-    return logits(images), scaled_gradient(objective, images, first_scale(images))[0]
+    return logits(images), scaled_gradient(unmarked(objective), images, first_scale(images))[0]

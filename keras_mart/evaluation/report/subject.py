@@ -63,6 +63,11 @@ class Subject:
         """Whether the last checkpoint is the best."""
         return self.checkpoint("best") == self.checkpoint("last")
 
+    @property
+    def stopped_early(self):
+        """Whether a row says what all attacks up to it left, not what its own did."""
+        return self.checkpoint("best").get("stop_early", False)
+
     def checkpoint(self, which):
         """The summary of the "best" or the "last" checkpoint's table; empty where it is missing."""
         return self.evaluation.get(which) or {}

@@ -52,7 +52,7 @@ def _cell(subject, name):
 
 
 def _footnotes(subjects):
-    early = [each.title for each in subjects if each.checkpoint("best").get("stop_early")]
+    early = [each.title for each in subjects if each.stopped_early]
     same = [each.title for each in subjects if each.one_checkpoint]
     return [
         tag("p", text.format(words.listing(titles)), class_="footnote")

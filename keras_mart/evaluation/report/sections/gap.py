@@ -15,15 +15,10 @@ LEAD = (
 
 def gap(subjects):
     """A row for each run."""
-    measured = [each for each in subjects if {WEAK, STRONG} <= set(each.accuracy()) and not _stopped_early(each)]
+    measured = [each for each in subjects if {WEAK, STRONG} <= set(each.accuracy()) and not each.stopped_early]
     absent = [_missing(subject) for subject in subjects if subject not in measured]
     shown = _figure([_pair(subject) for subject in measured]) if measured else None
     return frame.section("gap", "The gap between PGD-20 and AutoAttack", LEAD, shown, absent)
-
-
-def _stopped_early(subject):
-    """Whether a row says what all attacks up to it left, not what its own did."""
-    return subject.checkpoint("best").get("stop_early", False)
 
 
 def _missing(subject):
