@@ -1,6 +1,7 @@
 """Stochastic gradient descent as the papers' recipes mean it."""
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 
@@ -42,8 +43,13 @@ class SGD(keras.optimizers.SGD):
 
     def update_step(self, gradient, variable, learning_rate):
         """Updates one variable, and its velocity where there is momentum."""
-        learning_rate = ops.cast(learning_rate, variable.dtype)
         gradient = ops.cast(gradient, variable.dtype)
+        # TensorFlow would compute what needs no gradient when the step begins, and keep it until the end: a copy of the
+        # weights, and one of their velocities.
+        with tf.control_dependencies([gradient]):
+            self._update(gradient, variable, ops.cast(learning_rate, variable.dtype))
+
+    def _update(self, gradient, variable, learning_rate):
         # `_use_weight_decay` is private; nothing public tells what `exclude_from_weight_decay` has excluded.
         if self.weight_decay and self._use_weight_decay(variable):
             gradient = ops.add(gradient, ops.multiply(variable, ops.cast(self.weight_decay, variable.dtype)))

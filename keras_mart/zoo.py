@@ -14,6 +14,8 @@ import keras
 import numpy as np
 from keras import layers
 
+from keras_mart.layers import BatchNormalization
+
 SMALL_CNN_SIZE = 28  # MNIST's height and width, which the network was laid out for
 BATCH_NORM_MOMENTUM = 0.9  # PyTorch's default, 0.1, counts the new batch's share
 BATCH_NORM_EPSILON = 1e-5  # PyTorch's default
@@ -184,7 +186,7 @@ def _convolution(x, filters, kernel_size=3, strides=1, kernel_initializer=None, 
 
 
 def _batch_normalisation(x, *, name):
-    return layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, name=name)(x)
+    return BatchNormalization(momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, name=name)(x)
 
 
 def _bn_relu(x, *, name):

@@ -6,7 +6,7 @@ import weakref
 import tensorflow as tf
 from keras import ops
 
-from keras_mart import distribution
+from keras_mart import distribution, folding
 
 _TRACES = weakref.WeakKeyDictionary()
 
@@ -18,7 +18,8 @@ def network_of(model):
 
 def inference(network):
     """Maps [batch, ...] images to [batch, classes] float32 logits, in evaluation mode."""
-    return lambda images: ops.cast(network(images, training=False), "float32")
+    logits = folding.view(network)
+    return lambda images: ops.cast(logits(images), "float32")
 
 
 def traced(network, key, function, signature):

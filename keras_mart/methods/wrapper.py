@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mart import checks, distribution
+from keras_mart import checks, distribution, folding
 
 
 class NetworkModel(keras.Model):
@@ -30,7 +30,9 @@ class NetworkModel(keras.Model):
         self.built = network.built
 
     def call(self, inputs, training=None):
-        return ops.cast(self.network(images_of(inputs), training=training), "float32")
+        images = images_of(inputs)
+        logits = folding.training_view(self.network)(images) if training else self.network(images, training=False)
+        return ops.cast(logits, "float32")
 
     def build(self, input_shape):
         if not self.network.built:
