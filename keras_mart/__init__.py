@@ -1,6 +1,6 @@
 """Adversarial training of image classifiers with Keras: MART and the methods it is compared with."""
 
-from keras_mart import datasets, distribution, losses, optimizers, zoo
+from keras_mart import datasets, distribution, folding, layers, losses, optimizers, zoo
 from keras_mart.attacks import (
     APGDCE,
     APGDDLR,
@@ -53,6 +53,8 @@ __all__ = [
     "distribution",
     "evaluate",
     "export",
+    "folding",
+    "layers",
     "losses",
     "optimizers",
     "report",

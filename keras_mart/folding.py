@@ -89,10 +89,11 @@ class _View(keras.layers.Layer):
 
 
 def _graph_of(network):
-    """The functional graph that a model's call runs, `None` where it runs something else."""
-    if isinstance(network, keras.Sequential) and type(network).call is keras.Sequential.call:
-        network = network._functional  # private: the graph of a Sequential that knows its input's shape
-    return network if isinstance(network, Functional) and type(network).call is Functional.call else None
+    """The functional graph that calling a model runs, `None` where it runs something else."""
+    kind = next((kind for kind in (keras.Sequential, Functional) if isinstance(network, kind)), None)
+    if kind is None or type(network).call is not kind.call or type(network).__call__ is not kind.__call__:
+        return None
+    return network._functional if kind is keras.Sequential else network  # private: `None` without an input's shape
 
 
 def _in_evaluation(graph):
@@ -146,7 +147,8 @@ def _is_plain(node):
     """Whether a call passes one tensor without a mask, and nothing else that says how to run."""
     arguments = node.arguments
     one = len(arguments.args) == 1 and isinstance(arguments.args[0], keras.KerasTensor) and len(node.outputs) == 1
-    return one and not any(arguments.kwargs.values()) and getattr(arguments.args[0], "_keras_mask", None) is None
+    says_nothing = all(value is None or value is False for value in arguments.kwargs.values())
+    return one and says_nothing and getattr(arguments.args[0], "_keras_mask", None) is None
 
 
 def _has_plain_weights(operation):

@@ -16,32 +16,36 @@ def network_of(model):
     return model.network if getattr(model, "wraps_network", False) else model
 
 
-def inference(network):
-    """Maps [batch, ...] images to [batch, classes] float32 logits, in evaluation mode."""
-    logits = folding.view(network)
+def inference(network, as_it_is=False):
+    """Maps [batch, ...] images to [batch, classes] float32 logits, in evaluation mode.
+
+    Attacks see a network through its fast view; what is reported of a network is asked of it `as_it_is`.
+    """
+    logits = functools.partial(network, training=False) if as_it_is else folding.view(network)
     return lambda images: ops.cast(logits(images), "float32")
 
 
-def traced(network, key, function, signature):
+def traced(network, key, function, signature, as_it_is=False):
     """`function(logits, *tensors)` as a `tf.function`, traced once for each network, key and signature.
 
     Args:
         network: a Keras classifier; its traces live as long as it does.
         key: hashable, tells this function from others.
-        function: takes `inference(network)` and then tensors.
+        function: takes what `inference` returns and then tensors.
         signature: list of `tf.TensorSpec`.
+        as_it_is: as in `inference`.
     """
     traces = _TRACES.setdefault(network, {})
-    key = (key, *signature)
+    key = (key, folding.enabled(), *signature)
     if key not in traces:
         # A trace that held its network would keep it alive for ever. A partial, not a closure: TensorFlow warns of
         # retracing where many traced functions share their code.
-        called = functools.partial(_call, function, weakref.ref(network))
+        called = functools.partial(_call, function, weakref.ref(network), as_it_is)
         traces[key] = tf.function(
             called, input_signature=signature, autograph=False, jit_compile=distribution.prefers_xla()
         )
     return traces[key]
 
 
-def _call(function, network, *tensors):
-    return function(inference(network()), *tensors)
+def _call(function, network, as_it_is, *tensors):
+    return function(inference(network(), as_it_is), *tensors)

@@ -138,7 +138,8 @@ def _replace(images, which, others):
 def judge(network, images, labels):
     """The `Judgement` of images: float32 [batch, ...], and int32 [batch] labels."""
     signature = [tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32")]
-    predicted, margins, classes = traced(network, "judge", _judgement, signature)(images, labels)
+    judgement = traced(network, "judge", _judgement, signature, as_it_is=True)
+    predicted, margins, classes = judgement(images, labels)
     return Judgement(predicted.numpy(), margins.numpy(), int(classes))
 
 

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from absl import app, logging
 
-from keras_mart import distribution
+from keras_mart import distribution, folding
 from keras_mart.cli import build, flags, help, rules, workdir
 from keras_mart.cli.evaluate import evaluate_run
 from keras_mart.cli.export import export_run
@@ -53,6 +53,7 @@ def _main(argv):
         _recall(workdir.RunDirectory(workdir.root_path()))
     strategy = distribution.strategy(FLAGS.strategy)  # before any other work of TensorFlow's
     keras.config.set_dtype_policy(FLAGS.precision)
+    folding.enable() if FLAGS.fold else folding.disable()
     directories = {method: workdir.of_method(method) for method in FLAGS.method}
     if "train" in FLAGS.mode:
         _begin(directories)

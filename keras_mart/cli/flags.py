@@ -49,6 +49,8 @@ _integer(RUN, "seed", 0, "Seed of weights, order, augmentation and attacks.", le
 _choice(RUN, "strategy", "auto", STRATEGIES, "The tf.distribute strategy; auto: mirrored where there are several GPUs.")
 _choice(RUN, "precision", "float32", PRECISIONS, "The Keras dtype policy.")
 _choice(RUN, "jit_compile", "auto", ("auto", "true", "false"), "XLA for attack and gradient; auto: on GPUs.")
+_fold = "Attack and train through faster, equal views of the network; --nofold takes it as it is."
+flags.DEFINE_bool("fold", True, _fold, module_name=RUN)
 
 _choices(METHOD, "method", "mart", tuple(METHODS), "The method; several are run one after the other and compared.")
 _number(METHOD, "beta", None, "Weight of the second term (mart, trades, alp, clp); the method's own by default.")

@@ -140,7 +140,7 @@ class AdversarialModel(NetworkModel):
 
     def _differentiate(self, batch, adversarial, epsilon, examples):
         if not self.trains_on_natural:
-            natural = ops.stop_gradient(self(batch.images, training=False))
+            natural = ops.stop_gradient(self.inference()(batch.images))
         with tf.GradientTape() as tape:
             if self.trains_on_natural:
                 natural = self(batch.images, training=True)

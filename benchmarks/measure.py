@@ -1,0 +1,110 @@
+"""What the benchmarks share: child processes that take turns, tables, and a description of the machine.
+
+This side of a benchmark imports no TensorFlow: on Linux a child's peak memory counts from that of its parent.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+from importlib import metadata
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# So much of a failed child's complaint is shown.
+LAST_CHARACTERS = 3000
+
+
+def names(text):
+    """A comma-separated list, as argparse takes its type."""
+    return [each.strip() for each in text.split(",") if each.strip()]
+
+
+def numbers(text):
+    """A comma-separated list of positive integers, as argparse takes its type."""
+    return [positive(each) for each in names(text)]
+
+
+def positive(text):
+    """An integer of at least 1, as argparse takes its type."""
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+
+def run(module, job):
+    """What `python -m benchmarks.<module>` answers to a job: a child process of its own."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", json.dumps(job)]
+    environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
+    child = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if child.returncode:
+        sys.exit(f"benchmarks.{module} failed for {job}:\n{child.stderr[-LAST_CHARACTERS:]}")
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def answer(function):
+    """In the child: prints what the function makes of the job, as `run` reads it."""
+    print(f"\n{json.dumps(function(**json.loads(sys.argv[1])))}")
+
+
+def alternate(jobs, rounds):
+    """The answers to each (module, job), one a round.
+
+    Every round runs all jobs in turn, so that what slows the machine down for a while slows all of them down.
+    """
+    answers = [[] for _ in jobs]
+    for number in range(rounds):
+        for (module, job), each in zip(jobs, answers, strict=True):
+            print(f"round {number + 1} of {rounds}: {module} {' '.join(map(str, job.values()))}", file=sys.stderr)
+            each.append(run(module, job))
+    return answers
+
+
+def pooled(answers, key):
+    """The samples of all rounds together."""
+    return [sample for each in answers for sample in each[key]]
+
+
+def ratio(ours, theirs):
+    """How many times faster we are: the median over the rounds of the ratio of their median seconds to ours.
+
+    Round by round, because two processes that ran one after the other met about the same machine.
+    """
+    pairs = zip(ours, theirs, strict=True)
+    return statistics.median(statistics.median(their) / statistics.median(our) for our, their in pairs)
+
+
+def print_table(rows, columns):
+    """Prints rows (dictionaries) in columns of (heading, key, format); what a row lacks is a dash."""
+    lines = [[heading for heading, _, _ in columns]]
+    for row in rows:
+        cells = ((row.get(key), form) for _, key, form in columns)
+        lines.append(["-" if value is None else format(value, form) for value, form in cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
+
+
+def machine():
+    """What the figures were measured on."""
+    versions = {package: metadata.version(package) for package in ("tensorflow", "keras", "numpy", "keras_mart")}
+    return {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version(), **versions}
+
+
+def print_machine(described):
+    """Prints what `machine` returns, on one line."""
+    print(", ".join(f"{key} {value}" for key, value in described.items()))
+
+
+def _cpu():
+    information = pathlib.Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def write(path, **contents):
+    """Keeps the figures and the samples they come from as JSON, where a path was given."""
+    if path:
+        pathlib.Path(path).write_text(json.dumps(contents, indent=1) + "\n")

@@ -1,0 +1,533 @@
+"""The views of a network: equal to the network, really folded, and of the weights as they are at the time."""
+
+import random
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import conv_network, images_and_labels
+from keras import layers, ops
+
+import keras_mart as km
+from keras_mart import folding
+from keras_mart.attacks.inference import inference
+
+SHAPE = (6, 6, 3)
+X, Y = images_and_labels(shape=SHAPE)
+ROUNDING = 1e-5  # relative, of float32 through a dozen layers
+HALF_ROUNDING = {"mixed_bfloat16": 2.0**-8, "mixed_float16": 2.0**-11}
+
+
+@pytest.fixture(autouse=True)
+def as_by_default():
+    yield
+    folding.enable()
+    keras.config.set_dtype_policy("float32")
+
+
+def shake(network):
+    """Fills every weight, so that neither fresh statistics nor zero biases hide a mistake."""
+    generator = np.random.default_rng(1)
+    for variable in network.variables:
+        if "float" not in variable.dtype:  # a seed
+            continue
+        if variable.name in ("gamma", "moving_variance", "moving_stddev", "renorm_stddev"):
+            variable.assign(generator.uniform(0.5, 1.5, variable.shape))
+        else:
+            fan_in = max(1, int(np.prod(variable.shape[:-1])))
+            variable.assign(generator.normal(0, fan_in**-0.5, variable.shape))
+    return network
+
+
+def relative(got, expected):
+    got, expected = np.asarray(got, "float64"), np.asarray(expected, "float64")
+    return np.linalg.norm(got - expected) / np.linalg.norm(expected)
+
+
+def logits_and_gradient(function, images):
+    """Logits, and the images' gradient of their sum, each with another weight: one sum alone may cancel."""
+    images = tf.constant(images)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        logits = tf.cast(function(images), "float32")
+        total = tf.reduce_sum(logits * np.linspace(1, 2, logits.shape[-1], dtype="float32"))
+    return logits, tape.gradient(total, images)
+
+
+def in_evaluation(network):
+    return lambda images: network(images, training=False)
+
+
+def assert_same(function, expected, images, rounding=ROUNDING):
+    for got, wanted in zip(
+        logits_and_gradient(function, images), logits_and_gradient(expected, images), strict=True
+    ):  # fmt: skip
+        assert relative(got, wanted) < rounding
+
+
+def count(function, shape, kinds=("Mul",)):
+    """How many operations of these kinds the function has on batches: on what has the open batch size."""
+    graph = tf.function(function).get_concrete_function(tf.TensorSpec([None, *shape])).graph
+    found = [op for op in graph.get_operations() if op.type in kinds and op.outputs[0].shape.rank]
+    return sum(op.outputs[0].shape[0] is None for op in found)
+
+
+# --- equal in evaluation mode, and folded ---
+
+# With how many of the normalisations are left: those behind an addition, a pooling or a concatenation, or behind a
+# convolution that others read too. Each is one multiplication of a batch, and in these networks there is no other.
+NETWORKS = {
+    "resnet18": (lambda: km.zoo.resnet18(input_shape=(8, 8, 3)), 20, 0),
+    "wide_resnet": (lambda: km.zoo.wide_resnet(10, 1, input_shape=(8, 8, 3)), 7, 4),
+    "mobilenet_v2": (lambda: application(keras.applications.MobileNetV2, alpha=0.35), 52, 0),
+    "resnet50_v2": (lambda: application(keras.applications.ResNet50V2), 49, 17),
+}
+
+
+def application(build, **options):
+    return build(input_shape=(32, 32, 3), weights=None, classes=5, classifier_activation=None, **options)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_view_is_the_network(name):
+    build, normalisations, left = NETWORKS[name]
+    network = shake(build())
+    shape = network.input_shape[1:]
+    view, plain = folding.view(network), in_evaluation(network)
+    assert_same(view, plain, images_and_labels(2, shape)[0])
+    assert (count(plain, shape), count(view, shape)) == (normalisations, left)
+
+
+def random_network(seed):
+    """A graph of all that may stand round a convolution; its first block, at least, can be folded."""
+    pick = random.Random(seed)
+    flip = lambda: pick.random() < 0.5  # noqa: E731
+
+    def normalisation():
+        return layers.BatchNormalization(epsilon=pick.choice([1e-5, 1e-3]), scale=flip(), center=flip())
+
+    def convolution(x, filters=None, strides=1, activation=None):
+        kind = pick.choice(["conv", "conv", "depthwise", "dense"])
+        options = {"use_bias": flip(), "activation": activation}
+        if kind == "dense":
+            return layers.Dense(filters or pick.choice([3, 4, 6]), **options)
+        padding = "valid" if min(x.shape[1:3]) > 4 and filters is None and flip() else "same"
+        options |= {"padding": padding, "strides": strides}
+        if kind == "depthwise" and (filters is None or filters == x.shape[-1]):
+            return layers.DepthwiseConv2D(3, depth_multiplier=1 if filters else pick.choice([1, 2]), **options)
+        return layers.Conv2D(filters or pick.choice([3, 4, 6]), pick.choice([1, 3]), **options)
+
+    def block(x):
+        return layers.ReLU()(normalisation()(convolution(x, strides=pick.choice([1, 1, 2]))(x)))
+
+    def nested(x):
+        inner = keras.Input(x.shape[1:])
+        if flip():
+            return keras.Sequential([inner, convolution(x), normalisation(), layers.ReLU()])(x)
+        return keras.Model(inner, [block(inner)])(x)
+
+    def shared(x):
+        layer, norm = convolution(x, filters=x.shape[-1]), normalisation()
+        return layers.Add()([norm(layer(x)), norm(layer(layer(x)))])
+
+    def branches(x):
+        y = convolution(x)(x)
+        return layers.Concatenate()([normalisation()(y), layers.ReLU()(normalisation()(y)), y])
+
+    def residual(x):
+        y = convolution(x, filters=x.shape[-1])(x)
+        return layers.ReLU()(layers.Add()([x, normalisation()(y)]))
+
+    moves = [
+        block, block, residual, branches, shared, nested,
+        lambda x: normalisation()(convolution(x, activation="tanh")(x)),
+        lambda x: normalisation()(normalisation()(convolution(x)(x))),
+        lambda x: normalisation()(layers.Dropout(0.5)(convolution(x)(x))),
+        lambda x: layers.Activation("elu")(convolution(x)(x)),
+        lambda x: normalisation()(pick.choice([layers.MaxPooling2D, layers.AveragePooling2D])(2, padding="same")(x)),
+    ]  # fmt: skip
+    images = keras.Input((8, 8, 3))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(4, 3)(images)))
+    read, unread = [], [x]
+    for move in pick.choices(moves, k=7):
+        x = pick.choice([unread[-1], unread[-1], *read, *unread])
+        unread = [other for other in unread if other is not x]
+        read.append(x)
+        unread.append(move(x))
+    pooled = [layers.GlobalAveragePooling2D()(x) for x in unread]
+    x = layers.Concatenate()(pooled) if len(pooled) > 1 else pooled[0]
+    x = normalisation()(layers.Dense(6)(x))
+    return keras.Model(images, layers.Dense(3)(x))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_view_of_any_graph_is_the_network(seed):
+    network = shake(random_network(seed))
+    shape = network.input_shape[1:]
+    view, plain = folding.view(network), in_evaluation(network)
+    assert_same(view, plain, images_and_labels(4, shape)[0])
+    assert count(view, shape) < count(plain, shape)
+
+
+# --- what must not be folded ---
+
+
+def functional(body, cls=keras.Model):
+    images = keras.Input(SHAPE)
+    return cls(images, layers.Dense(3)(layers.Flatten()(body(images))))
+
+
+def conv_bn(images, conv=None, norm=None, **call):
+    return (norm or layers.BatchNormalization())((conv or layers.Conv2D(4, 3))(images), **call)
+
+
+def one_normalisation(images):
+    norm = layers.BatchNormalization()
+    return layers.Add()([norm(layers.Conv2D(4, 3)(images)), norm(layers.Conv2D(4, 3)(images))])
+
+
+def one_convolution(images):
+    conv = layers.Conv2D(3, 3, padding="same")
+    return layers.BatchNormalization()(conv(conv(images)))
+
+
+def read_twice(images):
+    x = layers.Conv2D(4, 3)(images)
+    return layers.Add()([layers.BatchNormalization()(x), x])
+
+
+def masked_by_an_argument(images):
+    x = layers.Conv2D(4, 3, padding="same")(images)
+    return layers.BatchNormalization()(x, mask=ops.any(images > 0.5, axis=-1))
+
+
+def masked(images):
+    x = layers.Masking(0.3)(layers.Reshape((36, 3))(images))
+    return layers.BatchNormalization()(layers.Dense(4)(x))
+
+
+def with_lora():
+    dense = layers.Dense(4)
+    network = functional(lambda images: conv_bn(images, dense))
+    dense.enable_lora(2)
+    return network
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = layers.Conv2D(4, 3), layers.BatchNormalization()
+        self.flatten, self.dense = layers.Flatten(), layers.Dense(3)
+
+    def call(self, images, training=None):
+        return self.dense(self.flatten(self.norm(self.conv(images), training=training)))
+
+
+class Doubled(keras.Model):
+    """Functional, with a call of its own."""
+
+    def call(self, inputs, training=None, mask=None):
+        return super().call(2 * inputs, training=training)
+
+
+class DoubledSequential(keras.Sequential):
+    def call(self, inputs, training=None, mask=None):
+        return super().call(2 * inputs, training=training)
+
+
+class Halved(layers.Conv2D):
+    """A kind of convolution that is not just one."""
+
+    def call(self, inputs):
+        return super().call(inputs) / 2
+
+
+def sequential(cls=keras.Sequential):
+    return cls([layers.Conv2D(4, 3), layers.BatchNormalization(), layers.Flatten(), layers.Dense(3)])
+
+
+UNFOLDED = {
+    "fixed training": lambda: functional(lambda images: conv_bn(images, training=True)),
+    "fixed training inside": lambda: functional(
+        lambda images: keras.Sequential([keras.Input(SHAPE), layers.BatchNormalization()])(images, training=True)
+    ),
+    "fixed training of dropout": lambda: functional(
+        lambda images: layers.BatchNormalization()(layers.Dropout(0.5)(images, training=True))
+    ),
+    "own activation": lambda: functional(lambda images: conv_bn(images, layers.Conv2D(4, 3, activation="relu"))),
+    "another axis": lambda: functional(lambda images: conv_bn(images, norm=layers.BatchNormalization(axis=1))),
+    "another kind of convolution": lambda: functional(lambda images: conv_bn(images, Halved(4, 3))),
+    "one normalisation of two": lambda: functional(one_normalisation),
+    "one convolution twice": lambda: functional(one_convolution),
+    "read twice": lambda: functional(read_twice),
+    "masked": lambda: functional(masked),
+    "masked by an argument": lambda: functional(masked_by_an_argument),
+    "renorm": lambda: functional(lambda images: conv_bn(images, norm=layers.BatchNormalization(renorm=True))),
+    "lora": with_lora,
+    "subclassed": Subclassed,
+    "own call": lambda: functional(conv_bn, Doubled),
+    "own call of a sequential": lambda: sequential(DoubledSequential),
+}
+
+
+@pytest.mark.parametrize("name", UNFOLDED)
+def test_what_cannot_be_folded_is_called_as_it_is(name):
+    network = UNFOLDED[name]()
+    network(X)
+    shake(network)
+    view, plain = folding.view(network), in_evaluation(network)
+    assert_same(view, plain, X)
+    assert count(view, SHAPE) == count(plain, SHAPE) > 0
+
+
+def test_a_network_without_a_shape_yet():
+    network = sequential()
+    view = folding.view(network)
+    view(tf.constant(X))
+    assert_same(view, in_evaluation(shake(network)), X)
+    assert count(folding.view(network), SHAPE) == 0  # it has one now
+
+
+@pytest.mark.parametrize("name", ["fixed training", "fixed training inside"])
+def test_fixed_statistics_are_left_alone(name):
+    network = shake(UNFOLDED[name]())
+    before = [variable.numpy() for variable in network.variables]
+    folding.view(network)(tf.constant(X))
+    for variable, value in zip(network.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value, err_msg=variable.path)
+
+
+# --- the weights as they are at the time ---
+
+
+def test_a_trace_follows_the_weights():
+    network = shake(functional(conv_bn))
+    viewed = tf.function(lambda images: folding.view(network)(images))
+    attack, arguments = km.PGD(km.Linf(0.1), 3), (network, X, Y, 1)
+    viewed(tf.constant(X)), attack(*arguments)
+    for variable in network.variables:
+        variable.assign(variable * 1.5)
+    expected, again = network(X, training=False), keras.models.clone_model(network)
+    again.set_weights(network.get_weights())
+    assert relative(viewed(tf.constant(X)), expected) < ROUNDING
+    assert relative(folding.view(network)(tf.constant(X)), expected) < ROUNDING
+    np.testing.assert_array_equal(attack(*arguments), attack(again, *arguments[1:]))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_disabled_and_enabled(enabled):
+    network = shake(functional(conv_bn))
+    folding.enable() if enabled else folding.disable()
+    assert folding.enabled() == enabled
+    assert count(folding.view(network), SHAPE) == (0 if enabled else 1)
+    fused = count(folding.training_view(network), SHAPE, ["FusedBatchNormV3"])
+    assert fused == (1 if enabled else 0)
+    assert_same(folding.view(network), in_evaluation(network), X)
+
+
+def test_the_view_is_no_part_of_the_model(tmp_path):
+    model = km.MART(functional(conv_bn), km.PGD(km.L2(0.5), 1), seed=0)
+    model.compile("sgd")
+    paths = [variable.path for variable in model.variables]
+    model.fit(X, Y, batch_size=4, verbose=0)
+    model.attack(model, X, Y)
+    assert [variable.path for variable in model.variables] == paths
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again(X), model(X))
+
+
+# --- precision ---
+
+
+def deep(policy, norm=layers.BatchNormalization):
+    """Convolutions with normalisations of many scales; its answer is in half precision where its layers are."""
+    keras.config.set_dtype_policy(policy)
+    try:
+        x = images = keras.Input(SHAPE)
+        for filters in (8, 12, 16):
+            x = layers.ReLU()(norm(epsilon=1e-5)(layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)))
+        return keras.Model(images, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("policy", HALF_ROUNDING)
+@pytest.mark.parametrize("norm", [layers.BatchNormalization, km.layers.BatchNormalization], ids=["keras", "ours"])
+def test_half_precision_loses_no_more_than_the_network(policy, norm):
+    exact, network = shake(deep("float32", norm)), deep(policy, norm)
+    network.set_weights(exact.get_weights())
+    images = images_and_labels(32, SHAPE)[0]
+    view = folding.view(network)
+    assert view(tf.constant(images)).dtype == network(images, training=False).dtype == policy.removeprefix("mixed_")
+    expected = logits_and_gradient(in_evaluation(exact), images)
+    plain = logits_and_gradient(in_evaluation(network), images)
+    for got, ours, wanted in zip(logits_and_gradient(view, images), plain, expected, strict=True):
+        assert relative(got, wanted) < min(2 * relative(ours, wanted), 8 * HALF_ROUNDING[policy])
+
+
+def casts_in_loops(network, attack):
+    """Shapes of what the attack's loops cast from float32, as often as it does so."""
+    trace = tf.function(lambda images, labels: attack.perturb(inference(network), images, labels, (0, 0)))
+    graph = trace.get_concrete_function(tf.TensorSpec([None, *SHAPE]), tf.TensorSpec([None], "int32")).graph
+    nodes = [node for function in graph.as_graph_def(add_shapes=True).library.function for node in function.node_def]
+    casts = [node for node in nodes if node.op == "Cast" and node.attr["SrcT"].type == tf.float32.as_datatype_enum]
+    return [tf.TensorShape(node.attr["_output_shapes"].list.shape[0]).as_list() for node in casts]
+
+
+def test_an_attack_casts_the_weights_before_its_loop():
+    network, attack = deep("mixed_bfloat16"), km.PGD(km.Linf(0.1), 3)
+    kernels = [weight.shape.as_list() for weight in network.trainable_weights if weight.name == "kernel"]
+    folding.disable()
+    assert any(shape in kernels for shape in casts_in_loops(network, attack))
+    folding.enable()
+    shapes = casts_in_loops(network, attack)
+    assert shapes and not any(shape in kernels for shape in shapes)  # the images are cast
+
+
+def test_in_replicas(two_replicas):
+    with two_replicas.scope():
+        network = shake(functional(conv_bn))
+
+    @tf.function
+    def everywhere():
+        return two_replicas.run(lambda: folding.view(network)(tf.constant(X)))
+
+    for logits in two_replicas.experimental_local_results(everywhere()):
+        assert relative(logits, network(X, training=False)) < ROUNDING
+
+
+def test_compiled_by_xla():
+    network = shake(functional(conv_bn))
+    view = tf.function(lambda images: folding.view(network)(images), jit_compile=True)
+    assert_same(view, in_evaluation(network), X)
+
+
+# --- training ---
+
+
+def trained(function, network, images):
+    """Logits, gradients of the weights, and the variables after a call that may update the statistics."""
+    before = [variable.numpy() for variable in network.variables]  # the seeds of Dropout too
+    with tf.GradientTape() as tape:
+        logits = tf.cast(function(tf.constant(images)), "float32")
+        loss = tf.reduce_sum(tf.nn.log_softmax(logits)[:, 0])
+    gradients = tape.gradient(loss, network.trainable_variables)
+    after = [variable.numpy() for variable in network.variables]
+    for variable, value in zip(network.variables, before, strict=True):
+        variable.assign(value)
+    flat = np.concatenate([np.ravel(gradient) for gradient in gradients])
+    return logits, flat, after
+
+
+def nested_frozen_dropping():
+    """A frozen and a learning normalisation, one inside a nested model, one too small an epsilon to be fused."""
+    inner = keras.Sequential(
+        [keras.Input((4, 4, 4)), layers.Conv2D(4, 3), layers.BatchNormalization(epsilon=1e-5), layers.ReLU()]
+    )
+    images = keras.Input(SHAPE)
+    x = conv_bn(images, norm=layers.BatchNormalization(name="frozen"))
+    x = layers.Dropout(0.5)(layers.BatchNormalization(epsilon=1e-6)(inner(layers.ReLU()(x))))
+    network = keras.Model(images, layers.Dense(3)(layers.Flatten()(x)))
+    network.get_layer("frozen").trainable = False
+    return network
+
+
+def inner_frozen():
+    inner = keras.Sequential([keras.Input((4, 4, 4)), layers.BatchNormalization()])
+    inner.trainable = False
+    return functional(lambda images: layers.BatchNormalization()(inner(layers.Conv2D(4, 3)(images))))
+
+
+TRAINED = {
+    "plain": (lambda: functional(conv_bn), 1),
+    "nested, frozen, dropping": (nested_frozen_dropping, 2),
+    "frozen inside": (inner_frozen, 2),
+    "deep": (lambda: deep("float32"), 3),
+    "subclassed": (Subclassed, 0),
+    "own call": (UNFOLDED["own call"], 0),
+    "masked": (UNFOLDED["masked by an argument"], 0),
+    "another axis": (UNFOLDED["another axis"], 0),
+    "one normalisation of two": (UNFOLDED["one normalisation of two"], 0),
+    "fixed evaluation": (lambda: functional(lambda images: conv_bn(images, training=False)), None),
+    "fixed evaluation of ours": (
+        lambda: functional(
+            lambda images: conv_bn(images, norm=km.layers.BatchNormalization(epsilon=1e-5), training=False)
+        ),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_view_is_the_network(name):
+    build, fused = TRAINED[name]
+    network = build()
+    network(X)
+    shake(network)
+    view = folding.training_view(network)
+    logits, gradients, after = trained(lambda images: network(images, training=True), network, X)
+    of_view, gradients_of_view, after_view = trained(view, network, X)
+    assert relative(of_view, logits) < ROUNDING
+    assert relative(gradients_of_view, gradients) < ROUNDING
+    for variable, got, wanted in zip(network.variables, after_view, after, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=ROUNDING, atol=ROUNDING, err_msg=variable.path)
+    if fused is not None:
+        assert count(view, SHAPE, ["FusedBatchNormV3"]) == fused
+
+
+def test_training_view_drops():
+    network = shake(functional(layers.Dropout(0.5)))
+    view = folding.training_view(network)
+    assert relative(view(tf.constant(X)), view(tf.constant(X))) > 0.1
+
+
+@pytest.mark.parametrize("policy", HALF_ROUNDING)
+def test_training_view_in_half_precision_loses_no_more_than_the_network(policy):
+    exact, network = shake(deep("float32")), deep(policy)
+    network.set_weights(exact.get_weights())
+    images = images_and_labels(32, SHAPE)[0]
+    expected = trained(lambda images: exact(images, training=True), exact, images)
+    plain = trained(lambda images: network(images, training=True), network, images)
+    seen = trained(folding.training_view(network), network, images)
+    for got, ours, wanted in zip(seen[:2], plain[:2], expected[:2], strict=True):
+        assert relative(got, wanted) < 1.5 * relative(ours, wanted) + HALF_ROUNDING[policy]
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("regularised", [layers.Conv2D, layers.BatchNormalization])
+def test_activity_regularisation_counts(policy, regularised):
+    def loss():
+        keras.utils.set_random_seed(0)
+        keras.config.set_dtype_policy(policy)
+        penalty = {"activity_regularizer": keras.regularizers.L2(0.1)}
+        conv = layers.Conv2D(4, 3, **penalty if regularised is layers.Conv2D else {})
+        norm = layers.BatchNormalization(**penalty if regularised is layers.BatchNormalization else {})
+        model = km.MART(functional(lambda images: conv_bn(images, conv, norm)), km.PGD(km.L2(0.5), 1), seed=0)
+        model.compile("sgd")
+        model(X, training=True)
+        assert len(model.losses) == 1
+        return model.train_on_batch(X, Y)
+
+    seen = loss()
+    folding.disable()
+    np.testing.assert_allclose(seen, loss(), rtol=1e-5 if policy == "float32" else 0.02)
+
+
+def test_training_is_the_same():
+    def ten_steps():
+        keras.utils.set_random_seed(0)
+        # A ball whose step is smooth in the gradient: the other's takes its sign, which rounding can turn, and then
+        # two runs part for good. What is left of rounding grows as training goes on, by ten or so a few steps.
+        model = km.MART(conv_network(SHAPE), km.PGD(km.L2(0.5), 3, start="zero"), seed=0)
+        model.compile(keras.optimizers.SGD(0.1))
+        losses = [model.train_on_batch(X, Y)[0] for _ in range(10)]
+        return losses, np.concatenate([np.ravel(weight) for weight in model.get_weights()])
+
+    losses, weights = ten_steps()
+    folding.disable()
+    losses_without, weights_without = ten_steps()
+    assert losses[-1] < losses[0]
+    np.testing.assert_allclose(losses, losses_without, rtol=1e-4)
+    assert relative(weights, weights_without) < 1e-4
