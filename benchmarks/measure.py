@@ -62,18 +62,20 @@ def alternate(jobs, rounds):
     return answers
 
 
-def pooled(answers, key):
-    """The samples of all rounds together."""
-    return [sample for each in answers for sample in each[key]]
+def compare(rows, keys, base):
+    """Adds `vs_<base>` to the rows: how many times faster they are than that variant at the same values of the keys.
 
-
-def ratio(ours, theirs):
-    """How many times faster we are: the median over the rounds of the ratio of their median seconds to ours.
-
-    Round by round, because two processes that ran one after the other met about the same machine.
+    It is the median over the rounds of the ratio of the median `samples` (a row's seconds, a list for each round): two
+    processes that ran one after the other met about the same machine.
     """
-    pairs = zip(ours, theirs, strict=True)
-    return statistics.median(statistics.median(their) / statistics.median(our) for our, their in pairs)
+    bases = {tuple(row[key] for key in keys): row["samples"] for row in rows if row["variant"] == base}
+    for row in rows:
+        theirs = bases.get(tuple(row[key] for key in keys))
+        if theirs:
+            pairs = zip(theirs, row["samples"], strict=True)
+            row[f"vs_{base}"] = statistics.median(
+                statistics.median(their) / statistics.median(our) for their, our in pairs
+            )
 
 
 def print_table(rows, columns):
@@ -83,8 +85,10 @@ def print_table(rows, columns):
         cells = ((row.get(key), form) for _, key, form in columns)
         lines.append(["-" if value is None else format(value, form) for value, form in cells])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = [">" if form else "<" for _, _, form in columns]  # numbers to the right, words to the left
     for line in lines:
-        print("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
+        print("  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True)))
+    print()
 
 
 def machine():
@@ -93,9 +97,9 @@ def machine():
     return {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version(), **versions}
 
 
-def print_machine(described):
-    """Prints what `machine` returns, on one line."""
-    print(", ".join(f"{key} {value}" for key, value in described.items()))
+def line(described):
+    """A dictionary on one line."""
+    return ", ".join(f"{key} {value}" for key, value in described.items())
 
 
 def _cpu():

@@ -1,8 +1,8 @@
 """The same training written the usual way in Keras, to compare with.
 
-The network calls its own layers, all of them Keras's. The attack is a Python loop over a gradient tape, with no care for
-gradients that half precision loses. Weight decay is the usual term of the loss, which comes to what
-`keras_mart.optimizers.SGD` does. The losses are the package's, so that both compute the same.
+The network calls its own layers, all of them Keras's. The attack is a Python loop over a gradient tape, with no care
+for gradients that half precision loses; tracing unrolls it. Weight decay is the usual term of the loss, which comes to
+what `keras_mart.optimizers.SGD` does. The losses are the package's: both compute the same.
 """
 
 import keras
@@ -92,7 +92,7 @@ class Plain(keras.Model):
             loss = tf.reduce_mean(self.training_loss(labels, natural, adversarial))
             decay = self.weight_decay * tf.add_n([tf.nn.l2_loss(weight.value) for weight in self.trainable_variables])
             scaled = self.optimizer.scale_loss(loss + decay)
-        self.optimizer.apply_gradients(zip(tape.gradient(scaled, self.trainable_variables), self.trainable_variables))
+        self.optimizer.apply(tape.gradient(scaled, self.trainable_variables), self.trainable_variables)
         return self._measure(labels, loss, natural, adversarial)
 
     def _measure(self, labels, loss, natural, adversarial):

@@ -5,8 +5,8 @@ training written the usual way in Keras (`plain`). Each measurement is a process
 
     images/s, low, high   at the median of all timed steps; at the slowest and the fastest of them
     step, attack, outer   seconds of the median step; of its attack, timed by itself; and the rest
-    GFLOP/s, of matrix    operations of convolutions and dense layers (`networks.training_flops`), and their share of the
-                          rate that a product of 4096x4096 matrices in the same precision reaches, measured alongside
+    GFLOP/s, of matrix    operations of convolutions and dense layers (`networks.training_flops`), and their share of
+                          the rate that a product of 4096x4096 matrices reaches in that precision, measured alongside
     MiB                   largest resident memory of a process, less that after importing the package
     first s               from the call of `fit` to the end of the first step, less the median step
     vs plain              how many times faster than `plain`, the median over the rounds
@@ -19,13 +19,14 @@ import statistics
 from benchmarks import measure
 
 VARIANTS = ("keras_mart", "plain", "unfolded")
+CONFIGURATION = ("method", "network", "precision", "batch_size")
 PLAIN_METHODS = ("standard", "at", "trades", "mart")  # those that `plain.Plain` knows
 COLUMNS = (
     ("method", "method", ""), ("network", "network", ""), ("precision", "precision", ""), ("batch", "batch_size", ""),
     ("variant", "variant", ""), ("images/s", "images_per_second", ".1f"), ("low", "lowest", ".1f"),
     ("high", "highest", ".1f"), ("step s", "step", ".3f"), ("attack s", "attack", ".3f"), ("outer s", "outer", ".3f"),
-    ("GFLOP/s", "gflops", ".1f"), ("of matrix", "share", ".0%"), ("MiB", "mebibytes", ".0f"), ("first s", "first", ".1f"),
-    ("vs plain", "vs_plain", ".2f"),
+    ("GFLOP/s", "gflops", ".1f"), ("of matrix", "share", ".0%"), ("MiB", "mebibytes", ".0f"),
+    ("first s", "first", ".1f"), ("vs plain", "vs_plain", ".2f"),
 )  # fmt: skip
 OVERHEADS = (("overhead", "name", ""), ("ms", "milliseconds", ".3f"), ("share", "share", ".2%"), ("of", "of", ""))
 
@@ -52,44 +53,63 @@ def arguments():
 
 def jobs_of(given):
     """The variants of one configuration come next to one another."""
-    keys = ("method", "network", "precision", "batch_size", "variant")
     values = (given.methods, given.networks, given.precisions, given.batch_sizes, given.variants)
     shared = {"attack_steps": given.attack_steps, "steps": given.steps}
-    return [{**dict(zip(keys, each, strict=True)), **shared} for each in itertools.product(*values)]
+    return [dict(zip((*CONFIGURATION, "variant"), each, strict=True)) | shared for each in itertools.product(*values)]
 
 
 def figures(job, answers, matrix_flops):
     """A row of the table from the answers of all rounds."""
-    steps = measure.pooled(answers, "steps")
-    step, attack = statistics.median(steps), statistics.median(measure.pooled(answers, "attack"))
-    rate = job["batch_size"] / step
-    first = [each["first"] - statistics.median(each["steps"]) for each in answers]
+    samples = [each["steps"] for each in answers]
+    steps = list(itertools.chain(*samples))
+    step = statistics.median(steps)
+    attack = statistics.median(itertools.chain(*(each["attack"] for each in answers)))
+    flops = job["batch_size"] * answers[0]["flops"] / step
     return {
         **job,
-        "images_per_second": rate,
+        "images_per_second": job["batch_size"] / step,
         "lowest": job["batch_size"] / max(steps),
         "highest": job["batch_size"] / min(steps),
         "step": step,
         "attack": attack,
         "outer": step - attack,
-        "gflops": rate * answers[0]["flops"] / 1e9,
-        "share": rate * answers[0]["flops"] / matrix_flops,
+        "gflop_per_image": answers[0]["flops"] / 1e9,
+        "gflops": flops / 1e9,
+        "share": flops / matrix_flops,
         "mebibytes": max(each["memory"] for each in answers) / 2**20,
-        "first": statistics.median(first),
+        "first": statistics.median(each["first"] - statistics.median(each["steps"]) for each in answers),
+        "samples": samples,
+        "attack_samples": [each["attack"] for each in answers],
     }
 
 
-def compare(rows, answers):
-    """Adds to each row how it compares with `plain` in the same configuration."""
-    configurations = [{**row, "variant": None} for row in ({key: row[key] for key in KEYS} for row in rows)]
-    for row, configuration, ours in zip(rows, configurations, answers, strict=True):
-        for other, theirs, candidate in zip(rows, answers, configurations, strict=True):
-            if candidate == configuration and other["variant"] == "plain":
-                row["vs_plain"] = measure.ratio([each["steps"] for each in ours], [each["steps"] for each in theirs])
+def overheads(given):
+    """Rows of the second table: what the progress bar and the input pipelines cost beside a training step."""
+    job = {"method": given.methods[0], "batch_size": given.batch_sizes[0], "attack_steps": given.attack_steps}
+    found = measure.run("overheads", {**job, "steps": given.steps})
+    return [{**row, "share": row["milliseconds"] / found["step"], "of": found["of"]} for row in found["rows"]]
 
 
 def main():
     given = arguments()
+    matrix = [("matrix", {"precision": precision}) for precision in given.precisions]
+    jobs = jobs_of(given)
+    answers = measure.alternate(matrix + [("step", job) for job in jobs], given.rounds)
+    best = {
+        job["precision"]: max(each["flops"] for each in found)
+        for (_, job), found in zip(matrix, answers[: len(matrix)], strict=True)
+    }
+    pairs = zip(jobs, answers[len(matrix) :], strict=True)
+    rows = [figures(job, found, best[job["precision"]]) for job, found in pairs]
+    measure.compare(rows, CONFIGURATION, "plain")
+    machine, matrix_gflops = measure.machine(), {precision: flops / 1e9 for precision, flops in best.items()}
+    print(measure.line(machine))
+    print("matrix product, GFLOP/s: " + measure.line({key: f"{rate:.1f}" for key, rate in matrix_gflops.items()}))
+    measure.print_table(rows, COLUMNS)
+    small = overheads(given) if given.overheads else []
+    if small:
+        measure.print_table(small, OVERHEADS)
+    measure.write(given.json, machine=machine, matrix_gflops=matrix_gflops, rows=rows, overheads=small)
 
 
 if __name__ == "__main__":

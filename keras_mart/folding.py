@@ -14,7 +14,7 @@ import functools
 
 import keras
 from keras import ops
-from keras.src.models.functional import Functional  # private: nothing public tells a functional model's class
+from keras.src.models.functional import Functional, operation_fn  # private: the class of functional models, see _View
 
 from keras_mart import layers
 
@@ -78,13 +78,19 @@ class _View(keras.layers.Layer):
         super().__init__(dtype=graph.dtype_policy, autocast=False, name="view")
         self.built = True
         self._convert_input_args = False  # private, as in Functional: the graph converts its inputs itself
-        # Private: the only ways to run a graph with other operations. Not kept as attributes, which Keras would track.
-        self._run = lambda inputs: graph._run_through_graph(
-            graph._standardize_inputs(inputs), operation_fn=lambda operation: substitutes.get(operation, operation)
-        )
+
+        def run(inputs, training):
+            def called(operation):
+                return substitutes.get(operation) or operation_fn(operation, training=training)
+
+            return graph._run_through_graph(graph._standardize_inputs(inputs), called)
+
+        # Private: what Functional.call does, the only way to run a graph with other operations. The graph is no
+        # attribute, which Keras would track.
+        self._run = run
 
     def call(self, inputs, training=None):
-        outputs = self._run(inputs)
+        outputs = self._run(inputs, training)
         return outputs[0] if isinstance(outputs, list) and len(outputs) == 1 else outputs
 
 
@@ -103,7 +109,7 @@ def _in_evaluation(graph):
     for operation, node in calls.items():
         if _has_plain_weights(operation):
             following = consumers[id(node.outputs[0])]
-            folds = len(following) == 1 and following[0] in calls and _folds(operation, following[0])
+            folds = len(following) == 1 and following[0] in calls and _folds(node, following[0])
             substitutes[operation] = _weighted(operation, following[0] if folds else None)
             if folds:
                 substitutes[following[0]] = lambda inputs, **_: inputs
@@ -144,11 +150,17 @@ def _plain_calls(graph):
 
 
 def _is_plain(node):
-    """Whether a call passes one tensor without a mask, and nothing else that says how to run."""
+    """Whether a call maps one tensor without a mask to one, and leaves no loss behind."""
     arguments = node.arguments
     one = len(arguments.args) == 1 and isinstance(arguments.args[0], keras.KerasTensor) and len(node.outputs) == 1
-    says_nothing = all(value is None or value is False for value in arguments.kwargs.values())
-    return one and says_nothing and getattr(arguments.args[0], "_keras_mask", None) is None
+    # What the graph recorded of `training` gives way to how the whole network is called.
+    others = [value for name, value in arguments.kwargs.items() if name != "training"]
+    return (
+        one
+        and all(value is None for value in others)
+        and getattr(arguments.args[0], "_keras_mask", None) is None
+        and getattr(node.operation, "activity_regularizer", None) is None
+    )
 
 
 def _has_plain_weights(operation):
@@ -160,13 +172,13 @@ def _has_plain_weights(operation):
     )
 
 
-def _folds(operation, following):
-    """Whether a layer with weights can do what the BatchNormalization behind it does."""
+def _folds(node, following):
+    """Whether a layer with weights can do what the operation behind its call does."""
     return (
         type(following) in _BATCH_NORMALISATIONS
-        and operation.activation is keras.activations.linear
+        and node.operation.activation is keras.activations.linear
         and not following.renorm
-        and following.axis in (-1, len(operation.output.shape) - 1)
+        and following.axis in (-1, len(node.outputs[0].shape) - 1)
     )
 
 

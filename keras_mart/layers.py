@@ -16,8 +16,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """Keras's BatchNormalization in one TensorFlow operation instead of a dozen.
 
     Statistics are computed in float32 also where the images are half precision, without a float32 copy of them.
-    Arguments, weights and results are Keras's: the running variance is that of the batch, biased. Under a strategy
-    each replica normalises with its own part's statistics, and the running ones are averaged.
+    Arguments, weights and results are Keras's: the running variance is that of the batch, biased; under a strategy
+    each replica normalises with the statistics of its own part of the batch, and keeps its own running ones.
 
     Keras's own operations are used where `epsilon` is under 1e-5, `synchronized` or `renorm` is set, a mask is
     given, the axis is not the last of four, or the precision is float64; and for evaluation in float32, where they are
@@ -126,6 +126,8 @@ def _weight_gradient(images, outer, shape, strides, padding):
 
     def product(row, column):
         (in_rows, out_rows), (in_columns, out_columns) = meeting(1, row), meeting(2, column)
+        if out_rows.start >= out_rows.stop or out_columns.start >= out_columns.stop:  # it meets padding alone
+            return tf.zeros((channels, filters), outer.dtype)
         before = tf.reshape(images[:, in_rows, in_columns], (-1, channels))
         after = tf.reshape(outer[:, out_rows, out_columns], (-1, filters))
         return tf.matmul(before, after, transpose_a=True)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mart import CW, FGSM, PGD, Linf, cli, datasets
+from keras_mart import CW, FGSM, PGD, Linf, cli, datasets, folding
 from keras_mart.cli import build, flags, help, rules, workdir
 from keras_mart.cli.flags import FLAGS
 from keras_mart.evaluation import Table
@@ -49,6 +49,7 @@ def command(*arguments):
             status = end.code or 0
         finally:
             keras.config.set_dtype_policy(policy)
+            folding.enable()
     return Result(status, out.getvalue(), err.getvalue())
 
 
@@ -230,6 +231,15 @@ def test_evaluate_in_a_wider_ball(run):
     result = command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm", "--epsilon=1/8")
     assert "linf ball of 0.125" in result.out and "Note" not in result.out
     assert json.loads((run / "evaluation.json").read_text())["attacks"] == {"fgsm": repr(FGSM(Linf(1 / 8)))}
+
+
+@pytest.mark.parametrize(("arguments", "fast"), [([], True), (["--nofold"], False)])
+def test_fast_views_can_be_turned_off(arguments, fast, run):
+    with mock.patch.object(folding, "view", wraps=folding.view) as view, mock.patch.object(folding, "_View") as made:
+        made.side_effect = lambda graph, substitutes: graph
+        command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm", *arguments)
+    assert view.called
+    assert made.called == fast
 
 
 def test_evaluate_a_sample(run):

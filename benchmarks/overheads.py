@@ -1,0 +1,89 @@
+"""A child process: what Keras's progress bar and the package's input pipelines cost, beside the shortest step there is.
+
+The network is `small_cnn`, in float32: what is little beside its steps is less beside those of any other.
+"""
+
+import contextlib
+import io
+import pathlib
+import statistics
+import tempfile
+import time
+
+import keras
+import numpy as np
+
+import keras_mart as km
+from benchmarks import measure, step
+
+NETWORK = "small_cnn"
+TIMES = 5
+CIFAR_LIKE, CIFAR_SHAPE = 10000, (32, 32, 3)
+
+
+class Terminal(io.StringIO):
+    """Takes what the progress bar writes, which it does as often as on a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def seconds_of(function):
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+def fits(model, data):
+    """Median seconds of `fit` in silence, and with the progress bar: in turn, now the one first, now the other."""
+
+    def fit(verbose):
+        with contextlib.redirect_stdout(Terminal()):
+            return seconds_of(lambda: model.fit(data, verbose=verbose))
+
+    fit(1)  # compiles
+    seconds = {0: [], 1: []}
+    for number in range(2 * TIMES):
+        for verbose in (number % 2, 1 - number % 2):
+            seconds[verbose].append(fit(verbose))
+    return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def batch_seconds(dataset):
+    """Seconds that a batch takes where nothing else is done, the median over epochs after a first one."""
+    epochs = [seconds_of(lambda: list(dataset)) for _ in range(1 + TIMES)]
+    return statistics.median(epochs[1:]) / len(dataset)
+
+
+def cifar_like(folder):
+    """The name of a data set in memory, as large as a fifth of CIFAR-10's training data."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (CIFAR_LIKE, *CIFAR_SHAPE), dtype=np.uint8)
+    labels = random.integers(0, 10, CIFAR_LIKE)
+    path = pathlib.Path(folder) / "images.npz"
+    np.savez(path, x_train=images, y_train=labels, x_test=images[:10], y_test=labels[:10])
+    return f"npz:{path}"
+
+
+def overheads(method, batch_size, attack_steps, steps):
+    """Milliseconds of a step, and of what comes on top of it."""
+    keras.utils.set_random_seed(0)
+    model, _ = step.compiled_model("keras_mart", method, NETWORK, batch_size, attack_steps)
+    silent, with_bar = fits(model, step.batches(model, batch_size, steps))
+    digits = batch_seconds(km.datasets.load("digits", "train", batch_size=batch_size))
+    with tempfile.TemporaryDirectory() as folder:
+        cifar = km.datasets.load(cifar_like(folder), "train", batch_size=batch_size, augment="crop_flip")
+    rows = {
+        "progress bar, a step": (with_bar - silent) / steps,
+        "digits, a batch": digits,
+        "32x32x3 in memory, cropped and flipped, a batch": batch_seconds(cifar),
+    }
+    return {
+        "step": 1000 * silent / steps,
+        "of": f"a step of {method} on {NETWORK}, batch {batch_size}, {1000 * silent / steps:.1f} ms",
+        "rows": [{"name": name, "milliseconds": 1000 * seconds} for name, seconds in rows.items()],
+    }
+
+
+if __name__ == "__main__":
+    measure.answer(overheads)
