@@ -31,7 +31,7 @@ def enable():
 
 
 def disable():
-    """Attacks and training see networks as they are. What is compiled already stays as it was."""
+    """Attacks and training see networks as they are. A training step that is compiled already stays as it was."""
     global _enabled
     _enabled = False
 
@@ -64,7 +64,7 @@ def training_view(network):
 
 def _view(network, substitutes, training):
     graph = _graph_of(network) if _enabled else None
-    seen = network if graph is None else _View(graph, substitutes(graph))
+    seen = network if graph is None else _View(network, graph, substitutes(graph))
     return lambda images: seen(images, training=training)
 
 
@@ -74,10 +74,12 @@ class _View(keras.layers.Layer):
     A layer, so that those inside learn as ever whether they are trained.
     """
 
-    def __init__(self, graph, substitutes):
-        super().__init__(dtype=graph.dtype_policy, autocast=False, name="view")
+    def __init__(self, network, graph, substitutes):
+        super().__init__(dtype=network.dtype_policy, autocast=network.autocast, name="view")
         self.built = True
-        self._convert_input_args = False  # private, as in Functional: the graph converts its inputs itself
+        # Private: what is done with inputs before `call`. A Sequential casts them, a functional model does not.
+        self._convert_input_args = network._convert_input_args
+        self._allow_non_tensor_positional_args = True
 
         def run(inputs, training):
             def called(operation):
@@ -91,7 +93,7 @@ class _View(keras.layers.Layer):
 
     def call(self, inputs, training=None):
         outputs = self._run(inputs, training)
-        return outputs[0] if isinstance(outputs, list) and len(outputs) == 1 else outputs
+        return outputs[0] if isinstance(outputs, (list, tuple)) and len(outputs) == 1 else outputs
 
 
 def _graph_of(network):
@@ -117,7 +119,7 @@ def _in_evaluation(graph):
             substitutes[operation] = _inner(view(operation))
     for operation in calls:
         if operation not in substitutes and type(operation) in _BATCH_NORMALISATIONS:
-            substitutes[operation] = functools.partial(_either, _fuses_in_evaluation, layers.fused, operation)
+            substitutes[operation] = _either(_fuses_in_evaluation, layers.fused, operation, False)
     return substitutes
 
 
@@ -127,9 +129,9 @@ def _in_training(graph):
     fused = functools.partial(layers.fused, training=True)
     for operation in _plain_calls(graph)[0]:
         if type(operation) is keras.layers.BatchNormalization:
-            substitutes[operation] = functools.partial(_either, layers.fuses, fused, operation)
+            substitutes[operation] = _either(layers.fuses, fused, operation, True)
         elif type(operation) is keras.layers.Conv2D and _has_plain_weights(operation):
-            substitutes[operation] = functools.partial(_either, layers.has_slow_gradient, layers.convolution, operation)
+            substitutes[operation] = _either(layers.has_slow_gradient, layers.convolution, operation, True)
         elif isinstance(operation, keras.Model):
             substitutes[operation] = _inner(training_view(operation))
     return substitutes
@@ -160,6 +162,7 @@ def _is_plain(node):
         and all(value is None for value in others)
         and getattr(arguments.args[0], "_keras_mask", None) is None
         and getattr(node.operation, "activity_regularizer", None) is None
+        and getattr(node.operation, "autocast", True)
     )
 
 
@@ -177,6 +180,7 @@ def _folds(node, following):
     return (
         type(following) in _BATCH_NORMALISATIONS
         and node.operation.activation is keras.activations.linear
+        and node.operation.compute_dtype != "float16"  # whose range a product of kernel and scale may leave
         and not following.renorm
         and following.axis in (-1, len(node.outputs[0].shape) - 1)
     )
@@ -187,9 +191,7 @@ def _weighted(layer, normalisation):
     dtype = keras.backend.result_type(layer.variable_dtype, "float32")
     kernel = ops.cast(layer.kernel, dtype)
     bias = None if layer.bias is None else ops.cast(layer.bias, dtype)
-    result = layer
     if normalisation is not None:
-        result = normalisation
         scale, shift = _constants(normalisation, dtype)
         kernel = kernel * (ops.reshape(scale, kernel.shape[-2:]) if _is_depthwise(layer) else scale)
         bias = shift if bias is None else bias * scale + shift
@@ -199,7 +201,7 @@ def _weighted(layer, normalisation):
     def apply(inputs, **_):
         outputs = _product(layer, ops.cast(inputs, layer.compute_dtype), kernel)
         outputs = outputs if bias is None else ops.add(outputs, bias)
-        return ops.cast(layer.activation(outputs), result.compute_dtype)
+        return layer.activation(outputs) if normalisation is None else ops.cast(outputs, normalisation.compute_dtype)
 
     return apply
 
@@ -230,10 +232,14 @@ def _fuses_in_evaluation(layer, inputs):
     return inputs.dtype != "float32" and layers.fuses(layer, inputs)
 
 
-def _either(fits, fast, layer, inputs, **_):
+def _either(fits, fast, layer, training):
     """The fast way through a layer where it fits the inputs, the layer itself where it does not."""
-    inputs = ops.cast(inputs, layer.compute_dtype)
-    return fast(layer, inputs) if fits(layer, inputs) else layer(inputs)
+
+    def apply(inputs, **_):
+        inputs = ops.cast(inputs, layer.compute_dtype)
+        return fast(layer, inputs) if fits(layer, inputs) else operation_fn(layer, training=training)(inputs)
+
+    return apply
 
 
 def _inner(seen):

@@ -236,7 +236,7 @@ def test_evaluate_in_a_wider_ball(run):
 @pytest.mark.parametrize(("arguments", "fast"), [([], True), (["--nofold"], False)])
 def test_fast_views_can_be_turned_off(arguments, fast, run):
     with mock.patch.object(folding, "view", wraps=folding.view) as view, mock.patch.object(folding, "_View") as made:
-        made.side_effect = lambda graph, substitutes: graph
+        made.side_effect = lambda network, *_: network
         command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm", *arguments)
     assert view.called
     assert made.called == fast

@@ -9,6 +9,7 @@ import tensorflow as tf
 from conftest import conv_network, images_and_labels, linear_network
 
 import keras_mart as km
+from keras_mart import folding
 from keras_mart.evaluation import Table
 from keras_mart.evaluation.presets import presets
 from keras_mart.evaluation.table import side_by_side, wilson
@@ -136,6 +137,15 @@ def test_stages_of_a_compound_attack_have_rows():
     left = np.sum(table.outcomes["aa/apgd-ce"])
     assert table.gradients["aa/apgd-ce"] == len(labels) * 101 and table.gradients["aa/apgd-t"] >= left * 101
     assert table.gradients["aa"] == table.gradients["aa/apgd-ce"] + table.gradients["aa/apgd-t"]
+
+
+def test_what_is_reported_is_asked_of_the_network_as_it_is(monkeypatch):
+    network, (images, labels) = conv_network(), images_and_labels()
+    monkeypatch.setattr(folding, "view", lambda network: lambda images: -network(images, training=False))
+    table = km.evaluate(network, (images, labels), {"fgsm": km.FGSM(km.Linf(0.0))}, verbose=0)
+    predicted = np.argmax(network(images, training=False), axis=-1)
+    for name in ("natural", "fgsm"):
+        np.testing.assert_array_equal(table.predictions[name], predicted)
 
 
 def test_shows_progress(threshold, capsys):

@@ -36,7 +36,7 @@ def traced(network, key, function, signature, as_it_is=False):
         as_it_is: as in `inference`.
     """
     traces = _TRACES.setdefault(network, {})
-    key = (key, folding.enabled(), *signature)
+    key = (key, as_it_is or not folding.enabled(), *signature)
     if key not in traces:
         # A trace that held its network would keep it alive for ever. A partial, not a closure: TensorFlow warns of
         # retracing where many traced functions share their code.
