@@ -1,7 +1,8 @@
 """How fast training is: python -m benchmarks.throughput --networks=resnet18 --batch_sizes=128
 
-The variants are the package as it is (`keras_mart`), without its fast views of networks (`unfolded`), and the same
-training written the usual way in Keras (`plain`). Each measurement is a process of its own, the variants take turns.
+The variants are the package as it is (`keras_mart`), without its fast views of networks (`unfolded`; the zoo's own
+BatchNormalization stays), and the same training written the usual way in Keras (`plain`). Each measurement is a process
+of its own, the variants take turns.
 
     images/s, low, high   at the median of all timed steps; at the slowest and the fastest of them
     step, attack, outer   seconds of the median step; of its attack, timed by itself; and the rest
@@ -86,7 +87,7 @@ def figures(job, answers, matrix_flops):
 def overheads(given):
     """Rows of the second table: what the progress bar and the input pipelines cost beside a training step."""
     job = {"method": given.methods[0], "batch_size": given.batch_sizes[0], "attack_steps": given.attack_steps}
-    found = measure.run("overheads", {**job, "steps": given.steps})
+    found = measure.run("overheads", job)
     return [{**row, "share": row["milliseconds"] / found["step"], "of": found["of"]} for row in found["rows"]]
 
 
