@@ -102,20 +102,19 @@ def convolution(layer, inputs):
 
 def _convolution(strides, padding):
     """Maps images and a kernel to the convolution, with a gradient of its own."""
-    strides = (1, *strides, 1)
+    how = {"strides": (1, *strides, 1), "padding": padding.upper()}
 
     @tf.custom_gradient
     def convolve(images, kernel):
-        outputs = tf.nn.conv2d(images, kernel, strides, padding.upper())
+        outputs = tf.nn.conv2d(images, kernel, **how)
 
         def gradient(outer):
             outer = tf.ensure_shape(outer, outputs.shape)
-            shape, padded = tf.shape(images), padding.upper()
             of_images = tf.raw_ops.Conv2DBackpropInput(
-                input_sizes=shape, filter=kernel, out_backprop=outer, strides=strides, padding=padded
+                input_sizes=tf.shape(images), filter=kernel, out_backprop=outer, **how
             )
             with tf.control_dependencies([outer]):  # else the slices of the images are made in advance, and kept
-                return of_images, _weight_gradient(images, outer, kernel.shape, strides, padding)
+                return of_images, _weight_gradient(images, outer, kernel.shape, **how)
 
         return outputs, gradient
 
@@ -124,11 +123,11 @@ def _convolution(strides, padding):
 
 def _weight_gradient(images, outer, shape, strides, padding):
     rows, columns, channels, filters = shape
-    padded = [size // 2 if padding == "same" else 0 for size in (rows, columns)]
+    before_first = [size // 2 if padding == "SAME" else 0 for size in (rows, columns)]  # pixels of padding
 
     def meeting(axis, tap):
         """The input's and the output's pixels that a tap brings together along an axis."""
-        stride, offset = strides[axis], tap - padded[axis - 1]
+        stride, offset = strides[axis], tap - before_first[axis - 1]
         first = max(0, -(offset // stride))
         last = min(outer.shape[axis] - 1, (images.shape[axis] - 1 - offset) // stride)
         return slice(first * stride + offset, last * stride + offset + 1, stride), slice(first, last + 1)
