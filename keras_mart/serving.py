@@ -8,7 +8,7 @@ import tempfile
 import keras
 import tensorflow as tf
 
-from keras_mart import checks
+from keras_mart import checks, files
 from keras_mart.attacks.inference import network_of
 
 # What a rename says where the version is there already: a folder with content, or a file.
@@ -166,12 +166,15 @@ def _versions(directory):
 
 
 def _publish(written, directory):
-    """Moves a finished SavedModel to the next free version, in one step."""
+    """Moves a finished SavedModel to the next free version, in one step, when it is on the disk."""
+    files.sync_tree(written)
     while True:
         target = directory / str(max(_versions(directory), default=0) + 1)
         try:
             os.rename(written, target)
-            return target
+            break
         except OSError as error:  # another export was faster: now its version counts
             if error.errno not in TAKEN:
                 raise
+    files.sync(directory)
+    return target

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_mart
+from keras_mart import files
 from keras_mart.attacks import AutoAttack
 from keras_mart.attacks.base import Rounds
 from keras_mart.cli import build
@@ -58,4 +59,5 @@ def _record(directory, attacks, tables):
         },
         **{which: table.summary() for which, table in tables.items()},
     }  # fmt: skip
-    directory.evaluation.write_text(json.dumps(record, indent=2) + "\n")
+    with files.whole(directory.evaluation) as unfinished:
+        unfinished.write_text(json.dumps(record, indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keras_mart import files
 from keras_mart.attacks import PGD
 from keras_mart.cli import build
 from keras_mart.cli.evaluate import verbosity
@@ -37,7 +38,8 @@ def _check(directory, model, images, labels):
         limit=len(labels), seed=FLAGS.seed, verbose=verbosity(),
     )  # fmt: skip
     print(found)
-    directory.diagnosis.write_text(found.to_json() + "\n")
+    with files.whole(directory.diagnosis) as unfinished:
+        unfinished.write_text(found.to_json() + "\n")
 
 
 def _keep_pictures(directory, model, images, labels):
@@ -46,7 +48,8 @@ def _keep_pictures(directory, model, images, labels):
     natural, predicted = (np.argmax(model.predict(each, verbose=0), axis=1) for each in (images, adversarial))
     broken, held = np.flatnonzero((natural == labels) & (predicted != labels)), np.flatnonzero(predicted == labels)
     chosen = np.concatenate([broken[:PICTURES], held[:PICTURES]])
-    np.savez_compressed(
-        directory.gallery, images=images[chosen], adversarial=adversarial[chosen], labels=labels[chosen],
-        natural=natural[chosen], predicted=predicted[chosen], attack=repr(attack), epsilon=attack.threat.epsilon,
-    )  # fmt: skip
+    with files.whole(directory.gallery) as unfinished:
+        np.savez_compressed(
+            unfinished, images=images[chosen], adversarial=adversarial[chosen], labels=labels[chosen],
+            natural=natural[chosen], predicted=predicted[chosen], attack=repr(attack), epsilon=attack.threat.epsilon,
+        )  # fmt: skip

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from keras_mart import files
+
 # The normal distribution's 97.5% quantile: intervals cover 95%.
 QUANTILE = 1.959963984540054
 WORST_CASE = "worst_case"
@@ -90,9 +92,13 @@ class Table:
         }
 
     def save(self, path):
-        """Writes the outcome of each example to an npz file: `labels`, and the predicted classes under each name."""
+        """Writes the outcome of each example to an npz file: `labels`, and the predicted classes under each name.
+
+        It is written whole or not at all, in the place of an older one.
+        """
         record = {"seconds": self.seconds, "gradients": self.gradients, "stop_early": self.stop_early}
-        with open(path, "wb") as file:  # given a name, NumPy would add ".npz" to it
+        # Given a name, NumPy would add ".npz" to it.
+        with files.whole(path) as unfinished, unfinished.open("wb") as file:
             np.savez_compressed(file, labels=self.labels, record=json.dumps(record), **self.predictions)
 
     @classmethod

@@ -1,8 +1,8 @@
 """The report: one or several runs on a page of their own."""
 
-import contextlib
 import pathlib
 
+from keras_mart import files
 from keras_mart.evaluation.report import page, read
 
 __all__ = ["report"]
@@ -34,13 +34,9 @@ def report(runs, path):
 
 
 def _write(path, text):
-    """Through a file beside it, so that an interruption leaves the old file whole."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+        with files.whole(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
         raise ValueError(f"`path` must be a file that can be written. Received: {path} ({error})") from error
