@@ -17,7 +17,8 @@ from keras_mart.attacks import (
 )
 from keras_mart.callbacks import RobustAccuracy
 from keras_mart.evaluation import diagnose, evaluate, report
-from keras_mart.methods import ALP, AT, CLP, MART, MMA, TRADES, AdversarialModel, Outputs, Standard
+from keras_mart.launching import launch
+from keras_mart.methods import ALP, AT, AWP, CLP, MART, MMA, TRADES, AdversarialModel, Outputs, Standard
 from keras_mart.serving import export
 from keras_mart.threats import L2, Linf
 
@@ -29,6 +30,7 @@ __all__ = [
     "APGDDLR",
     "APGDT",
     "AT",
+    "AWP",
     "CLP",
     "CW",
     "FABT",
@@ -54,6 +56,7 @@ __all__ = [
     "evaluate",
     "export",
     "folding",
+    "launch",
     "layers",
     "losses",
     "optimizers",

@@ -7,7 +7,6 @@ import numbers
 import os
 import pathlib
 import re
-import shutil
 
 import ml_dtypes
 import numpy as np
@@ -166,7 +165,7 @@ def _write(path, arrays, facts, put_in):
         np.savez(unfinished / ARRAYS, **stored)
         (unfinished / FACTS).write_text(text)
         for name, source in put_in.items():
-            _link_or_copy(source, unfinished / name)
+            files.link_or_copy(source, unfinished / name)
         sums = {name: _sha256(unfinished / name) for name in (ARRAYS, FACTS, *put_in)}
         (unfinished / CHECKSUMS).write_bytes(_as_bytes(sums))
 
@@ -230,10 +229,3 @@ def _python_scalar(value):
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"`facts` must be what JSON can say. Received: {value!r}")
-
-
-def _link_or_copy(source, target):
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)

@@ -1,29 +1,221 @@
-"""Strategies from a name, and the arithmetic that makes many replicas give what one device gives."""
+"""Strategies from a name, the cluster, and the arithmetic that makes many replicas give what one device gives."""
+
+import functools
+import faulthandler
+import itertools
+import json
+import os
+import pickle
+import re
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-STRATEGIES = ("auto", "none", "mirrored")
+from keras_mart import watch
+
+STRATEGIES = ("auto", "none", "mirrored", "multiworker")
+STARTING = 60  # seconds for TensorFlow to connect workers that are all there
 
 
 def strategy(name="auto"):
     """The `tf.distribute` strategy of that name.
 
+    "multiworker" must come before anything else of TensorFlow's in the process. It waits for all workers and watches
+    them from then on (`keras_mart.watch`).
+
     Args:
         name: "none" for one device, "mirrored" for all visible GPUs (all logical CPU devices where there is
-            no GPU), "auto" for "mirrored" where there are at least two GPUs and "none" elsewhere.
+            no GPU), "multiworker" for the cluster that TF_CONFIG or the step of a Slurm job describes (where that is
+            this process alone: as "auto" without one), "auto" for "multiworker" where there are several workers, else
+            "mirrored" where there are at least two GPUs, and "none" elsewhere.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, "multiworker" without a cluster, a TF_CONFIG that describes none.
+        RuntimeError: "multiworker" after TensorFlow was used.
+        watch.WorkerLost: a worker that does not come.
     """
     if name not in STRATEGIES:
         raise ValueError(f"`strategy` must be one of {', '.join(STRATEGIES)}. Received: {name!r}")
-    if name == "auto":
+    if name in ("auto", "multiworker"):
+        workers = cluster()
+        if workers is None and name == "multiworker":
+            raise ValueError(
+                "`strategy='multiworker'` needs a cluster: TF_CONFIG, or a step of a Slurm job (srun). "
+                "Received: neither in the environment."
+            )
+        if workers is not None and len(workers.addresses) > 1:
+            return _multiworker(workers)
         name = "mirrored" if len(tf.config.list_logical_devices("GPU")) > 1 else "none"
     if name == "none":
         return tf.distribute.get_strategy()
     kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
     return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices(kind)])
+
+
+def describe(strategy):
+    """What a strategy is, in a line, such as "worker 0 of 2 (10.0.0.1:2222), 2 devices"."""
+    devices = f"{strategy.num_replicas_in_sync} device{'s' if strategy.num_replicas_in_sync > 1 else ''}"
+    index, workers = worker(strategy)
+    if workers == 1:
+        return devices
+    return f"worker {index} of {workers} ({cluster().addresses[index]}), {devices}"
+
+
+def worker(strategy=None):
+    """(index, number of workers) of this process in the strategy given or else in scope; (0, 1) outside a cluster.
+
+    A chief is worker 0, the workers beside it follow.
+    """
+    resolver = (strategy or tf.distribute.get_strategy()).cluster_resolver
+    tasks = resolver.cluster_spec().as_dict() if resolver else {}
+    chiefs = len(tasks.get("chief", ()))
+    count = chiefs + len(tasks.get("worker", ()))
+    if count < 2:
+        return 0, 1
+    return resolver.task_id + (chiefs if resolver.task_type == "worker" else 0), count
+
+
+def is_chief(strategy=None):
+    """Whether this process is the one of its cluster that writes; True outside a cluster."""
+    return worker(strategy)[0] == 0
+
+
+class Cluster(NamedTuple):
+    """The workers of a cluster, and which of them this process is."""
+
+    tasks: dict  # job name -> addresses
+    job: str
+    task: int
+
+    @property
+    def addresses(self):
+        """ "host:port" of all, the chief first."""
+        return [*self.tasks.get("chief", ()), *self.tasks.get("worker", ())]
+
+    @property
+    def index(self):
+        return self.addresses.index(self.tasks[self.job][self.task])
+
+
+def cluster():
+    """The `Cluster` of the environment, None where there is none: TF_CONFIG or else the step of a Slurm job.
+
+    Raises:
+        ValueError: a TF_CONFIG or Slurm variables that describe none.
+    """
+    if os.environ.get("TF_CONFIG"):
+        return _from_tf_config(os.environ["TF_CONFIG"])
+    if "SLURM_STEP_NODELIST" in os.environ:
+        return _from_slurm(os.environ)
+    return None
+
+
+def _multiworker(workers):
+    # TensorFlow's own resolver of Slurm jobs fails without GPUs, and sorts node10 before node9 as Slurm does not.
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec(workers.tasks),
+        task_type=workers.job,
+        task_id=workers.task,
+        num_accelerators={"GPU": gpus},
+        rpc_layer="grpc",
+    )
+    kind = tf.distribute.experimental.CommunicationImplementation
+    options = tf.distribute.experimental.CommunicationOptions(implementation=kind.NCCL if gpus else kind.RING)
+    _check_unused()
+    watch.begin(workers.addresses, workers.index)
+    # Should a worker die in this very moment, TensorFlow waits an hour and lets no Python code run: this ends it.
+    faulthandler.dump_traceback_later(STARTING, exit=True, file=2)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _check_unused():
+    try:  # changes nothing, but TensorFlow takes it only as long as no operation has run
+        tf.config.threading.set_inter_op_parallelism_threads(tf.config.threading.get_inter_op_parallelism_threads())
+    except RuntimeError as error:
+        raise RuntimeError(
+            "The strategy 'multiworker' must be made before TensorFlow does anything else: call "
+            "`keras_mart.distribution.strategy(...)` first in the program, before data, models and seeds. "
+            "Received: a process in which TensorFlow has begun."
+        ) from error
+
+
+def _from_tf_config(text):
+    def wrong(rule, received=text):
+        return ValueError(f"TF_CONFIG {rule}. Received: {received}")
+
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise wrong(f"must be JSON ({error})") from error
+    tasks = config.get("cluster", {}) if isinstance(config, dict) else None
+    if not isinstance(tasks, dict) or not all(isinstance(each, list) for each in tasks.values()):
+        raise wrong('must hold "cluster", from job names to lists of addresses')
+    if not tasks:
+        return None
+    if not set(tasks) <= {"chief", "worker"} or not tasks.get("worker", tasks.get("chief")):
+        raise wrong('must have workers in its cluster, "worker" and perhaps "chief", and no other job', list(tasks))
+    if len(tasks.get("chief", ())) > 1:
+        raise wrong("must have one chief at most", tasks["chief"])
+    addresses = [address for each in tasks.values() for address in each]
+    odd = [each for each in addresses if not re.fullmatch(r"(\[[^\]]+\]|[^:\s/]+):\d{1,5}", str(each))]
+    if odd or len(set(addresses)) < len(addresses):
+        raise wrong('must give each worker an address of its own, "host:port"', odd or addresses)
+    task = config.get("task") or {}
+    if not isinstance(task, dict) or task.get("type") not in tasks:
+        raise wrong(f'must say which worker this is: "task" with "type", one of {", ".join(tasks)}', task)
+    count = len(tasks[task["type"]])
+    if not str(task.get("index", "")).isdigit() or int(task["index"]) >= count:
+        raise wrong(f'must say which {task["type"]} this is: "index" in "task", from 0 to {count - 1}', task)
+    return Cluster(tasks, task["type"], int(task["index"]))
+
+
+def _from_slurm(environment):
+    """Slurm's tasks are numbered node after node, in the order of the list (its default, --distribution=block)."""
+    try:
+        nodes = _expand_nodes(environment["SLURM_STEP_NODELIST"])
+        counts = _expand_counts(environment["SLURM_STEP_TASKS_PER_NODE"])
+        rank, job = int(environment["SLURM_PROCID"]), int(environment["SLURM_JOB_ID"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"The variables of a Slurm step must be as srun sets them. Received: {error}") from error
+    if len(nodes) != len(counts) or not rank < sum(counts):
+        raise ValueError(
+            "The variables of a Slurm step must fit one another. Received: "
+            f"{nodes} as nodes, {counts} as their tasks, SLURM_PROCID={rank}"
+        )
+    first = 12000 + job * 64 % 20000  # below the ports that systems hand out, other ones for a neighbouring job
+    return Cluster(
+        {"worker": [f"{node}:{first + i}" for node, count in zip(nodes, counts, strict=True) for i in range(count)]},
+        "worker",
+        rank,
+    )
+
+
+def _expand_nodes(text):
+    """n[8-10,12],m5 -> n8, n9, n10, n12, m5."""
+    names = []
+    for part in re.findall(r"(?:\[[^\]]*\]|[^,\[])+", text):
+        pieces = re.findall(r"\[[^\]]*\]|[^\[]+", part)
+        names += map("".join, itertools.product(*([*_numbers(p[1:-1])] if p[0] == "[" else [p] for p in pieces)))
+    return names
+
+
+def _numbers(text):
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        yield from (str(number).zfill(len(first)) for number in range(int(first), int(last or first) + 1))
+
+
+def _expand_counts(text):
+    """2(x3),1 -> 2, 2, 2, 1."""
+    found = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
+    if not all(found):
+        raise ValueError(f"SLURM_STEP_TASKS_PER_NODE={text}")
+    return [int(each[1]) for each in found for _ in range(int(each[2] or 1))]
 
 
 def prefers_xla():
@@ -51,16 +243,86 @@ def local(value):
     return np.asarray(parts[0]) if len(parts) == 1 else np.concatenate([np.asarray(part) for part in parts])
 
 
-def agree_on_overflow(gradients):
-    """Gradients that are NaN on all replicas where one replica's are not finite.
+def mean(values, share):
+    """Tensors averaged over all replicas, by the share of the examples that each has; what is no float stays.
 
-    Keras's `LossScaleOptimizer` skips a step on what the first replica sees.
+    Args:
+        values: dictionary of tensors, this replica's.
+        share: scalar, its part of all replicas' examples.
     """
-    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
-        return gradients
-    finite = [tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients if gradient is not None]
-    overflown = total(tf.cast(~tf.reduce_all(finite), "float32")) > 0
-    return [g if g is None else tf.where(overflown, tf.constant(float("nan"), g.dtype), g) for g in gradients]
+    floats = {name: value for name, value in values.items() if value.dtype.is_floating}
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1 or not floats:
+        return values
+    return {**values, **total({name: value * tf.cast(share, value.dtype) for name, value in floats.items()})}
+
+
+def assign(variables, values):
+    """Assigns, inside a replica, values that are equal on all of them: nothing is sent."""
+
+    def everywhere(strategy, values):
+        for variable, value in zip(variables, values, strict=True):
+            strategy.extended.update(variable.value, lambda held, new: held.assign(new), (value,), group=False)
+
+    tf.distribute.get_replica_context().merge_call(everywhere, args=(list(values),))
+
+
+def agreed(number):
+    """An integer that all workers share: the first one's."""
+    if worker()[1] == 1:
+        return number
+    return int(tf.Variable(number, dtype="int64").numpy())  # a collective strategy sends the first worker's
+
+
+def for_keras(logs):
+    """Metrics as Keras takes them from a step: it averages over workers along an axis that scalars lack.
+
+    keras-team/keras issue 20585.
+    """
+    return logs if worker()[1] == 1 else {name: value[None] for name, value in logs.items()}
+
+
+def gathered(thing, strategy=None):
+    """[that of worker 0, that of worker 1, ...]: what each worker gives, on all of them. All must call it.
+
+    Args:
+        thing: whatever can be pickled.
+        strategy: that of the model; the one in scope by default.
+    """
+    strategy = strategy or tf.distribute.get_strategy()
+    index, workers = worker(strategy)
+    if workers == 1:
+        return [thing]
+    own = np.frombuffer(pickle.dumps(thing), np.uint8)
+    sizes = np.zeros(workers, "float32")
+    sizes[index] = len(own)
+    sizes = _sum(sizes, strategy).astype(int)
+    table = np.zeros([workers, sizes.max()], "float32")  # NCCL and rings add floats, which hold a byte exactly
+    table[index, : len(own)] = own
+    table = _sum(table.ravel(), strategy).reshape(table.shape).astype(np.uint8)
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(table, sizes, strict=True)]
+
+
+def any_worker(flag, strategy=None):
+    """Whether the flag is set on one of the workers. All must call it."""
+    strategy = strategy or tf.distribute.get_strategy()
+    return bool(flag) if worker(strategy)[1] == 1 else _sum(np.float32([flag]), strategy)[0] > 0
+
+
+def _sum(vector, strategy):
+    """The sum of a float32 array over all workers."""
+    return np.asarray(strategy.experimental_local_results(_summing(strategy)(tf.constant(vector)))[0])
+
+
+@functools.cache
+def _summing(strategy):
+    def of_replica(vector):
+        context = tf.distribute.get_replica_context()
+        first = context.replica_id_in_sync_group % len(strategy.extended.worker_devices) == 0
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.where(first, vector, 0.0))
+
+    return tf.function(
+        lambda vector: strategy.run(of_replica, (vector,)), input_signature=[tf.TensorSpec([None])], autograph=False
+    )
 
 
 def fill_if_empty(tensors):

@@ -12,8 +12,8 @@ _TRACES = weakref.WeakKeyDictionary()
 
 
 def network_of(model):
-    """The network of a wrapped model, any other model itself."""
-    return model.network if getattr(model, "wraps_network", False) else model
+    """The network of a wrapped model that is judged, any other model itself."""
+    return getattr(model, "judged_network", model.network) if getattr(model, "wraps_network", False) else model
 
 
 def inference(network, as_it_is=False):

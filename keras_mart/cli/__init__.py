@@ -1,21 +1,25 @@
 """The command line: flags, then train, evaluate, report and export, each in its file."""
 
+import signal
 import sys
 
 import keras
 import tensorflow as tf
 from absl import app, logging
 
-from keras_mart import distribution, folding
+from keras_mart import distribution, folding, launching, watch
 from keras_mart.cli import build, flags, help, rules, workdir
 from keras_mart.cli.evaluate import evaluate_run
 from keras_mart.cli.export import export_run
 from keras_mart.cli.flags import FLAGS
 from keras_mart.cli.report import report_runs
+from keras_mart.cli.stopping import STATUS, Stopped
 from keras_mart.cli.train import train
 from keras_mart.evaluation.table import side_by_side
 
-WRONG_USE, INTERRUPTED = 2, 130  # exit statuses, the second as shells have it
+# Exit statuses; SIGTERM and Ctrl-C have 143 and 130, as shells have it.
+WRONG_USE, NOT_FINITE = 2, 3
+WORKER_LOST = watch.WORKER_LOST  # where another worker failed, died or hangs
 
 
 def run():
@@ -33,11 +37,22 @@ def main(argv):
         tf.get_logger().setLevel("WARNING")
     try:
         _main(argv)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped) as error:
+        watch.leave("was stopped")
         how = " Go on by giving the same flags and --resume." if "train" in FLAGS.mode else ""
         print(f"\nkeras_mart: interrupted.{how}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(STATUS[getattr(error, "number", signal.SIGINT)])
+    except FloatingPointError as error:
+        print(f"keras_mart: {error} Go on from the last state that was saved by --resume.", file=sys.stderr)
+        sys.exit(NOT_FINITE)
+    except tf.errors.OpError as error:
+        watch.explain(error)
+        raise
+    except watch.WorkerLost as error:
+        print(f"keras_mart: {error}", file=sys.stderr)
+        sys.exit(WORKER_LOST)
     except (ValueError, OSError) as error:
+        watch.leave(error)
         if FLAGS.verbosity > 0:
             raise
         print(f"keras_mart: {error}", file=sys.stderr)
@@ -49,9 +64,14 @@ def _main(argv):
         raise ValueError(f"Everything is said by flags, --name=value. Received: {' '.join(argv[1:])}")
     if "train" in FLAGS.mode:
         rules.check()
-    else:
+    if FLAGS.workers > 1:
+        rules.check_workers()
+        sys.exit(launching.launch(_as_one_worker(sys.argv), FLAGS.workers))
+    if "train" not in FLAGS.mode:
         _recall(workdir.RunDirectory(workdir.root_path()))
     strategy = distribution.strategy(FLAGS.strategy)  # before any other work of TensorFlow's
+    if FLAGS.strategy == "auto" and strategy.num_replicas_in_sync > 1:
+        print(f"--strategy=auto: {distribution.describe(strategy)}", flush=True)
     keras.config.set_dtype_policy(FLAGS.precision)
     folding.enable() if FLAGS.fold else folding.disable()
     directories = {method: workdir.of_method(method) for method in FLAGS.method}
@@ -68,6 +88,11 @@ def _main(argv):
     if "export" in FLAGS.mode:
         for directory in directories.values():
             export_run(directory)
+
+
+def _as_one_worker(argv):
+    """The command of one of the workers: the same without --workers, which a flagfile may hold too."""
+    return [sys.executable, "-m", "keras_mart.main", *argv[1:], "--workers=1"]
 
 
 def _begin(directories):

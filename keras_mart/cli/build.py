@@ -11,19 +11,23 @@ from keras_mart.attacks.inference import network_of
 from keras_mart.cli.flags import FLAGS
 from keras_mart.cli.rules import method_arguments
 from keras_mart.evaluation.presets import presets
-from keras_mart.methods import METHODS
+from keras_mart.methods import AWP, METHODS
 from keras_mart.threats import L2, Linf
 
 # Training steps are this fraction of epsilon unless told otherwise: with 10 steps the usual 2/255 for 8/255.
 TRAINING_STEP = 0.25
 
 
-def data(split, with_index=False, batch_size=None):
-    """Batches of a split, of --batch_size by default; training data are augmented."""
-    augment = None if split != "train" or FLAGS.augment == "none" else FLAGS.augment
+def data(split, batch_size=None):
+    """Batches of a split that is not trained on, of --batch_size by default."""
+    return datasets.load(FLAGS.dataset, split, batch_size=batch_size or FLAGS.batch_size, data_dir=FLAGS.data_dir)
+
+
+def training_data(model, epoch, first_batch=0):
+    """Batches of the training split, augmented, in the order of the epoch that `epoch()` gives, without the first."""
     return datasets.load(
-        FLAGS.dataset, split, batch_size=batch_size or FLAGS.batch_size, augment=augment, with_index=with_index,
-        seed=FLAGS.seed, data_dir=FLAGS.data_dir,
+        FLAGS.dataset, "train", batch_size=FLAGS.batch_size, augment=None if FLAGS.augment == "none" else FLAGS.augment,
+        with_index=model.needs_index, seed=FLAGS.seed, epoch=epoch, first_batch=first_batch, data_dir=FLAGS.data_dir,
     )  # fmt: skip
 
 
@@ -89,10 +93,13 @@ def model(method):
     arguments = method_arguments(method)
     if METHODS[method].has_adversary:
         arguments["attack"] = training_attack()
+    if FLAGS.awp_gamma is not None:
+        arguments["weight_perturbation"] = AWP(FLAGS.awp_gamma, FLAGS.awp_warmup)
     if METHODS[method].needs_index:
         arguments["num_examples"] = datasets.describe(FLAGS.dataset, FLAGS.data_dir).num_examples["train"]
-    built = METHODS[method](network(), seed=FLAGS.seed, **arguments)
-    built.compile(_optimizer(), jit_compile={"auto": "auto", "true": True, "false": False}[FLAGS.jit_compile])
+    built = METHODS[method](network(), seed=FLAGS.seed, weight_average=FLAGS.weight_average, **arguments)
+    jit_compile = {"auto": "auto", "true": True, "false": False}[FLAGS.jit_compile]
+    built.compile(_optimizer(), jit_compile=jit_compile, on_nan=FLAGS.on_nan)
     return built
 
 

@@ -9,6 +9,7 @@ from keras_mart.cli import parsers
 from keras_mart.datasets import AUGMENTATIONS
 from keras_mart.distribution import STRATEGIES
 from keras_mart.methods import METHODS
+from keras_mart.methods.finite import ON_NAN
 
 FLAGS = flags.FLAGS
 MODES = ("train", "evaluate", "report", "export")
@@ -46,7 +47,9 @@ _choices(RUN, "mode", ",".join(MODES), MODES, "What to do, in this order.")
 _text(RUN, "workdir", None, "The run directory, runs/<dataset>-<network> by default.")
 flags.DEFINE_bool("resume", False, "Go on with the run in an existing run directory.", module_name=RUN)
 _integer(RUN, "seed", 0, "Seed of weights, order, augmentation and attacks.", least=0)
-_choice(RUN, "strategy", "auto", STRATEGIES, "The tf.distribute strategy; auto: mirrored where there are several GPUs.")
+_strategy = "The tf.distribute strategy; auto: multiworker in a cluster, mirrored where there are several GPUs."
+_choice(RUN, "strategy", "auto", STRATEGIES, _strategy)
+_integer(RUN, "workers", 1, "Processes on this machine that train together, to try a cluster.")
 _choice(RUN, "precision", "float32", PRECISIONS, "The Keras dtype policy.")
 _choice(RUN, "jit_compile", "auto", ("auto", "true", "false"), "XLA for attack and gradient; auto: on GPUs.")
 _fold = "Attack and train through faster, equal views of the network; --nofold takes it as it is."
@@ -84,6 +87,13 @@ _decay = "Epochs, counted from 1, from which on the rate is a tenth of what it w
 flags.DEFINE(parsers.List(parsers.Integer()), "decay_epochs", "", _decay, module_name=TRAINING)
 _number(TRAINING, "momentum", 0.9, "Momentum (sgd).")
 _number(TRAINING, "weight_decay", 0.0, "Weight decay, added to the gradient (sgd).")
+_number(TRAINING, "weight_average", None, "Decay of a moving average of the weights, then judged and exported.")
+_number(TRAINING, "awp_gamma", None, "Size of adversarial weight perturbation: 0.01 (at), 0.005 (trades) in its code.")
+_integer(TRAINING, "awp_warmup", 0, "Epochs without weight perturbation at the beginning.", least=0)
+_on_nan = "A loss that is not finite ends the run, or the step is left out."
+_choice(TRAINING, "on_nan", "stop", ON_NAN, _on_nan)
+_every = "Steps or epochs between two saved states, such as 100 or 100steps, and 1epoch."
+flags.DEFINE(parsers.Every(), "save_every", "1epoch", _every, module_name=TRAINING)
 _integer(TRAINING, "validate_every", 1, "Epochs between validations; the first and the last are always validated.")
 
 _attacks = (

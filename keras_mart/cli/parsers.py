@@ -1,6 +1,8 @@
 """How flags read their values; an empty value takes an optional flag back, as where a flagfile has set it."""
 
 import fractions
+import re
+from typing import NamedTuple
 
 from absl import flags
 
@@ -67,6 +69,26 @@ class Choice(Name):
         name = super().read(argument)
         checks.one_of(name, self.choices, self.what)
         return name
+
+
+class Interval(NamedTuple):
+    """So many "steps" or "epochs"."""
+
+    number: int
+    unit: str
+
+    def __str__(self):
+        return f"{self.number}{self.unit}"
+
+
+class Every(Value):
+    """Reads 100, 100steps and 2epochs as an `Interval`."""
+
+    def read(self, argument):
+        form = re.fullmatch(r"(\d*)\s*(step|epoch|)s?", str(argument).strip())
+        if not form or not (form[1] or form[2]) or not 0 < int(form[1] or 1) <= LARGEST:
+            raise ValueError(f"must be a number of steps or epochs: 100steps, 2epochs. Received: {argument!r}")
+        return Interval(int(form[1] or 1), f"{form[2] or 'step'}s")
 
 
 class List(flags.ListParser):

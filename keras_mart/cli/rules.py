@@ -2,11 +2,12 @@
 
 import inspect
 
+from keras_mart import distribution
 from keras_mart.cli.flags import FLAGS, METHOD, own_flags
 from keras_mart.methods import METHODS, AdversarialModel
 
 # The flags of a command rather than of what is trained: a run directory does not keep them.
-OF_THE_COMMAND = ("mode", "workdir", "resume")
+OF_THE_COMMAND = ("mode", "workdir", "resume", "workers")
 # The flags that say how a run is judged, and the ball in which its best checkpoint was chosen.
 OF_THE_EVALUATION = (
     "attacks", "evaluation_epsilon", "evaluation_batch_size", "examples", "stop_early", "source", "checked_examples",
@@ -64,6 +65,21 @@ def check():
         raise ValueError("--method=mma needs --max_epsilon, for example 32/255 for CIFAR-10. Received: none.")
     if not FLAGS.learning_rate > 0:
         raise ValueError(f"--learning_rate must be positive. Received: --learning_rate={FLAGS.learning_rate}")
+
+
+def check_workers():
+    """Raises ValueError where --workers cannot start any."""
+    if FLAGS.strategy not in ("auto", "multiworker"):
+        raise ValueError(
+            "--workers starts processes that train together: --strategy must be auto or multiworker. "
+            f"Received: --workers={FLAGS.workers} --strategy={FLAGS.strategy}"
+        )
+    cluster = distribution.cluster()
+    if cluster is not None and len(cluster.addresses) > 1:
+        raise ValueError(
+            "--workers starts workers on this machine alone; start one process for each worker of a cluster. "
+            f"Received: --workers={FLAGS.workers} and a cluster of {', '.join(cluster.addresses)}"
+        )
 
 
 def _check_taken(name, takers, by, chosen):

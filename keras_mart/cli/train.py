@@ -1,44 +1,95 @@
 """--mode=train: fits a method and leaves its checkpoints and history in the run directory."""
 
 import sys
-import warnings
 
 import keras
 
+from keras_mart import distribution
 from keras_mart.callbacks import EpochScalars, RobustAccuracy
-from keras_mart.cli import build
+from keras_mart.cli import build, state
 from keras_mart.cli.flags import FLAGS
-from keras_mart.methods import METHODS
+from keras_mart.cli.saving import Progress, Saver
+from keras_mart.cli.stopping import Requests, Stopped
 
 # The attack that chooses the best checkpoint, on validation data.
 VALIDATION_ATTACK = "pgd20"
 
 
 def train(method, directory, strategy):
-    """Trains from the start, or from the last checkpoint where there is one."""
-    keras.utils.set_random_seed(FLAGS.seed)  # first of all: tf.data's random numbers follow it
-    training = build.data("train", with_index=METHODS[method].needs_index)
-    validation = build.data("validation")
+    """Trains from the start, or from the newest state that was saved, to what an unbroken run would have ended with."""
+    keras.utils.set_random_seed(FLAGS.seed)
     with strategy.scope():
-        model = directory.load(directory.last) if directory.last.exists() else build.model(method)
-    done = int(model.step.numpy()) // int(training.cardinality())
-    if done >= FLAGS.epochs:
-        print(f"\n{directory.path}: {method} is trained already, epochs done: {done}")
-        return
-    devices = f" on {strategy.num_replicas_in_sync} devices" if strategy.num_replicas_in_sync > 1 else ""
-    print(f"\n{directory.path}: training {method}{devices}, epochs {done + 1} to {FLAGS.epochs}", flush=True)
-    directory.rewind(done)
-    warnings.filterwarnings("ignore", "Can save best model only with")  # where --validate_every leaves an epoch out
-    model.fit(
-        training,
-        validation_data=validation,
-        validation_freq=[epoch for epoch in range(1, FLAGS.epochs + 1) if _validates(epoch)],
-        epochs=FLAGS.epochs,
-        initial_epoch=done,
-        callbacks=_callbacks(model, validation, directory),
-        shuffle=False,  # the data shuffle themselves
-        verbose=1 if sys.stdout.isatty() else 2,  # a line for each epoch where there is no terminal
-    )
+        model = build.model(method)
+    with Requests() as requests:
+        saver = _saver(model, directory, requests)
+        if saver.progress.epoch >= FLAGS.epochs:
+            _say(f"\n{directory.path}: {method} is trained already, epochs done: {saver.progress.epoch}", strategy)
+            return
+        _say(f"\n{directory.path}: training {method}{_where(saver, strategy)}", strategy)
+        try:
+            _fit(model, saver, directory)
+        except Stopped:
+            saver.save()
+            raise
+
+
+def _fit(model, saver, directory):
+    validation = build.data("validation")
+    callbacks = [*_callbacks(model, validation, directory), saver]
+
+    def fit(first_batch=0):
+        model.fit(
+            build.training_data(model, lambda: saver.progress.epoch, first_batch),
+            validation_data=validation,
+            validation_freq=[epoch for epoch in range(1, FLAGS.epochs + 1) if _validates(epoch)],
+            epochs=FLAGS.epochs,
+            initial_epoch=saver.progress.epoch,
+            callbacks=callbacks,
+            shuffle=False,  # the data shuffle themselves
+            verbose=_verbosity(model.distribute_strategy),
+        )
+
+    if saver.progress.step == saver.steps:
+        _end_epoch(model, saver.progress.epoch, validation, callbacks)
+    elif saver.progress.step:
+        saver.last_epoch = saver.progress.epoch
+        fit(saver.progress.step)
+        saver.last_epoch = None
+    if saver.progress.epoch < FLAGS.epochs:
+        fit()
+
+
+def _end_epoch(model, epoch, validation, callbacks):
+    """What `fit` does after an epoch's last step, of which the metrics are what the steps have left."""
+    container = keras.callbacks.CallbackList(callbacks, model=model, epochs=FLAGS.epochs)
+    container.on_train_begin()
+    container.on_epoch_begin(epoch)
+    logs = model.get_metrics_result()
+    if _validates(epoch + 1):
+        found = model.evaluate(validation, return_dict=True, verbose=0)
+        logs.update({f"val_{name}": value for name, value in found.items()})
+    container.on_epoch_end(epoch, logs)
+    container.on_train_end()
+
+
+def _saver(model, directory, requests):
+    """The `Saver`, with the model where the newest state has it."""
+    strategy = model.distribute_strategy
+    checkpoint, damaged = directory.checkpoints.newest()
+    for message in damaged:
+        _say(message, strategy)
+    numbers = distribution.gathered(-1 if checkpoint is None else checkpoint.number, strategy)
+    if len(set(numbers)) > 1:
+        raise ValueError(f"All workers must see one run directory. Received: {directory.path}, at steps {numbers}")
+    if distribution.is_chief(strategy):
+        directory.go_back(checkpoint)
+    progress, metrics = Progress(), None
+    if checkpoint is not None:
+        state.restore(model, checkpoint.arrays)
+        progress, metrics = Progress(**checkpoint.facts["progress"]), checkpoint.facts["metrics"]
+    steps = int(build.training_data(model, int).cardinality())
+    monitor = f"val_{VALIDATION_ATTACK}_accuracy" if model.has_adversary else "val_natural_accuracy"
+    return Saver(directory, progress, steps, FLAGS.save_every, monitor, requests, metrics)
 
 
 def _validates(epoch):
@@ -47,17 +98,27 @@ def _validates(epoch):
 
 
 def _callbacks(model, validation, directory):
-    """In the order in which they must run: measure, choose, record, and save last what the others have recorded."""
-    monitor = f"val_{VALIDATION_ATTACK}_accuracy" if model.has_adversary else "val_natural_accuracy"
-    best = max((float(row[monitor]) for row in directory.rows() if row.get(monitor)), default=None)
-    return [
+    """In the order in which they must run, the saver behind them."""
+    callbacks = [
         keras.callbacks.LearningRateScheduler(lambda epoch, _: build.learning_rate(epoch)),
         RobustAccuracy(validation, build.attacks([VALIDATION_ATTACK]), FLAGS.validate_every, verbose=0),
-        keras.callbacks.ModelCheckpoint(
-            directory.unfinished(directory.best), monitor, mode="max", save_best_only=True, initial_value_threshold=best
-        ),
-        keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: directory.add_row(epoch + 1, logs)),
-        EpochScalars(directory.tensorboard),
-        keras.callbacks.ModelCheckpoint(directory.unfinished(directory.last)),
-        keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: directory.publish()),
     ]
+    if distribution.is_chief(model.distribute_strategy):
+        callbacks.append(EpochScalars(directory.tensorboard))
+    return callbacks
+
+
+def _where(saver, strategy):
+    devices = f" on {strategy.num_replicas_in_sync} devices" if strategy.num_replicas_in_sync > 1 else ""
+    begun = f" (from step {saver.progress.step + 1} of {saver.steps})" if saver.progress.step else ""
+    return f"{devices}, epochs {saver.progress.epoch + 1}{begun} to {FLAGS.epochs}"
+
+
+def _verbosity(strategy):
+    """A line for each epoch where there is no terminal, nothing where another worker speaks."""
+    return 0 if not distribution.is_chief(strategy) else 1 if sys.stdout.isatty() else 2
+
+
+def _say(text, strategy):
+    if distribution.is_chief(strategy):
+        print(text, flush=True)

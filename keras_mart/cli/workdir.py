@@ -6,6 +6,8 @@ import zipfile
 
 import keras
 
+from keras_mart import files
+from keras_mart.checkpoints import Checkpoints
 from keras_mart.cli import flags, rules
 from keras_mart.evaluation.run import Run
 
@@ -13,13 +15,17 @@ from keras_mart.evaluation.run import Run
 # --evaluation_epsilon, at which the best checkpoint is chosen.
 FREE = tuple(
     f"--{name}="
-    for name in ("epochs", "strategy", "jit_compile", "data_dir", *rules.OF_THE_EVALUATION)
+    for name in ("epochs", "strategy", "jit_compile", "data_dir", "save_every", "on_nan", *rules.OF_THE_EVALUATION)
     if name != "evaluation_epsilon"
 )
 
 
 class RunDirectory(Run):
-    """A run directory that is begun, gone on with and written to."""
+    """A run directory that is begun, gone on with and written to; `checkpoints` are the states to go on from."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.checkpoints = Checkpoints(self.path / "checkpoints")
 
     def check(self, resume, text):
         """Raises ValueError where no run with these flags can begin here or, with `resume`, go on."""
@@ -31,8 +37,8 @@ class RunDirectory(Run):
             raise ValueError(f"{self.path} holds files. Go on with its run by --resume, or choose another --workdir.")
         if not self.flags.exists():
             raise ValueError(f"{self.path} holds files but no run (flags.cfg is missing). Choose another --workdir.")
-        if self.best.exists() and not self.last.exists():
-            raise ValueError(f"{self.last} is missing: the run cannot go on. Choose another --workdir.")
+        if self.best.exists() and not self.checkpoints.path.exists():
+            raise ValueError(f"{self.checkpoints.path} is missing: the run cannot go on. Choose another --workdir.")
         kept, given = (_demanded(each) for each in (self.flags.read_text(), text))
         if kept != given:
             begun, received = (" ".join(sorted(lines)) or "nothing" for lines in (kept - given, given - kept))
@@ -49,7 +55,8 @@ class RunDirectory(Run):
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.flags.write_text(text)
+            with files.whole(self.flags) as unfinished:
+                unfinished.write_text(text)
         except OSError as error:
             raise ValueError(f"The run directory must be writable. Received: {self.path} ({error})") from error
 
@@ -70,35 +77,35 @@ class RunDirectory(Run):
         except (zipfile.BadZipFile, OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"The checkpoint {checkpoint} cannot be read: {error}") from error
 
-    def add_row(self, epoch, logs):
-        """Adds what was measured after an epoch, counted from 1, to history.csv."""
-        self._write_rows([*self.rows(), {"epoch": epoch, **logs}])
+    def record(self, model, rows, is_best):
+        """Writes history.csv, last.keras and, if it is the best yet, best.keras."""
+        for path in [self.best, self.last] if is_best else [self.last]:
+            with files.whole(path) as unfinished:
+                model.save(unfinished)
+        self._write_rows(rows)
 
-    def rewind(self, epochs):
-        """Takes back what goes beyond the first `epochs`: an interruption leaves rows and files of the next one."""
-        if epochs < len(self.rows()):
-            self._write_rows(self.rows()[:epochs])
-        for path in (self.best, self.last):
-            self.unfinished(path).unlink(missing_ok=True)
+    def save(self, number, arrays, facts):
+        """Saves the state of the run, and with it the best checkpoint that belongs to it."""
+        self.checkpoints.save(number, arrays, facts, {self.best.name: self.best} if self.best.exists() else {})
+
+    def go_back(self, checkpoint):
+        """Makes the directory what it was when a state was saved; `None` for the beginning."""
+        files.remove_unfinished(self.path)
+        self.checkpoints.forget_after(-1 if checkpoint is None else checkpoint.number)
+        best = None if checkpoint is None else checkpoint.files.get(self.best.name)
+        if best is None:
+            self.best.unlink(missing_ok=True)
+        else:
+            with files.whole(self.best) as unfinished:
+                files.link_or_copy(best, unfinished)
+        self._write_rows([] if checkpoint is None else checkpoint.facts["progress"]["rows"])
 
     def _write_rows(self, rows):
-        unfinished = self.unfinished(self.history)
         names = list(dict.fromkeys(name for row in rows for name in row))
-        with unfinished.open("w", newline="") as file:
+        with files.whole(self.history) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(rows)
-        unfinished.replace(self.history)
-
-    def unfinished(self, path):
-        """Where a file is written before it takes its place: what is interrupted leaves the old file whole."""
-        return path.with_stem(f"{path.stem}.unfinished")
-
-    def publish(self):
-        """Puts the checkpoints that were written in their places."""
-        for path in (self.best, self.last):
-            if self.unfinished(path).exists():
-                self.unfinished(path).replace(path)
 
 
 def _demanded(text):

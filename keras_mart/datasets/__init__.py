@@ -1,7 +1,9 @@
 """Image classification data by name, as `tf.data` batches of images in [0, 1] and labels."""
 
+import itertools
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from keras_mart import checks
@@ -37,11 +39,13 @@ def load(
     with_index=False,
     shuffle=None,
     seed=0,
+    epoch=None,
+    first_batch=0,
     data_dir=None,
 ):
     """Returns a `tf.data.Dataset` of ([batch, height, width, channels] float32 images in [0, 1], [batch] int32 labels).
 
-    The order and the crops are new in every epoch, that is at every iteration, and the same in every run.
+    The order and the crops of an epoch are a function of the seed and the epoch's number alone.
 
     Args:
         name: "digits" (in the package), "tfds:<name>", "npz:<path>" with the keys x_train, y_train, x_test and y_test,
@@ -54,7 +58,10 @@ def load(
         with_index: whether to give ((images, [batch] int32 index), labels); an example's index in its split never
             changes.
         shuffle: by default `True` for train and `False` for the others.
-        seed: an integer for the order and the crops. `tf.random.set_seed` changes them too.
+        seed: an integer for the order and the crops.
+        epoch: called without arguments at the beginning of each iteration, returns the number of the epoch that it is;
+            by default iterations number themselves, from 0. `fit` iterates a little beforehand, to look at the data.
+        first_batch: number of batches to leave out at the beginning of each iteration, for what is left of an epoch.
         data_dir: where TFDS keeps its datasets; the other sources have no use for it.
 
     Raises:
@@ -67,6 +74,8 @@ def load(
             raise ValueError(f"`augment` is for split='train' alone. Received: split={split!r}, augment={augment!r}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"`batch_size` must be positive or None. Received: batch_size={batch_size}")
+    if first_batch and batch_size is None:
+        raise ValueError(f"`first_batch` needs a `batch_size`. Received: first_batch={first_batch}, batch_size=None")
     examples = sources.read(name, data_dir).splits[split]
     with tf.device("CPU"):  # Where there is a GPU, the data must not fill its memory.
         images, labels = tf.constant(examples.images), tf.constant(examples.labels)
@@ -80,31 +89,28 @@ def load(
         return (batch, index) if with_index else batch, tf.gather(labels, index)
 
     shuffle = split == "train" if shuffle is None else shuffle
-    dataset = _index_batches(len(labels), batch_size or UNBATCHED_CHUNK, shuffle, seed)
+    epoch = epoch or itertools.count().__next__
+    dataset = _index_batches(len(labels), batch_size or UNBATCHED_CHUNK, shuffle, seed, epoch).skip(first_batch)
     dataset = dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE)
     if batch_size is None:
         dataset = dataset.unbatch()
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-len(labels) // (batch_size or 1))))
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-len(labels) // (batch_size or 1)) - first_batch))
     return dataset.with_options(_options()).prefetch(tf.data.AUTOTUNE)
 
 
-def _epoch_seeds(seed):
-    """One number for an epoch, another one at each iteration: all randomness of an epoch comes from here."""
-    return tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)
-
-
-def _index_batches(num_examples, batch_size, shuffle, seed):
+def _index_batches(num_examples, batch_size, shuffle, seed, epoch):
     """Yields ([batch] int32 index, [2] int64 seed) of one epoch."""
 
-    def epoch(epoch_seed):
+    def batches(_):
+        number = tf.ensure_shape(tf.numpy_function(lambda: np.int64(epoch()), [], tf.int64), [])
+        epoch_seed = tf.random.fold_in(tf.constant([seed, 0], tf.int64), number)
         index = tf.range(num_examples)
         if shuffle:
-            index = tf.random.experimental.stateless_shuffle(index, [epoch_seed, 0])
-        batches = tf.data.Dataset.from_tensor_slices(index).batch(batch_size)
-        # From 1 on, as 0 is the order's.
-        return batches.enumerate(start=1).map(lambda number, index: (index, tf.stack([epoch_seed, number])))
+            index = tf.random.experimental.stateless_shuffle(index, epoch_seed)
+        numbered = tf.data.Dataset.from_tensor_slices(index).batch(batch_size).enumerate()
+        return numbered.map(lambda number, index: (index, tf.random.fold_in(epoch_seed, number)))
 
-    return _epoch_seeds(seed).flat_map(epoch)
+    return tf.data.Dataset.range(1).flat_map(batches)
 
 
 def _options():

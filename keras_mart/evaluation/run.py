@@ -8,7 +8,7 @@ import pathlib
 class Run:
     """The files of one run of one method.
 
-    flags.cfg, history.csv, tensorboard/, best.keras, last.keras, export/<version>/, and from the test set
+    flags.cfg, history.csv, tensorboard/, best.keras, last.keras, checkpoints/, export/<version>/, and from the test set
     evaluation.json, best.npz and last.npz (each checkpoint's predictions), diagnosis.json, gallery.npz.
 
     Args:

@@ -6,9 +6,22 @@ from keras_mart.methods.base import AdversarialModel, Outputs
 from keras_mart.methods.clp import CLP
 from keras_mart.methods.mart import MART
 from keras_mart.methods.mma import MMA
+from keras_mart.methods.perturbation import AWP
 from keras_mart.methods.standard import Standard
 from keras_mart.methods.trades import TRADES
 
 METHODS = {"standard": Standard, "at": AT, "alp": ALP, "clp": CLP, "trades": TRADES, "mma": MMA, "mart": MART}
 
-__all__ = ["ALP", "AT", "CLP", "MART", "METHODS", "MMA", "TRADES", "AdversarialModel", "Outputs", "Standard"]
+__all__ = [
+    "ALP",
+    "AT",
+    "AWP",
+    "CLP",
+    "MART",
+    "METHODS",
+    "MMA",
+    "TRADES",
+    "AdversarialModel",
+    "Outputs",
+    "Standard",
+]

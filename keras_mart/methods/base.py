@@ -4,6 +4,7 @@ A method is what its attack climbs (`attack_objective`) plus what its training d
 The step itself is written once, here.
 """
 
+import contextlib
 import random
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from keras import ops
 
 from keras_mart import distribution, losses
 from keras_mart.attacks.inference import inference
+from keras_mart.methods import averaging, finite
+from keras_mart.methods.perturbation import AWP
 from keras_mart.methods.wrapper import NetworkModel, images_of
 
 # Distinguish the random numbers of training from those of validation.
@@ -42,6 +45,22 @@ class Batch(NamedTuple):
     real: object
 
 
+class Pass(NamedTuple):
+    """What the forward and backward passes over one replica's part of a batch came to, before anything is assigned.
+
+    values: [batch] weighted losses.
+    terms: name to [batch] values of the loss's parts.
+    gradients: of the trainable variables, the optimizer's loss scale included.
+    states: number to new value, of those of the network's non-trainable variables that change.
+    """
+
+    values: object
+    outputs: Outputs
+    terms: dict
+    gradients: list
+    states: dict
+
+
 class AdversarialModel(NetworkModel):
     """A classifier trained against an adversary, with `compile`, `fit`, `evaluate`, `predict` and `save` as ever.
 
@@ -51,14 +70,24 @@ class AdversarialModel(NetworkModel):
     `val_loss` is the method's loss on what it found. Weight regularisation counts once; activity regularisation counts
     for the last training forward of a step, the adversarial one.
 
+    On several replicas a step means what it means on one: its loss is that of the whole batch. BatchNormalization alone
+    normalises with the statistics of each replica's part; the running ones are the replicas' averages, weighted by
+    their numbers of examples, and equal everywhere.
+
     Args:
         network: a Keras classifier that returns logits [batch, classes]; kept as `.network`.
         attack: an attack with `maximise`, such as `keras_mart.PGD`.
         seed: integer from which all random starts derive; drawn from Python's `random` by default
-            (so `keras.utils.set_random_seed` fixes it).
+            (so `keras.utils.set_random_seed` fixes it). On several workers the first one's holds.
+        weight_average: decay in (0, 1) of a moving average of the weights (BatchNormalization's running statistics
+            included), `None` for none. Evaluation, validation, predictions, attacks on the model and exports use the
+            averaged network, `.averaged_network`; training goes on with `.network`. The decay of step n is at most
+            n / (n + 9), so that early weights are soon forgotten.
+        weight_perturbation: a `keras_mart.AWP`, `None` for none.
 
     Raises:
-        ValueError: a network that ends in a softmax, or an attack that cannot climb a method's objective.
+        ValueError: a network that ends in a softmax, an attack that cannot climb a method's objective, a network that
+            cannot be copied for its average.
     """
 
     # Whether BatchNorm and the gradient see the natural batch; otherwise it is forwarded for its accuracy alone.
@@ -68,25 +97,31 @@ class AdversarialModel(NetworkModel):
     # Whether training data must be ((image, index), label[, weight]).
     needs_index = False
 
-    def __init__(self, network, attack=None, *, seed=None, **kwargs):
-        super().__init__(network, **kwargs)
+    def __init__(self, network, attack=None, *, seed=None, weight_average=None, weight_perturbation=None, **kwargs):
         if self.has_adversary and (isinstance(attack, type) or not hasattr(attack, "maximise")):
             raise ValueError(
                 f"`attack` must be able to climb the objective of {type(self).__name__}, as keras_mart.PGD does. "
                 f"Received: attack={attack!r}"
             )
+        if weight_perturbation is not None and not isinstance(weight_perturbation, AWP):
+            raise ValueError(f"`weight_perturbation` must be a keras_mart.AWP. Received: {weight_perturbation!r}")
+        super().__init__(network, weight_average=weight_average, **kwargs)
         seed = random.getrandbits(31) if seed is None else seed
         if not 0 <= seed < 2**31:
             raise ValueError(f"`seed` must be an integer in [0, 2**31). Received: seed={seed}")
         self.attack = attack
-        self.seed = seed
-        self.step = self.add_weight(
-            shape=(), dtype="int32", trainable=False, name="step", initializer="zeros",
-            aggregation="only_first_replica",
-        )  # fmt: skip
+        self.seed = distribution.agreed(seed)
+        self.weight_perturbation = weight_perturbation
+        self.step = self._counter("step")
+        self.epoch = self._counter("epoch")
         self.natural_accuracy = keras.metrics.SparseCategoricalAccuracy("natural_accuracy")
         if self.has_adversary:
             self.adversarial_accuracy = keras.metrics.SparseCategoricalAccuracy("adversarial_accuracy")
+
+    def _counter(self, name):
+        return self.add_weight(
+            shape=(), dtype="int32", trainable=False, name=name, initializer="zeros", aggregation="only_first_replica"
+        )
 
     # The hooks of a method.
 
@@ -98,6 +133,10 @@ class AdversarialModel(NetworkModel):
     def training_loss(self, labels, outputs):
         """What training descends: [batch] from [batch] labels and `Outputs`."""
         raise NotImplementedError
+
+    def loss_terms(self, labels, outputs):
+        """Name to [batch], the parts of `training_loss`: what a message about a loss that is not finite tells."""
+        return {}
 
     def perturb(self, x, labels, seed, index=None):
         """The images trained on, [batch, ...], and the size of the ball they lie in, scalar or [batch]."""
@@ -117,19 +156,19 @@ class AdversarialModel(NetworkModel):
 
     def train_step(self, data):
         batch = self._unpack(data)
-        seed = self._seed(TRAINING, self.step)
+        examples = distribution.total(tf.reduce_sum(batch.real))
         adversarial, epsilon = None, 0.0
         if self.has_adversary:
+            seed = self._seed(TRAINING, self.step)
             adversarial, epsilon = self._compiled(self.perturb)(batch.images, batch.labels, seed, batch.index)
-            if batch.index is not None:
-                self.remember(batch.index, epsilon, batch.real)
-        examples = distribution.total(tf.reduce_sum(batch.real))
-        gradients, values, outputs = self._compiled(self._differentiate)(batch, adversarial, epsilon, examples)
-        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            gradients = distribution.agree_on_overflow(gradients)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        moves = self._moves(batch, adversarial, epsilon, examples)
+        found = self._compiled(self._differentiate)(batch, adversarial, epsilon, examples, moves)
+        batch, found, counts = self._agree(batch, found, examples)
+        if batch.index is not None:
+            self.remember(batch.index, epsilon, batch.real)
+        self._update(found, counts)
         self.step.assign(self.step + 1)
-        return self._measure(batch, values, outputs)
+        return self._measure(batch, found.values, found.outputs)
 
     def test_step(self, data):
         batch = self._unpack(data)
@@ -138,23 +177,80 @@ class AdversarialModel(NetworkModel):
         values, outputs = self._compiled(self._judge)(batch, seed)
         return self._measure(batch, values, outputs)
 
-    def _differentiate(self, batch, adversarial, epsilon, examples):
+    def _moves(self, batch, adversarial, epsilon, examples):
+        """What `weight_perturbation` adds to the trainable variables while the gradient is taken."""
+        if self.weight_perturbation is None:
+            return None
+
+        def gradients():
+            found = self._compiled(self._differentiate)(batch, adversarial, epsilon, examples)
+            pairs = zip(self.trainable_variables, found.gradients, strict=True)
+            return [ops.zeros_like(variable) if each is None else each for variable, each in pairs]
+
+        return self.weight_perturbation.perturbations(self.trainable_variables, gradients, self.epoch)
+
+    def _differentiate(self, batch, adversarial, epsilon, examples, moves=None):
+        """The `Pass` over a batch with the weights moved. Nothing is assigned: Keras's scope keeps it."""
         if not self.trains_on_natural:
             natural = ops.stop_gradient(self.inference()(batch.images))
         with tf.GradientTape() as tape:
-            if self.trains_on_natural:
-                natural = self(batch.images, training=True)
-            if adversarial is not None:
-                adversarial = self(adversarial, training=True)
-            outputs = Outputs(natural, adversarial, epsilon)
-            values = self._values(batch, outputs)
+            with keras.StatelessScope(self._moved(moves), collect_losses=True) as scope:
+                if self.trains_on_natural:
+                    natural = self(batch.images, training=True)
+                if adversarial is not None:
+                    adversarial = self(adversarial, training=True)
+                outputs = Outputs(natural, adversarial, epsilon)
+                values = self._values(batch, outputs)
             loss = self.optimizer.scale_loss(tf.reduce_sum(values * batch.real) / examples)
-        return tape.gradient(loss, self.trainable_variables), values, outputs
+        gradients = tape.gradient(loss, self.trainable_variables)
+        states = enumerate(map(scope.get_current_value, self.network.non_trainable_variables))
+        states = {number: state for number, state in states if state is not None}
+        return Pass(values, outputs, self.loss_terms(batch.labels, outputs), gradients, states)
+
+    def _moved(self, moves):
+        """Pairs of a trainable variable and the tensor to read in its place."""
+        variables = self.trainable_variables
+        pairs = zip(variables, moves or [None] * len(variables), strict=True)
+        moved = [(variable, ops.add(variable, move)) for variable, move in pairs if move is not None]
+        # What a scope has no tensor for, Keras's regularizers take for `None`.
+        there = {id(variable) for variable, _ in moved}
+        return moved + [(each, each) for each in variables if each.regularizer and id(each) not in there]
+
+    def _agree(self, batch, found, examples):
+        """What the replicas came to together, and whether the step counts: a boolean tensor, equal on all of them."""
+        terms = {"loss": found.values, **found.terms}
+        terms = {name: tf.reduce_sum(tf.where(batch.real > 0, each, 0.0)) / examples for name, each in terms.items()}
+        terms, overflows = distribution.total((terms, finite.overflows(found.gradients)))
+        found = found._replace(states=distribution.mean(found.states, tf.reduce_sum(batch.real) / examples))
+        counts = tf.math.is_finite(terms["loss"])
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            # It leaves out by itself what overflows, but goes by what the first replica sees.
+            found = found._replace(gradients=finite.spoilt(found.gradients, overflows))
+        else:
+            counts &= overflows == 0
+        if self._on_nan == "stop":
+            found = found._replace(gradients=finite.stop(counts, self.step, terms, found.gradients))
+        else:
+            finite.warn(counts, self.step, terms)
+            batch = batch._replace(real=tf.where(counts, batch.real, 0.0))
+            found = found._replace(values=tf.where(counts, found.values, 0.0))
+        return batch, found, counts
+
+    def _update(self, found, counts):
+        """Assigns what a pass came to: weights, optimizer, the network's states, the weights' average."""
+        trained = [*self.trainable_variables, *self.optimizer.variables]
+        with finite.kept_unless(counts, trained) if self._on_nan == "skip" else contextlib.nullcontext():
+            self.optimizer.apply_gradients(zip(found.gradients, self.trainable_variables, strict=True))
+        states = [self.network.non_trainable_variables[number] for number in found.states]
+        values = zip(states, found.states.values(), strict=True)
+        distribution.assign(states, [tf.where(counts, new, old) for old, new in values])
+        if self.averaged_network is not None:
+            averaging.update(self.network, self.averaged_network, self.weight_average, self.step, counts)
 
     def _judge(self, batch, seed):
         adversarial, epsilon = None, 0.0
         if self.has_adversary:
-            images = self.attack.perturb(self.inference(), batch.images, batch.labels, seed)
+            images = self.attack.perturb(inference(self.judged_network), batch.images, batch.labels, seed)
             adversarial, epsilon = self(images, training=False), self.attack.threat.epsilon
         outputs = Outputs(self(batch.images, training=False), adversarial, epsilon)
         return self._values(batch, outputs), outputs
@@ -173,8 +269,10 @@ class AdversarialModel(NetworkModel):
         if outputs.adversarial is not None:
             self.adversarial_accuracy.update_state(batch.labels, outputs.adversarial, batch.real)
         examples = tf.cast(tf.reduce_sum(batch.real), "int32")  # metrics of `compile` must not see the filling
-        return self.compute_metrics(
-            batch.images[:examples], batch.labels[:examples], outputs.natural[:examples], batch.weights[:examples]
+        return distribution.for_keras(
+            self.compute_metrics(
+                batch.images[:examples], batch.labels[:examples], outputs.natural[:examples], batch.weights[:examples]
+            )
         )
 
     def _unpack(self, data):
@@ -191,8 +289,9 @@ class AdversarialModel(NetworkModel):
         return tf.random.fold_in(seed, distribution.replica_id())
 
     def get_config(self):
-        attack = keras.saving.serialize_keras_object(self.attack)
-        return {**super().get_config(), "attack": attack, "seed": self.seed}
+        objects = {"attack": self.attack, "weight_perturbation": self.weight_perturbation}
+        objects = {name: keras.saving.serialize_keras_object(each) for name, each in objects.items()}
+        return {**super().get_config(), **objects, "seed": self.seed}
 
 
 def _fill(tensors):

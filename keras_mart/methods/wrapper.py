@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mart import checks, distribution, folding
+from keras_mart.methods import averaging, finite
 
 
 class NetworkModel(keras.Model):
@@ -14,48 +15,74 @@ class NetworkModel(keras.Model):
 
     Args:
         network: a Keras classifier that returns logits [batch, classes]; kept as `.network`.
+        weight_average: decay of a moving average of the weights, `.averaged_network`; `None` for none.
 
     Raises:
-        ValueError: a network that ends in a softmax.
+        ValueError: a network that ends in a softmax, or one that cannot be copied; a decay outside (0, 1).
     """
 
     # Tells attacks, evaluation and export to work on `.network`.
     wraps_network = True
 
-    def __init__(self, network, **kwargs):
+    def __init__(self, network, *, weight_average=None, **kwargs):
         checks.network(network)
+        if weight_average is not None and not 0 < weight_average < 1:
+            raise ValueError(f"`weight_average` must be a decay between 0 and 1. Received: {weight_average}")
         kwargs.setdefault("dtype", _policy(network))
         super().__init__(autocast=False, **kwargs)
         self.network = network
+        self.weight_average = weight_average
+        self.averaged_network = None if weight_average is None else averaging.copy_of(network)
         self.built = network.built
+
+    @property
+    def judged_network(self):
+        """The network that is evaluated, attacked and exported: the averaged one where there is one."""
+        return self.averaged_network or self.network
 
     def call(self, inputs, training=None):
         images = images_of(inputs)
-        logits = folding.training_view(self.network)(images) if training else self.network(images, training=False)
+        if training:
+            logits = folding.training_view(self.network)(images)
+        else:
+            logits = self.judged_network(images, training=False)
         return ops.cast(logits, "float32")
 
     def build(self, input_shape):
+        shape = input_shape[0] if isinstance(input_shape[0], (tuple, list)) else input_shape
         if not self.network.built:
-            self.network.build(input_shape[0] if isinstance(input_shape[0], (tuple, list)) else input_shape)
+            self.network.build(shape)
+        if self.averaged_network is not None and not self.averaged_network.built:
+            self.averaged_network.build(shape)
+            self.averaged_network.set_weights(self.network.get_weights())
         self.built = True
 
-    def compile(self, optimizer="rmsprop", loss=None, loss_weights=None, metrics=None, *, jit_compile="auto", **kwargs):
+    def compile(
+        self, optimizer="rmsprop", loss=None, loss_weights=None, metrics=None, *, jit_compile="auto", on_nan="stop",
+        **kwargs,
+    ):  # fmt: skip
         """Configures training. Arguments are those of `keras.Model.compile`, but for the loss, which the method owns.
 
         Args:
             optimizer: name or instance.
             metrics: metrics of the natural logits, as Keras takes them.
             jit_compile: `True` has XLA compile the attack and the gradient; "auto" does so on GPUs alone.
+            on_nan: what becomes of a step whose loss or gradient is not finite. "stop" ends `fit` with an error that
+                tells the step and the values of the loss's parts, before the weights change. "skip" prints them and
+                goes on with weights, optimizer, statistics and margins as before the step, on all replicas; it keeps
+                a copy of weights and optimizer during each step.
 
         Raises:
-            ValueError: a loss was passed.
+            ValueError: a loss was passed, or an unknown `on_nan`.
         """
         if loss is not None or loss_weights is not None:
             raise ValueError(
                 f"`compile` takes no loss: {type(self).__name__} trains with its own (`training_loss`). "
                 f"Received: loss={loss!r}, loss_weights={loss_weights!r}"
             )
+        checks.one_of(on_nan, finite.ON_NAN, "on_nan")
         super().compile(optimizer, metrics=metrics, jit_compile=False, **kwargs)
+        self._on_nan = on_nan
         self._jit_compile_argument = jit_compile
         self._xla = distribution.prefers_xla() if jit_compile == "auto" else bool(jit_compile)
         self._xla = self._xla and not self.run_eagerly
@@ -65,7 +92,7 @@ class NetworkModel(keras.Model):
 
     def get_compile_config(self):
         config = super().get_compile_config()
-        return {**config, "jit_compile": self._jit_compile_argument} if config else config
+        return {**config, "jit_compile": self._jit_compile_argument, "on_nan": self._on_nan} if config else config
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -81,7 +108,18 @@ class NetworkModel(keras.Model):
             self._check(*validation[:2])
         elif validation is not None and not hasattr(validation, "__next__"):  # a generator cannot be looked into
             self._check(validation)
-        return super().fit(x, y, *args, **kwargs)
+        arguments["x"] = x
+        callbacks = arguments.get("callbacks")
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(_EpochCounter())
+        else:
+            arguments["callbacks"] = [_EpochCounter(), *keras.tree.flatten(callbacks or [])]
+        try:
+            return super().fit(**arguments)
+        except tf.errors.InvalidArgumentError as error:
+            if finite.told(error) is None:
+                raise
+            raise FloatingPointError(f"Loss and gradient must be finite. Received at {finite.told(error)}") from None
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked its validation data
@@ -115,11 +153,19 @@ class NetworkModel(keras.Model):
         return tf.function(function, jit_compile=True, autograph=False) if self._xla else function
 
     def get_config(self):
-        return {"network": keras.saving.serialize_keras_object(self.network), "name": self.name}
+        network = keras.saving.serialize_keras_object(self.network)
+        return {"network": network, "weight_average": self.weight_average, "name": self.name}
 
     @classmethod
     def from_config(cls, config):
         return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
+
+
+class _EpochCounter(keras.callbacks.Callback):
+    """Tells the model which epoch it is in, from 0."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.epoch.assign(epoch)
 
 
 def images_of(inputs):

@@ -1,0 +1,67 @@
+"""What becomes of a training step whose loss or gradient is not finite: training stops and says why, or goes on.
+
+Whether a step counts is a scalar boolean tensor, the same on all replicas.
+"""
+
+import contextlib
+import re
+
+import tensorflow as tf
+
+from keras_mart import distribution
+
+ON_NAN = ("stop", "skip")
+# Mark the message inside TensorFlow's own.
+BEGIN, END = "<not finite>", "</not finite>"
+
+
+def told(error):
+    """What `stop` had to say, read from the error that it became; `None` if that is another one."""
+    found = re.search(f"{BEGIN}(.*?){END}", str(error), re.DOTALL)
+    return found and found[1]
+
+
+def overflows(gradients):
+    """1 where one of this replica's gradients is not finite, 0 elsewhere."""
+    finite = [tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients if gradient is not None]
+    return 1.0 - tf.cast(tf.reduce_all(finite), "float32")
+
+
+def spoilt(gradients, overflows):
+    """The gradients, all NaN if one replica's are not finite."""
+    nan = float("nan")
+    return [g if g is None else tf.where(overflows > 0, tf.constant(nan, g.dtype), g) for g in gradients]
+
+
+def stop(counts, step, terms, gradients):
+    """The gradients, which cannot be had where the step does not count: an error with the terms comes instead."""
+
+    def fail():
+        with tf.control_dependencies([tf.debugging.Assert(False, [BEGIN + _text(step, terms) + END])]):
+            return tf.constant(0)
+
+    with tf.control_dependencies([tf.cond(counts, lambda: tf.constant(0), fail)]):
+        return [gradient if gradient is None else tf.identity(gradient) for gradient in gradients]
+
+
+def warn(counts, step, terms):
+    """Prints the terms, on the first replica, where the step does not count."""
+
+    def say():
+        with tf.control_dependencies([tf.print("Not finite, left out:", _text(step, terms))]):
+            return tf.constant(0)
+
+    tf.cond(counts | (distribution.replica_id() > 0), lambda: tf.constant(0), say)
+
+
+@contextlib.contextmanager
+def kept_unless(counts, variables):
+    """Whatever is assigned to the variables inside is taken back where the step does not count."""
+    before = [tf.identity(variable) for variable in variables]
+    yield
+    distribution.assign(variables, [tf.where(counts, now, old) for now, old in zip(variables, before, strict=True)])
+
+
+def _text(step, terms):
+    values = ", ".join(f"{name} = {{}}" for name in terms)
+    return tf.strings.format(f"step {{}}: {values}", [step, *terms.values()])

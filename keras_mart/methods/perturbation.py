@@ -1,0 +1,87 @@
+"""Adversarial weight perturbation: training at weights that are moved a little towards a higher loss."""
+
+import dataclasses
+import numbers
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_mart import distribution
+
+
+@keras.saving.register_keras_serializable("keras_mart")
+@dataclasses.dataclass(frozen=True)
+class AWP:
+    """Adversarial weight perturbation, for `weight_perturbation=` of every method.
+
+    The gradient of a step is taken not at the weights w but at w + v, where each kernel's part of v is
+
+        v = gamma * |w| * g / |g|
+
+    and g is the gradient of the method's loss on the same batch, at w, over all replicas. Kernels are the trainable
+    weights of rank 2 and more; biases and BatchNormalization's parameters stay. BatchNormalization's running statistics
+    see the pass at w + v alone.
+
+    Differences: g is that of the method's own loss, as for TRADES in the official code, which climbs the cross-entropy
+    for AT alone (the same there). The official code takes v back after the optimizer's step, so that weight decay sees
+    w + v; here the optimizer sees w.
+
+    Args:
+        gamma: size of the perturbation relative to a kernel's norm; the official code has 0.01 (AT) and 0.005 (TRADES).
+        warmup: number of epochs without perturbation at the beginning; the official code has 0 (AT) and 10 (TRADES).
+
+    Raises:
+        ValueError: a gamma that is not positive, a warmup that is no number of epochs.
+
+    Reference: Wu et al., arXiv 2004.05884, equations 7 to 10.
+    """
+
+    gamma: float
+    warmup: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.gamma < float("inf"):
+            raise ValueError(f"`gamma` must be positive and finite. Received: gamma={self.gamma}")
+        if not isinstance(self.warmup, numbers.Integral) or self.warmup < 0:
+            raise ValueError(f"`warmup` must be a number of epochs, at least 0. Received: warmup={self.warmup}")
+
+    def perturbations(self, variables, gradients, epoch):
+        """What is added to each of the trainable variables, `None` to those that stay.
+
+        Args:
+            variables: the trainable variables.
+            gradients: gives this replica's part of the gradient of each; it is not called during the warmup.
+            epoch: scalar integer tensor.
+        """
+        which = [number for number, variable in enumerate(variables) if len(variable.shape) > 1]
+
+        def of_kernels():
+            every = gradients()
+            return [every[number] for number in which]
+
+        def nothing():
+            return [ops.zeros_like(variables[number]) for number in which]
+
+        found = distribution.total(tf.cond(ops.convert_to_tensor(epoch) >= self.warmup, of_kernels, nothing))
+        moves = [None] * len(variables)
+        for number, gradient in zip(which, found, strict=True):
+            moves[number] = self._perturbation(variables[number], gradient)
+        return moves
+
+    def _perturbation(self, kernel, gradient):
+        length = _length(gradient)
+        usable = ops.isfinite(length) & (length > 0)
+        factor = self.gamma * _length(kernel) / ops.where(usable, length, 1.0)
+        return ops.where(usable, factor * gradient, ops.zeros_like(gradient))
+
+    def get_config(self):
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def _length(tensor):
+    return ops.sqrt(ops.sum(ops.square(tensor)))
