@@ -1,11 +1,12 @@
 """Strategies from a name, the cluster, and the arithmetic that makes many replicas give what one device gives."""
 
-import functools
 import faulthandler
+import functools
 import itertools
 import json
 import os
 import pickle
+import random
 import re
 from typing import NamedTuple
 
@@ -266,11 +267,31 @@ def assign(variables, values):
     tf.distribute.get_replica_context().merge_call(everywhere, args=(list(values),))
 
 
-def agreed(number):
-    """An integer that all workers share: the first one's."""
-    if worker()[1] == 1:
-        return number
-    return int(tf.Variable(number, dtype="int64").numpy())  # a collective strategy sends the first worker's
+def agreed(number, strategy=None):
+    """An integer that all workers share: the first one's. All must call it."""
+    return gathered(number, strategy)[0]
+
+
+def share_seed(strategy):
+    """Makes TensorFlow's own random numbers the same on all workers."""
+    if worker(strategy)[1] > 1:
+        tf.random.set_seed(agreed(random.getrandbits(31), strategy))
+
+
+def by_examples(data, strategy):
+    """The data, of which several workers take different examples, and together all of them.
+
+    Left to itself, TensorFlow gives each worker some of the files that a `tf.data.Dataset` reads; then batches are
+    other ones than on one device, and epochs may end at different times.
+    """
+    if worker(strategy)[1] == 1 or not isinstance(data, tf.data.Dataset):
+        return data
+    options = data.options()
+    if options.experimental_distribute.auto_shard_policy == tf.data.experimental.AutoShardPolicy.AUTO:
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+        data = data.with_options(options)
+    return data
 
 
 def for_keras(logs):

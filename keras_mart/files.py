@@ -44,6 +44,7 @@ def whole(path):
         yield unfinished
         sync(unfinished)
         unfinished.replace(path)
+        _delete(unfinished)  # where both are names of one file already, neither goes
     sync(path.parent)
 
 

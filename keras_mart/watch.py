@@ -203,6 +203,7 @@ class _Watch:
             lines = link.wait(deadline + 2 * BEAT)  # the chief, started earlier or later, speaks first
             if lines and lines[0] == "go":
                 self.links[0] = link
+                self._hear(0, lines[1:])  # the chief may have failed at once
                 return
             if lines and lines[0].startswith("lost "):
                 self._lost_line(lines[0])

@@ -107,8 +107,8 @@ def test_run_leaves_everything(finished, tiny):
     path, result = finished
     assert result.status == 0, result.err
     assert sorted(file.name for file in path.iterdir()) == [
-        "best.keras", "best.npz", "diagnosis.json", "evaluation.json", "export", "flags.cfg", "gallery.npz",
-        "history.csv", "last.keras", "last.npz", "report.html", "tensorboard",
+        "best.keras", "best.npz", "checkpoints", "diagnosis.json", "evaluation.json", "export", "flags.cfg",
+        "gallery.npz", "history.csv", "last.keras", "last.npz", "report.html", "tensorboard",
     ]  # fmt: skip
     assert set((path / "flags.cfg").read_text().split()) == {"--method=mart", *tiny}
     assert [row["epoch"] for row in history(path)] == ["1"]
@@ -146,12 +146,8 @@ def test_existing_run_is_refused(run, tiny):
     assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
 
-def test_resume_goes_on_after_an_interruption(run, tiny):
+def test_a_finished_run_takes_more_epochs(run, tiny):
     first = history(run)[0]
-    # What an interruption in the second epoch leaves: a row too many and half a checkpoint.
-    with (run / "history.csv").open("a", newline="") as file:
-        csv.DictWriter(file, first.keys()).writerow(first | {"epoch": 2, "loss": "interrupted"})
-    (run / "best.unfinished.keras").write_bytes(b"half")
     result = command(*tiny, f"--workdir={run}", "--resume", "--epochs=2", "--mode=train")
     assert result.status == 0, result.err
     assert "epochs 2 to 2" in result.out
@@ -162,7 +158,6 @@ def test_resume_goes_on_after_an_interruption(run, tiny):
     best = keras.saving.load_model(run / "best.keras")
     values = [float(row["val_pgd20_accuracy"]) for row in rows]
     assert int(best.step) == STEPS * (1 + values.index(max(values)))
-    assert not list(run.glob("*unfinished*"))
 
 
 def test_resume_of_a_finished_run_goes_straight_to_evaluation(run, tiny):
@@ -181,20 +176,19 @@ def test_resume_demands_the_same_flags(run, tiny):
     assert set((run / "flags.cfg").read_text().split()) == {"--method=mart", *tiny}
 
 
-def test_resume_demands_a_last_checkpoint(run, tiny):
-    (run / "last.keras").unlink()
+def test_resume_demands_a_state_to_go_on_from(run, tiny):
+    shutil.rmtree(run / "checkpoints")
     result = command(*tiny, f"--workdir={run}", "--resume", "--epochs=2")
     assert result.status == 2
-    assert f"{run / 'last.keras'} is missing" in result.err
+    assert f"{run / 'checkpoints'} is missing" in result.err
     assert len(history(run)) == 1
 
 
 @pytest.mark.parametrize("name", ["best.keras", "last.keras"])
-def test_truncated_checkpoint(run, tiny, name):
+def test_truncated_checkpoint(run, name):
     whole = (run / name).read_bytes()
     (run / name).write_bytes(whole[: len(whole) // 2])
-    mode = ["--resume", "--epochs=2", *tiny] if name == "last.keras" else ["--mode=evaluate"]
-    result = command(f"--workdir={run}", *mode)
+    result = command(f"--workdir={run}", "--mode=evaluate")
     assert result.status == 2
     assert f"The checkpoint {run / name} cannot be read" in result.err
     assert len(history(run)) == 1

@@ -87,9 +87,12 @@ def test_all_others_stop_and_say_who_was_lost(victim, number, how, cluster):
 
 
 @pytest.mark.parametrize("victim", [0, 2])
-def test_a_failure_is_passed_on_with_its_reason(victim, cluster):
+@pytest.mark.parametrize("after", [0, 0.5])
+def test_a_failure_is_passed_on_with_its_reason(victim, after, cluster):
     workers = cluster(3)
-    workers.run(f"if me == {victim}: raise ValueError('no more disk')\ntime.sleep(60)")
+    fails = f"\n    time.sleep({after})\n    raise ValueError('no more disk')"
+    for index in range(3):
+        workers.start(index, f"{BEGIN}if me == {victim}:{fails}\ntime.sleep(60)")
     for other in {0, 1, 2} - {victim}:
         status, err = workers.end(other)
         assert status == watch.WORKER_LOST

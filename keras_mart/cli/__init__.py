@@ -1,5 +1,6 @@
 """The command line: flags, then train, evaluate, report and export, each in its file."""
 
+import os
 import signal
 import sys
 
@@ -74,20 +75,26 @@ def _main(argv):
         print(f"--strategy=auto: {distribution.describe(strategy)}", flush=True)
     keras.config.set_dtype_policy(FLAGS.precision)
     folding.enable() if FLAGS.fold else folding.disable()
+    is_chief = distribution.is_chief(strategy)
+    if not is_chief:
+        sys.stdout = open(os.devnull, "w")  # the first worker speaks for all of them
     directories = {method: workdir.of_method(method) for method in FLAGS.method}
     if "train" in FLAGS.mode:
-        _begin(directories)
+        if is_chief:
+            _begin(directories)
+        distribution.gathered("begun", strategy)  # the others wait here
         for method, directory in directories.items():
             train(method, directory, strategy)
     if "evaluate" in FLAGS.mode:
-        tables = {method: evaluate_run(directory)["best"] for method, directory in directories.items()}
+        tables = {method: evaluate_run(directory, strategy)["best"] for method, directory in directories.items()}
         if len(tables) > 1:
             print(f"\nBest checkpoints on the test set, {build.ball()}\n{side_by_side(tables)}")
-    if "report" in FLAGS.mode:
+    if "report" in FLAGS.mode and is_chief:
         report_runs(directories.values(), workdir.root_path())
-    if "export" in FLAGS.mode:
+    if "export" in FLAGS.mode and is_chief:
         for directory in directories.values():
             export_run(directory)
+    distribution.gathered("done", strategy)
 
 
 def _as_one_worker(argv):

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_mart
-from keras_mart import files
+from keras_mart import distribution, files
 from keras_mart.attacks import AutoAttack
 from keras_mart.attacks.base import Rounds
 from keras_mart.cli import build
@@ -17,11 +17,13 @@ from keras_mart.cli.flags import FLAGS
 from keras_mart.evaluation import evaluate
 
 
-def evaluate_run(directory):
+def evaluate_run(directory, strategy):
     """Evaluates both checkpoints, prints their tables, writes them to the run; returns {"best": ..., "last": ...}."""
     attacks = build.attacks(FLAGS.attacks)
-    models = {which: directory.load(getattr(directory, which)) for which in ("best", "last")}
-    same = all(map(np.array_equal, models["best"].network.get_weights(), models["last"].network.get_weights()))
+    with strategy.scope():
+        models = {which: directory.load(getattr(directory, which)) for which in ("best", "last")}
+    weights = (models[which].judged_network.get_weights() for which in ("best", "last"))
+    same = all(map(np.array_equal, *weights))
     test, tables = build.test_data(FLAGS.examples), {}
     for which, model in models.items():
         if which == "last" and same:
@@ -34,8 +36,10 @@ def evaluate_run(directory):
                 stop_early=FLAGS.stop_early, seed=FLAGS.seed, verbose=verbosity(attacks),
             )  # fmt: skip
             print(tables[which])
-        tables[which].save(directory.predictions(which))
-    _record(directory, attacks, tables)
+    if distribution.is_chief(strategy):
+        for which, table in tables.items():
+            table.save(directory.predictions(which))
+        _record(directory, attacks, tables)
     return tables
 
 

@@ -23,9 +23,9 @@ def train(method, directory, strategy):
     with Requests() as requests:
         saver = _saver(model, directory, requests)
         if saver.progress.epoch >= FLAGS.epochs:
-            _say(f"\n{directory.path}: {method} is trained already, epochs done: {saver.progress.epoch}", strategy)
+            print(f"\n{directory.path}: {method} is trained already, epochs done: {saver.progress.epoch}")
             return
-        _say(f"\n{directory.path}: training {method}{_where(saver, strategy)}", strategy)
+        print(f"\n{directory.path}: training {method}{_where(saver, strategy)}", flush=True)
         try:
             _fit(model, saver, directory)
         except Stopped:
@@ -46,7 +46,7 @@ def _fit(model, saver, directory):
             initial_epoch=saver.progress.epoch,
             callbacks=callbacks,
             shuffle=False,  # the data shuffle themselves
-            verbose=_verbosity(model.distribute_strategy),
+            verbose=1 if sys.stdout.isatty() else 2,  # a line for each epoch where there is no terminal
         )
 
     if saver.progress.step == saver.steps:
@@ -77,7 +77,7 @@ def _saver(model, directory, requests):
     strategy = model.distribute_strategy
     checkpoint, damaged = directory.checkpoints.newest()
     for message in damaged:
-        _say(message, strategy)
+        print(message)
     numbers = distribution.gathered(-1 if checkpoint is None else checkpoint.number, strategy)
     if len(set(numbers)) > 1:
         raise ValueError(f"All workers must see one run directory. Received: {directory.path}, at steps {numbers}")
@@ -112,13 +112,3 @@ def _where(saver, strategy):
     devices = f" on {strategy.num_replicas_in_sync} devices" if strategy.num_replicas_in_sync > 1 else ""
     begun = f" (from step {saver.progress.step + 1} of {saver.steps})" if saver.progress.step else ""
     return f"{devices}, epochs {saver.progress.epoch + 1}{begun} to {FLAGS.epochs}"
-
-
-def _verbosity(strategy):
-    """A line for each epoch where there is no terminal, nothing where another worker speaks."""
-    return 0 if not distribution.is_chief(strategy) else 1 if sys.stdout.isatty() else 2
-
-
-def _say(text, strategy):
-    if distribution.is_chief(strategy):
-        print(text, flush=True)

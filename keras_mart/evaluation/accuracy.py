@@ -27,6 +27,9 @@ def evaluate(model, data, attacks, *, batch_size=128, limit=None, stop_early=Fal
     Attacks in rounds (APGDT, FABT, Square, AutoAttack) leave alone what is misclassified without them, and count it as
     misclassified; the others are run on every example.
 
+    Several workers share the batches out, and each gets the whole table: the one that a single process would get. All
+    of them must call it, with the same data.
+
     Args:
         model: a Keras classifier that returns logits, wrapped or not.
         data: batches of (images, labels), as a `tf.data.Dataset` or any iterable; or a pair of arrays.
@@ -50,20 +53,29 @@ def evaluate(model, data, attacks, *, batch_size=128, limit=None, stop_early=Fal
     _check_names(attacks)
     if not isinstance(seed, numbers.Integral):
         raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")
-    progress = Progress(_number_of_batches(data, batch_size, limit), verbose)
-    parts, right, seen = [], collections.Counter(), 0
+    strategy = getattr(network, "distribute_strategy", None)
+    worker, workers = distribution.worker(strategy)
+    # A distributed dataset has shared the data out already.
+    stride = 1 if isinstance(data, tf.distribute.DistributedDataset) else workers
+    batches = _number_of_batches(data, batch_size, limit)
+    progress = Progress(batches and len(range(worker % stride, batches, stride)), verbose)
+    parts, right, seen = {}, collections.Counter(), 0
     for number, (images, labels) in enumerate(_batches(data, batch_size, limit)):
         checks.batch(network, images, labels)
         _check_images(attacks, images.shape)
+        if number % stride != worker % stride:
+            continue
         images, labels = tf.cast(images, "float32"), np.reshape(labels, -1)
-        parts.append(_judge(network, images, labels, attacks, [seed, number], stop_early, progress))
-        right.update({name: np.sum(predicted == labels) for name, predicted in parts[-1].predictions.items()})
+        part = _judge(network, images, labels, attacks, [seed, number], stop_early, progress)
+        parts[number, worker] = part
+        right.update({name: np.sum(predicted == labels) for name, predicted in part.predictions.items()})
         seen += len(labels)
         progress.batch({name: count / seen for name, count in right.items()})
     progress.close()
+    parts = {place: part for each in distribution.gathered(parts, strategy) for place, part in each.items()}
     if not parts:
         raise ValueError("The data must not be empty. Received: no batch.")
-    return Table.concatenate(parts)
+    return Table.concatenate([part for _, part in sorted(parts.items())])
 
 
 def _judge(network, images, labels, attacks, seed, stop_early, progress):

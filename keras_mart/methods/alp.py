@@ -22,3 +22,10 @@ class ALP(weighted.PairingModel):
     def training_loss(self, labels, outputs):
         loss = losses.alp if self.form == "mart" else losses.alp_original
         return loss(labels, outputs.natural, outputs.adversarial, self.beta)
+
+    def loss_terms(self, labels, outputs):
+        return {
+            "natural_cross_entropy": losses.cross_entropy(labels, outputs.natural),
+            "adversarial_cross_entropy": losses.cross_entropy(labels, outputs.adversarial),
+            "squared_distance_of_logits": losses.squared_distance(outputs.natural, outputs.adversarial),
+        }

@@ -43,3 +43,11 @@ class CLP(weighted.PairingModel):
     def training_loss(self, labels, outputs):
         loss = losses.clp if self.form == "mart" else losses.clp_original
         return loss(labels, outputs.natural, outputs.adversarial, self.beta)
+
+    def loss_terms(self, labels, outputs):
+        if self.form == "original":  # the rest of the loss is the pairing
+            return {"cross_entropy": losses.cross_entropy(labels, outputs.adversarial)}
+        return {
+            "cross_entropy": losses.cross_entropy(labels, outputs.natural),
+            "squared_distance_of_logits": losses.squared_distance(outputs.natural, outputs.adversarial),
+        }

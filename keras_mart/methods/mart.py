@@ -24,3 +24,10 @@ class MART(weighted.WeightedModel):
 
     def training_loss(self, labels, outputs):
         return losses.mart(labels, outputs.natural, outputs.adversarial, self.beta)
+
+    def loss_terms(self, labels, outputs):
+        return {
+            "boosted_cross_entropy": losses.boosted_cross_entropy(labels, outputs.adversarial),
+            "kl_divergence": losses.kl_divergence(outputs.natural, outputs.adversarial),
+            "misclassification_weight": losses.misclassification_weight(labels, outputs.natural),
+        }

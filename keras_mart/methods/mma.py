@@ -96,6 +96,12 @@ class MMA(base.AdversarialModel):
     def training_loss(self, labels, outputs):
         return losses.mma(labels, outputs.natural, outputs.adversarial, outputs.epsilon, self.max_epsilon)
 
+    def loss_terms(self, labels, outputs):
+        return {
+            "natural_cross_entropy": losses.cross_entropy(labels, outputs.natural),
+            "boundary_cross_entropy": losses.cross_entropy(labels, outputs.adversarial),
+        }
+
     def check_training_inputs(self, inputs):
         if not isinstance(inputs, tuple) or len(inputs) != 2:
             raise ValueError(

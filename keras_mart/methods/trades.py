@@ -43,3 +43,9 @@ class TRADES(weighted.WeightedModel):
 
     def training_loss(self, labels, outputs):
         return losses.trades(labels, outputs.natural, outputs.adversarial, self.beta)
+
+    def loss_terms(self, labels, outputs):
+        return {
+            "cross_entropy": losses.cross_entropy(labels, outputs.natural),
+            "kl_divergence": losses.kl_divergence(outputs.natural, outputs.adversarial),
+        }

@@ -108,7 +108,10 @@ class NetworkModel(keras.Model):
             self._check(*validation[:2])
         elif validation is not None and not hasattr(validation, "__next__"):  # a generator cannot be looked into
             self._check(validation)
-        arguments["x"] = x
+        # Several workers shuffle arrays alike, each for itself.
+        distribution.share_seed(self.distribute_strategy)
+        arguments["x"] = distribution.by_examples(x, self.distribute_strategy)
+        arguments["validation_data"] = distribution.by_examples(validation, self.distribute_strategy)
         callbacks = arguments.get("callbacks")
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(_EpochCounter())
@@ -123,7 +126,7 @@ class NetworkModel(keras.Model):
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked its validation data
-            x = self._check(x, y)
+            x = distribution.by_examples(self._check(x, y), self.distribute_strategy)
         return super().evaluate(x, y, *args, **kwargs)
 
     def _check(self, x, y=None, training=False):

@@ -1,0 +1,162 @@
+"""A run that is killed and started again ends as if nothing had happened, to the last bit; and how it is stopped."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from test_cli import command, fresh_flags  # noqa: F401
+
+from keras_mart.callbacks import RobustAccuracy
+from keras_mart.checkpoints import Checkpoints
+from keras_mart.cli import saving, workdir
+
+EXAMPLES = 44  # of which 40 are trained on: 3 steps of 16, 16 and 8
+CASES = {
+    # Dropout, crops, shuffling, random starts, momentum, weight averages and perturbation.
+    "mart": ["--network=small_cnn", "--augment=crop", "--weight_average=0.9", "--awp_gamma=0.01", "--awp_warmup=1"],
+    # BatchNormalization, margins, and an optimizer with more state.
+    "mma": ["--network=wide_resnet", "--depth=10", "--width=1", "--max_epsilon=0.2", "--optimizer=adam"],
+}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the program catches it."""
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    random = np.random.RandomState(0)
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    images = random.randint(0, 256, [EXAMPLES, 8, 8]).astype("uint8")
+    labels = np.arange(EXAMPLES) % 3
+    np.savez(path, x_train=images, y_train=labels, x_test=images[:3], y_test=labels[:3])
+    return [
+        f"--dataset=npz:{path}", "--batch_size=16", "--steps=1", "--learning_rate=0.01", "--epochs=3",
+        "--decay_epochs=3", "--mode=train", "--resume",
+    ]  # fmt: skip
+
+
+def run(flags, case, path, *more):
+    return command(*flags, f"--method={case}", *CASES[case], f"--workdir={path}", *more)
+
+
+def contents(path):
+    """All that a run ends with, to compare."""
+    state, damaged = Checkpoints(path / "checkpoints").newest()
+    assert not damaged
+    best, last = (keras.saving.load_model(path / name) for name in ("best.keras", "last.keras"))
+    values = [*state.arrays, *best.get_weights(), *last.get_weights()]
+    return (
+        [value.tobytes() for value in values], state.number, state.facts, (path / "history.csv").read_text(),
+        sorted(file.name for file in path.iterdir()),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def unbroken(flags, tmp_path_factory):
+    """Method to what its unbroken run ends with."""
+    found = {}
+    for case in CASES:
+        path = tmp_path_factory.mktemp(case) / "run"
+        assert run(flags, case, path).status == 0
+        found[case] = contents(path)
+    return found
+
+
+def kill(monkeypatch, owner, name, call, before=True):
+    """Kills the program before or after a function does its work for the so many-th time."""
+    work, calls = getattr(owner, name), []
+
+    def killing(*args, **kwargs):
+        calls.append(name)
+        if before and len(calls) == call:
+            raise Killed
+        result = work(*args, **kwargs)
+        if not before and len(calls) == call:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(owner, name, killing)
+
+
+# Where it is killed (owner, function, call, before its work or after), and --save_every.
+KILLS = {
+    "in the first epoch, nothing saved": (saving.Saver, "on_train_batch_end", 2, True, "1epoch"),
+    "in the middle of an epoch": (saving.Saver, "on_train_batch_end", 6, True, "2steps"),
+    "after the last step, in the validation": (RobustAccuracy, "on_epoch_end", 2, True, "3steps"),
+    "before the best is written": (workdir.RunDirectory, "record", 2, True, "1epoch"),
+    "between best, last and history": (workdir.RunDirectory, "_write_rows", 3, True, "1epoch"),
+    "before the state is saved": (workdir.RunDirectory, "save", 2, True, "1epoch"),
+    "after the state is saved": (workdir.RunDirectory, "save", 2, False, "1epoch"),
+    "while a state is written": (np, "savez", 3, False, "2steps"),
+}
+
+
+@pytest.mark.parametrize("where", KILLS)
+def test_a_killed_run_ends_as_the_unbroken_one(where, flags, unbroken, tmp_path, monkeypatch):
+    owner, name, call, before, every = KILLS[where]
+    case = "mart" if list(KILLS).index(where) % 2 else "mma"
+    path = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        kill(patch, owner, name, call, before)
+        with pytest.raises(Killed):
+            run(flags, case, path, f"--save_every={every}")
+    result = run(flags, case, path, f"--save_every={every}")
+    assert result.status == 0, result.err
+    assert contents(path) == unbroken[case]
+
+
+def test_a_damaged_state_is_named_and_the_one_before_is_used(flags, unbroken, tmp_path):
+    path = tmp_path / "run"
+    run(flags, "mma", path, "--epochs=2")
+    newest = max((path / "checkpoints").iterdir())
+    content = bytearray((newest / "arrays.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "arrays.npz").write_bytes(content)
+    result = run(flags, "mma", path)
+    assert f"{newest} is damaged (arrays.npz does not match its checksum); the one before it is used." in result.out
+    assert contents(path) == unbroken["mma"]
+
+
+def process(flags, case, path, *more):
+    """The program as a process of its own."""
+    arguments = [*flags, f"--method={case}", *CASES[case], f"--workdir={path}", *more]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    root = pathlib.Path(__file__).parents[1]
+    return subprocess.Popen(
+        [sys.executable, "-m", "keras_mart.main", *arguments], cwd=root, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_after_the_step_with_the_state_saved(number, status, flags, tmp_path):
+    path = tmp_path / "run"
+    child = process(flags, "mart", path, "--epochs=100000", "--save_every=100000epochs")
+    for line in child.stdout:
+        if line.startswith("Epoch 3/"):
+            break
+    child.send_signal(number)
+    out, _ = child.communicate(timeout=60)
+    assert child.returncode == status, out
+    assert "Go on by giving the same flags and --resume." in out
+    state, _ = Checkpoints(path / "checkpoints").newest()
+    progress = state.facts["progress"]
+    assert progress["epoch"] >= 2 and state.number == 3 * progress["epoch"] + progress["step"]
+    assert len(progress["rows"]) == progress["epoch"]
+
+
+def test_save_every_n_steps(flags, tmp_path, monkeypatch):
+    numbers = []
+    monkeypatch.setattr(workdir.RunDirectory, "save", lambda self, number, *_: numbers.append(number))
+    run(flags, "mma", tmp_path / "run", "--save_every=2")
+    assert numbers == [2, 4, 6, 8, 9]
+    run(flags, "mma", tmp_path / "other", "--save_every=2epochs")
+    assert numbers[5:] == [6, 9]
