@@ -10,7 +10,7 @@ import sys
 import pytest
 import tensorflow as tf
 
-from keras_mart import distribution, watch
+from keras_mart import clusters, distribution, watch
 
 TWO = ["10.0.0.1:2222", "10.0.0.2:2222"]
 
@@ -31,7 +31,7 @@ def slurm(monkeypatch):
         named = {"STEP_NODELIST": nodes, "STEP_TASKS_PER_NODE": tasks, "PROCID": rank, "JOB_ID": job}
         for name, value in named.items():
             monkeypatch.setenv(f"SLURM_{name}", str(value))
-        return distribution.cluster()
+        return clusters.of_environment()
 
     return step
 
@@ -40,7 +40,7 @@ def slurm(monkeypatch):
 def test_no_cluster(environment, monkeypatch):
     if environment is not None:
         monkeypatch.setenv("TF_CONFIG", environment)
-    assert distribution.cluster() is None
+    assert clusters.of_environment() is None
     assert distribution.strategy("auto") is tf.distribute.get_strategy()
     with pytest.raises(ValueError, match="needs a cluster"):
         distribution.strategy("multiworker")
@@ -54,14 +54,14 @@ def test_a_cluster_of_one_is_none(monkeypatch):
 
 def test_the_cluster_of_tf_config(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", config({"worker": TWO}, index=1))
-    assert (distribution.cluster().addresses, distribution.cluster().index) == (TWO, 1)
+    assert (clusters.of_environment().addresses, clusters.of_environment().index) == (TWO, 1)
 
 
 @pytest.mark.parametrize(("kind", "index", "expected"), [("chief", 0, 0), ("worker", 0, 1), ("worker", 1, 2)])
 def test_a_chief_comes_first(kind, index, expected, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", config({"worker": TWO, "chief": ["host:1"]}, kind, index))
-    assert distribution.cluster().addresses == ["host:1", *TWO]
-    assert distribution.cluster().index == expected
+    assert clusters.of_environment().addresses == ["host:1", *TWO]
+    assert clusters.of_environment().index == expected
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_neighbouring_slurm_jobs_have_other_ports(slurm):
 def test_tf_config_goes_before_slurm(slurm, monkeypatch):
     slurm()
     monkeypatch.setenv("TF_CONFIG", config({"worker": TWO}))
-    assert distribution.cluster().addresses == TWO
+    assert clusters.of_environment().addresses == TWO
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_slurm_job_without_a_step_is_no_cluster(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SLURM_PROCID", "0")
-    assert distribution.cluster() is None
+    assert clusters.of_environment() is None
 
 
 def test_a_strategy_that_comes_too_late(monkeypatch):
@@ -153,7 +153,7 @@ def test_outside_a_cluster_this_is_the_chief(two_replicas):
 
 WORKER = """
 import os, signal, sys
-from keras_mart import distribution, watch
+from keras_mart import clusters, distribution, watch
 watch.GRACE = 0.5
 strategy = distribution.strategy("auto")
 import tensorflow as tf

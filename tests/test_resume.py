@@ -1,12 +1,10 @@
 """A run that is killed and started again ends as if nothing had happened, to the last bit; and how it is stopped."""
 
-import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import keras
 import numpy as np

@@ -39,11 +39,12 @@ def main(argv):
     try:
         _main(argv)
     except (KeyboardInterrupt, Stopped) as error:
-        watch.leave("was stopped")
+        watch.leave()
         how = " Go on by giving the same flags and --resume." if "train" in FLAGS.mode else ""
         print(f"\nkeras_mart: interrupted.{how}", file=sys.stderr)
         sys.exit(STATUS[getattr(error, "number", signal.SIGINT)])
     except FloatingPointError as error:
+        watch.leave(error)
         print(f"keras_mart: {error} Go on from the last state that was saved by --resume.", file=sys.stderr)
         sys.exit(NOT_FINITE)
     except tf.errors.OpError as error:

@@ -2,7 +2,7 @@
 
 import inspect
 
-from keras_mart import distribution
+from keras_mart import clusters
 from keras_mart.cli.flags import FLAGS, METHOD, own_flags
 from keras_mart.methods import METHODS, AdversarialModel
 
@@ -74,7 +74,7 @@ def check_workers():
             "--workers starts processes that train together: --strategy must be auto or multiworker. "
             f"Received: --workers={FLAGS.workers} --strategy={FLAGS.strategy}"
         )
-    cluster = distribution.cluster()
+    cluster = clusters.of_environment()
     if cluster is not None and len(cluster.addresses) > 1:
         raise ValueError(
             "--workers starts workers on this machine alone; start one process for each worker of a cluster. "

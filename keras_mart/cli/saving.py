@@ -70,7 +70,7 @@ class Saver(keras.callbacks.Callback):
         if due:
             self.save()
         if stop:
-            raise self.requests.stopped()
+            self._stop()
         if over:
             self.requests.heed()  # validation changes nothing and may be left
 
@@ -91,7 +91,7 @@ class Saver(keras.callbacks.Callback):
         if last or stop or self._is_due("epochs", epoch + 1):
             self.save()
         if stop:
-            raise self.requests.stopped()
+            self._stop()
         self.requests.heed()
         self.model.stop_training |= epoch == self.last_epoch
 
@@ -104,6 +104,10 @@ class Saver(keras.callbacks.Callback):
 
     def _place(self):
         return self.progress.epoch, self.progress.step
+
+    def _stop(self):
+        distribution.gathered("saved", self.model.distribute_strategy)  # who ends early would take the chief along
+        raise self.requests.stopped()
 
     def _is_due(self, unit, number):
         return self.every[1] == unit and number % self.every[0] == 0

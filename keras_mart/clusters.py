@@ -1,0 +1,111 @@
+"""Which workers there are and which of them this process is, as TF_CONFIG or Slurm says."""
+
+import itertools
+import json
+import os
+import re
+from typing import NamedTuple
+
+
+class Cluster(NamedTuple):
+    """The workers of a cluster, and which of them this process is."""
+
+    tasks: dict  # job name -> addresses
+    job: str
+    task: int
+
+    @property
+    def addresses(self):
+        """ "host:port" of all, the chief first."""
+        return [*self.tasks.get("chief", ()), *self.tasks.get("worker", ())]
+
+    @property
+    def index(self):
+        return self.addresses.index(self.tasks[self.job][self.task])
+
+
+def of_environment():
+    """The `Cluster` of the environment, None where there is none: TF_CONFIG or else the step of a Slurm job.
+
+    Raises:
+        ValueError: a TF_CONFIG or Slurm variables that describe none.
+    """
+    if os.environ.get("TF_CONFIG"):
+        return _from_tf_config(os.environ["TF_CONFIG"])
+    if "SLURM_STEP_NODELIST" in os.environ:
+        return _from_slurm(os.environ)
+    return None
+
+
+def _from_tf_config(text):
+    def wrong(rule, received=text):
+        return ValueError(f"TF_CONFIG {rule}. Received: {received}")
+
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise wrong(f"must be JSON ({error})") from error
+    tasks = config.get("cluster", {}) if isinstance(config, dict) else None
+    if not isinstance(tasks, dict) or not all(isinstance(each, list) for each in tasks.values()):
+        raise wrong('must hold "cluster", from job names to lists of addresses')
+    if not tasks:
+        return None
+    if not set(tasks) <= {"chief", "worker"} or not tasks.get("worker", tasks.get("chief")):
+        raise wrong('must have workers in its cluster, "worker" and perhaps "chief", and no other job', list(tasks))
+    if len(tasks.get("chief", ())) > 1:
+        raise wrong("must have one chief at most", tasks["chief"])
+    addresses = [address for each in tasks.values() for address in each]
+    odd = [each for each in addresses if not re.fullmatch(r"(\[[^\]]+\]|[^:\s/]+):\d{1,5}", str(each))]
+    if odd or len(set(addresses)) < len(addresses):
+        raise wrong('must give each worker an address of its own, "host:port"', odd or addresses)
+    task = config.get("task") or {}
+    if not isinstance(task, dict) or task.get("type") not in tasks:
+        raise wrong(f'must say which worker this is: "task" with "type", one of {", ".join(tasks)}', task)
+    count = len(tasks[task["type"]])
+    if not str(task.get("index", "")).isdigit() or int(task["index"]) >= count:
+        raise wrong(f'must say which {task["type"]} this is: "index" in "task", from 0 to {count - 1}', task)
+    return Cluster(tasks, task["type"], int(task["index"]))
+
+
+def _from_slurm(environment):
+    """Slurm's tasks are numbered node after node, in the order of the list (its default, --distribution=block)."""
+    try:
+        nodes = _expand_nodes(environment["SLURM_STEP_NODELIST"])
+        counts = _expand_counts(environment["SLURM_STEP_TASKS_PER_NODE"])
+        rank, job = int(environment["SLURM_PROCID"]), int(environment["SLURM_JOB_ID"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"The variables of a Slurm step must be as srun sets them. Received: {error}") from error
+    if len(nodes) != len(counts) or not rank < sum(counts):
+        raise ValueError(
+            "The variables of a Slurm step must fit one another. Received: "
+            f"{nodes} as nodes, {counts} as their tasks, SLURM_PROCID={rank}"
+        )
+    first = 12000 + job * 64 % 20000  # below the ports that systems hand out, other ones for a neighbouring job
+    return Cluster(
+        {"worker": [f"{node}:{first + i}" for node, count in zip(nodes, counts, strict=True) for i in range(count)]},
+        "worker",
+        rank,
+    )
+
+
+def _expand_nodes(text):
+    """n[8-10,12],m5 -> n8, n9, n10, n12, m5."""
+    names = []
+    for part in re.findall(r"(?:\[[^\]]*\]|[^,\[])+", text):
+        pieces = re.findall(r"\[[^\]]*\]|[^\[]+", part)
+        names += map("".join, itertools.product(*([*_numbers(p[1:-1])] if p[0] == "[" else [p] for p in pieces)))
+    return names
+
+
+def _numbers(text):
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        yield from (str(number).zfill(len(first)) for number in range(int(first), int(last or first) + 1))
+
+
+def _expand_counts(text):
+    """2(x3),1 -> 2, 2, 2, 1."""
+    found = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
+    if not all(found):
+        raise ValueError(f"SLURM_STEP_TASKS_PER_NODE={text}")
+    return [int(each[1]) for each in found for _ in range(int(each[2] or 1))]
