@@ -360,11 +360,13 @@ def test_numbers_and_fractions(text):
 
 def test_flagfile_round_trip(tmp_path):
     given = ["--method=alp,CLP", "--form=original", "--beta=1/3", "--attacks=", "--decay_epochs=2,3", "--momentum=0"]
+    given += ["--save_every=3", "--awp_gamma=0.01"]
     parse(*given, "--resume", "--workdir=somewhere", "--mode=train")
     before = {flag.name: flag.value for flag in flags.own_flags() if flag.name not in rules.OF_THE_COMMAND}
     (tmp_path / "flags.cfg").write_text(rules.as_text(FLAGS.method))
     parse(f"--flagfile={tmp_path / 'flags.cfg'}")
     assert {name: FLAGS[name].value for name in before} == before
+    assert FLAGS.save_every == (3, "steps")
     assert (FLAGS.resume, FLAGS.workdir, FLAGS.mode) == (False, None, list(flags.MODES))
 
 
@@ -407,6 +409,13 @@ WRONG = [
     ("--depth=11", "`depth` must be 6 n + 4", "depth=11"),
     ("--dropout=1", "`dropout` must be at least 0 and below 1"),
     ("--method=trades --start=zero", "`attack` must not start at the natural image"),
+    ("--save_every=0", "--save_every", "must be a number of steps or epochs: 100steps, 2epochs. Received: '0'"),
+    ("--save_every=soon", "--save_every", "Received: 'soon'"),
+    ("--awp_warmup=1", "--awp_warmup needs --awp_gamma. Received: --awp_warmup=1 alone"),
+    ("--awp_gamma=0", "`gamma` must be positive"),
+    ("--weight_average=1", "`weight_average` must be a decay between 0 and 1. Received: 1.0"),
+    ("--on_nan=wait", "`on_nan` must be one of stop, skip"),
+    ("--workers=2 --strategy=mirrored", "--strategy must be auto or multiworker", "--strategy=mirrored"),
     ("--method=at,mma --max_epsilon=-1", "`max_epsilon` and `min_margin` must be positive"),
 ]
 

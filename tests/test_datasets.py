@@ -134,6 +134,20 @@ def test_each_epoch_has_a_new_order_that_repeats_with_the_seed():
     assert index_order(other) != orders[0]
 
 
+def test_an_epoch_is_a_function_of_its_number_and_can_be_begun_in_its_middle():
+    now = 3
+    whole, rest = (
+        datasets.load("digits", batch_size=100, augment="crop", epoch=lambda: now, first_batch=first) for first in (0, 5)
+    )
+    batches = list(whole.as_numpy_iterator())
+    assert len(rest) == len(batches) - 5
+    for (images, labels), (expected, expected_labels) in zip(rest.as_numpy_iterator(), batches[5:], strict=True):
+        np.testing.assert_array_equal(images, expected)
+        np.testing.assert_array_equal(labels, expected_labels)
+    now = 4
+    assert any(np.any(one[1] != other[1]) for one, other in zip(whole.as_numpy_iterator(), batches, strict=True))
+
+
 def test_keras_sees_a_new_order_in_each_epoch_of_fit():
     seen = []
 
@@ -357,6 +371,7 @@ def test_tfds_can_prepare_its_own_datasets(tmp_path):
         ({"augment": "flip"}, "`augment` must be one of crop_flip, crop.*'flip'"),
         ({"augment": "crop", "split": "test"}, "`augment` is for split='train' alone.*'test'"),
         ({"batch_size": 0}, "`batch_size` must be positive or None.*batch_size=0"),
+        ({"batch_size": None, "first_batch": 1}, "`first_batch` needs a `batch_size`.*first_batch=1"),
         ({"name": "npz:/nowhere/data.npz"}, "must be an existing file.*/nowhere/data.npz"),
         ({"name": "folder:/nowhere"}, "must be an existing folder.*/nowhere"),
     ],

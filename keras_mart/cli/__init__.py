@@ -45,7 +45,7 @@ def main(argv):
         sys.exit(STATUS[getattr(error, "number", signal.SIGINT)])
     except FloatingPointError as error:
         watch.leave(error)
-        print(f"keras_mart: {error} Go on from the last state that was saved by --resume.", file=sys.stderr)
+        print(f"keras_mart: {error}. Go on from the last state that was saved by --resume.", file=sys.stderr)
         sys.exit(NOT_FINITE)
     except tf.errors.OpError as error:
         watch.explain(error)

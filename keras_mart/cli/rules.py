@@ -63,6 +63,8 @@ def check():
             _check_taken(name, takers, by, [FLAGS[by].value])
     if "mma" in FLAGS.method and FLAGS.max_epsilon is None:
         raise ValueError("--method=mma needs --max_epsilon, for example 32/255 for CIFAR-10. Received: none.")
+    if FLAGS.awp_warmup and FLAGS.awp_gamma is None:
+        raise ValueError(f"--awp_warmup needs --awp_gamma. Received: --awp_warmup={FLAGS.awp_warmup} alone")
     if not FLAGS.learning_rate > 0:
         raise ValueError(f"--learning_rate must be positive. Received: --learning_rate={FLAGS.learning_rate}")
 

@@ -30,6 +30,7 @@ def train(method, directory, strategy):
             _fit(model, saver, directory)
         except Stopped:
             saver.save()
+            print(f"{directory.path}: saved after step {saver.number()}", flush=True)
             raise
 
 
