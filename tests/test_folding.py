@@ -525,22 +525,22 @@ def test_training_view_in_half_precision_loses_no_more_than_the_network(policy):
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_activity_regularisation_counts(policy):
-    def loss():
+    def loss(of_conv=0.0, of_norm=0.0):
         keras.utils.set_random_seed(0)
         keras.config.set_dtype_policy(policy)
-        conv, norm = (
-            layers.Conv2D(4, 3, activity_regularizer=keras.regularizers.L2(0.1)),
-            layers.BatchNormalization(activity_regularizer=keras.regularizers.L2(0.1)),
-        )
+        conv = layers.Conv2D(4, 3, activity_regularizer=keras.regularizers.L2(of_conv) if of_conv else None)
+        norm = layers.BatchNormalization(activity_regularizer=keras.regularizers.L2(of_norm) if of_norm else None)
         model = km.MART(functional(lambda images: conv_bn(images, conv, norm)), km.PGD(km.L2(0.5), 1), seed=0)
         model.compile("sgd", run_eagerly=True)
-        loss = model.train_on_batch(X, Y)[0]
-        assert len(model.losses) == 2
-        return loss
+        return model.train_on_batch(X, Y)[0]
 
-    seen = loss()
+    tolerance = 1e-5 if policy == "float32" else 0.02
+    plain, both = loss(), loss(0.1, 0.1)
+    of_conv, of_norm = loss(of_conv=0.1) - plain, loss(of_norm=0.1) - plain
+    assert min(of_conv, of_norm) > 5 * tolerance * both
+    np.testing.assert_allclose(both - plain, of_conv + of_norm, rtol=tolerance)
     folding.disable()
-    np.testing.assert_allclose(seen, loss(), rtol=1e-5 if policy == "float32" else 0.02)
+    np.testing.assert_allclose(both, loss(0.1, 0.1), rtol=tolerance)
 
 
 def test_training_is_the_same():

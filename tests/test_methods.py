@@ -141,6 +141,30 @@ def test_two_replicas_do_what_one_device_does(case, jit_compile, two_replicas, m
         np.testing.assert_allclose(values, two[1][name], atol=1e-5, err_msg=name)
 
 
+def test_statistics_of_two_replicas_are_averaged_by_their_examples(two_replicas):
+    attack = km.PGD(km.Linf(0), steps=1)
+    with two_replicas.scope():
+        model = km.AT(network(), attack, seed=0)
+        model.compile("sgd")
+    # 4 examples on the first replica, 3 on the second; then one of them has none.
+    model.fit(X[:7], Y[:7], batch_size=7, shuffle=False, verbose=0)
+    parts = [network(), network()]
+    for part, images in zip(parts, (X[:4], X[4:7]), strict=True):
+        part(images, training=True)
+    for name in ("moving_mean", "moving_variance"):
+        of_parts = [getattr(part.layers[1], name).numpy() for part in parts]
+        found = getattr(model.network.layers[1], name).value
+        for held in two_replicas.experimental_local_results(found):
+            np.testing.assert_allclose(held, (4 * of_parts[0] + 3 * of_parts[1]) / 7, rtol=1e-5)
+
+    alone = network()
+    alone.set_weights(model.network.get_weights())
+    model.fit(X[:1], Y[:1], batch_size=1, verbose=0)
+    alone(X[:1], training=True)
+    for held in two_replicas.experimental_local_results(model.network.layers[1].moving_mean.value):
+        np.testing.assert_allclose(held, alone.layers[1].moving_mean, rtol=1e-5)
+
+
 def test_an_overflow_on_one_replica_skips_the_step_on_all(two_replicas):
     keras.config.set_dtype_policy("mixed_float16")
     try:

@@ -22,9 +22,23 @@ def copy_of(network):
             f"Received: {network} ({error})"
         ) from error
     copy.trainable = False
-    if network.built:
+    if network.built and copy.built:  # a subclassed one is not built yet
         copy.set_weights(network.get_weights())
     return copy
+
+
+def build(network, copy, shape):
+    """Builds a network and its copy, and gives the copy the weights.
+
+    Args:
+        shape: that of the images, (None, ...).
+    """
+    for each in (network, copy):
+        if None in shape[1:]:
+            each.build(shape)
+        else:  # all that builds a subclassed network
+            each(ops.zeros((1, *shape[1:])), training=False)
+    copy.set_weights(network.get_weights())
 
 
 def update(network, average, decay, step, counts):
@@ -39,6 +53,11 @@ def update(network, average, decay, step, counts):
     """
     step = ops.cast(step, "float32")
     share = ops.where(counts, 1 - ops.minimum(decay, step / (step + WARM_UP)), 0.0)
-    both = zip(network.weights, average.weights, strict=True)  # floats all; seeds of Dropout are no weights
-    moved = [mean + ops.cast(share, mean.dtype) * (now - mean) for now, mean in both]
+
+    def towards(now, mean):
+        if "float" in mean.dtype:
+            return mean + ops.cast(share, mean.dtype) * (now - mean)
+        return ops.where(counts, now, mean)  # a counter; seeds of Dropout are no weights
+
+    moved = [towards(now, mean) for now, mean in zip(network.weights, average.weights, strict=True)]
     distribution.assign(average.weights, moved)

@@ -163,7 +163,7 @@ class AdversarialModel(NetworkModel):
             adversarial, epsilon = self._compiled(self.perturb)(batch.images, batch.labels, seed, batch.index)
         moves = self._moves(batch, adversarial, epsilon, examples)
         found = self._compiled(self._differentiate)(batch, adversarial, epsilon, examples, moves)
-        batch, found, counts = self._agree(batch, found, examples)
+        batch, found, counts = finite.agree(self, batch, found, examples)
         if batch.index is not None:
             self.remember(batch.index, epsilon, batch.real)
         self._update(found, counts)
@@ -185,7 +185,7 @@ class AdversarialModel(NetworkModel):
         def gradients():
             found = self._compiled(self._differentiate)(batch, adversarial, epsilon, examples)
             pairs = zip(self.trainable_variables, found.gradients, strict=True)
-            return [ops.zeros_like(variable) if each is None else each for variable, each in pairs]
+            return [ops.zeros_like(one) if each is None else tf.convert_to_tensor(each) for one, each in pairs]
 
         return self.weight_perturbation.perturbations(self.trainable_variables, gradients, self.epoch)
 
@@ -216,30 +216,10 @@ class AdversarialModel(NetworkModel):
         there = {id(variable) for variable, _ in moved}
         return moved + [(each, each) for each in variables if each.regularizer and id(each) not in there]
 
-    def _agree(self, batch, found, examples):
-        """What the replicas came to together, and whether the step counts: a boolean tensor, equal on all of them."""
-        terms = {"loss": found.values, **found.terms}
-        terms = {name: tf.reduce_sum(tf.where(batch.real > 0, each, 0.0)) / examples for name, each in terms.items()}
-        terms, overflows = distribution.total((terms, finite.overflows(found.gradients)))
-        found = found._replace(states=distribution.mean(found.states, tf.reduce_sum(batch.real) / examples))
-        counts = tf.math.is_finite(terms["loss"])
-        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            # It leaves out by itself what overflows, but goes by what the first replica sees.
-            found = found._replace(gradients=finite.spoilt(found.gradients, overflows))
-        else:
-            counts &= overflows == 0
-        if self._on_nan == "stop":
-            found = found._replace(gradients=finite.stop(counts, self.step, terms, found.gradients))
-        else:
-            finite.warn(counts, self.step, terms)
-            batch = batch._replace(real=tf.where(counts, batch.real, 0.0))
-            found = found._replace(values=tf.where(counts, found.values, 0.0))
-        return batch, found, counts
-
     def _update(self, found, counts):
         """Assigns what a pass came to: weights, optimizer, the network's states, the weights' average."""
         trained = [*self.trainable_variables, *self.optimizer.variables]
-        with finite.kept_unless(counts, trained) if self._on_nan == "skip" else contextlib.nullcontext():
+        with finite.kept_unless(counts, trained) if self.on_nan == "skip" else contextlib.nullcontext():
             self.optimizer.apply_gradients(zip(found.gradients, self.trainable_variables, strict=True))
         states = [self.network.non_trainable_variables[number] for number in found.states]
         values = zip(states, found.states.values(), strict=True)

@@ -6,6 +6,7 @@ Whether a step counts is a scalar boolean tensor, the same on all replicas.
 import contextlib
 import re
 
+import keras
 import tensorflow as tf
 
 from keras_mart import distribution
@@ -21,19 +22,48 @@ def told(error):
     return found and found[1]
 
 
-def overflows(gradients):
+def agree(model, batch, found, examples):
+    """What the replicas' passes over a batch come to together; deals with what is not finite as `on_nan` says.
+
+    Args:
+        model: the `AdversarialModel`.
+        batch: the replica's `Batch`.
+        found: the replica's `Pass`.
+        examples: number of examples of all replicas.
+
+    Returns:
+        The batch and the pass, with the states averaged, and without examples where the step does not count; whether
+        it counts.
+    """
+    terms = {"loss": found.values, **found.terms}
+    terms = {name: tf.reduce_sum(tf.where(batch.real > 0, each, 0.0)) / examples for name, each in terms.items()}
+    terms = distribution.total({**terms, "replicas whose gradient is not finite": _overflows(found.gradients)})
+    overflows = terms["replicas whose gradient is not finite"]
+    gradients, counts = found.gradients, tf.math.is_finite(terms["loss"])
+    if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
+        # It leaves out by itself what overflows, but goes by what the first replica sees.
+        gradients = [
+            None if g is None else tf.where(overflows > 0, tf.constant(float("nan"), g.dtype), g) for g in gradients
+        ]
+    else:
+        counts &= overflows == 0
+    if model.on_nan == "stop":
+        gradients = _stop(counts, model.step, terms, gradients)
+    else:
+        _warn(counts, model.step, terms)
+    states = distribution.mean(found.states, tf.reduce_sum(batch.real) / examples)
+    found = found._replace(gradients=gradients, states=states, values=tf.where(counts, found.values, 0.0))
+    # Neither the metrics nor a method's memory may see a step that does not count.
+    return batch._replace(real=tf.where(counts, batch.real, 0.0)), found, counts
+
+
+def _overflows(gradients):
     """1 where one of this replica's gradients is not finite, 0 elsewhere."""
     finite = [tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients if gradient is not None]
     return 1.0 - tf.cast(tf.reduce_all(finite), "float32")
 
 
-def spoilt(gradients, overflows):
-    """The gradients, all NaN if one replica's are not finite."""
-    nan = float("nan")
-    return [g if g is None else tf.where(overflows > 0, tf.constant(nan, g.dtype), g) for g in gradients]
-
-
-def stop(counts, step, terms, gradients):
+def _stop(counts, step, terms, gradients):
     """The gradients, which cannot be had where the step does not count: an error with the terms comes instead."""
 
     def fail():
@@ -44,7 +74,7 @@ def stop(counts, step, terms, gradients):
         return [gradient if gradient is None else tf.identity(gradient) for gradient in gradients]
 
 
-def warn(counts, step, terms):
+def _warn(counts, step, terms):
     """Prints the terms, on the first replica, where the step does not count."""
 
     def say():
@@ -64,4 +94,4 @@ def kept_unless(counts, variables):
 
 def _text(step, terms):
     values = ", ".join(f"{name} = {{}}" for name in terms)
-    return tf.strings.format(f"step {{}}: {values}", [step, *terms.values()])
+    return tf.strings.format(f"step {{}}: {values}", [step + 1, *terms.values()])

@@ -29,7 +29,8 @@ class AWP:
 
     Args:
         gamma: size of the perturbation relative to a kernel's norm; the official code has 0.01 (AT) and 0.005 (TRADES).
-        warmup: number of epochs without perturbation at the beginning; the official code has 0 (AT) and 10 (TRADES).
+        warmup: number of epochs without perturbation at the beginning, as `fit` numbers them (`initial_epoch`); the
+            official code has 0 (AT) and 10 (TRADES, whose epochs count from 1: nine of them).
 
     Raises:
         ValueError: a gamma that is not positive, a warmup that is no number of epochs.
@@ -54,7 +55,10 @@ class AWP:
             gradients: gives this replica's part of the gradient of each; it is not called during the warmup.
             epoch: scalar integer tensor.
         """
+        moves = [None] * len(variables)
         which = [number for number, variable in enumerate(variables) if len(variable.shape) > 1]
+        if not which:
+            return moves
 
         def of_kernels():
             every = gradients()
@@ -63,17 +67,19 @@ class AWP:
         def nothing():
             return [ops.zeros_like(variables[number]) for number in which]
 
-        found = distribution.total(tf.cond(ops.convert_to_tensor(epoch) >= self.warmup, of_kernels, nothing))
-        moves = [None] * len(variables)
-        for number, gradient in zip(which, found, strict=True):
+        # Replicas cannot speak to one another inside a `cond`, as a synchronised BatchNormalization wants to.
+        warm = self.warmup == 0 or ops.convert_to_tensor(epoch) >= self.warmup
+        found = of_kernels() if warm is True else tf.cond(warm, of_kernels, nothing)
+        for number, gradient in zip(which, distribution.total(found), strict=True):
             moves[number] = self._perturbation(variables[number], gradient)
         return moves
 
     def _perturbation(self, kernel, gradient):
-        length = _length(gradient)
+        kernel, ascent = (ops.cast(each, "float32") for each in (kernel, gradient))  # float16 lacks the range
+        length = _length(ascent)
         usable = ops.isfinite(length) & (length > 0)
-        factor = self.gamma * _length(kernel) / ops.where(usable, length, 1.0)
-        return ops.where(usable, factor * gradient, ops.zeros_like(gradient))
+        move = self.gamma * _length(kernel) / ops.where(usable, length, 1.0) * ascent
+        return ops.cast(ops.where(usable, move, 0.0), gradient.dtype)
 
     def get_config(self):
         return dataclasses.asdict(self)

@@ -3,6 +3,7 @@
 import inspect
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -33,7 +34,7 @@ class NetworkModel(keras.Model):
         self.network = network
         self.weight_average = weight_average
         self.averaged_network = None if weight_average is None else averaging.copy_of(network)
-        self.built = network.built
+        self.built = network.built and getattr(self.averaged_network, "built", True)
 
     @property
     def judged_network(self):
@@ -50,11 +51,11 @@ class NetworkModel(keras.Model):
 
     def build(self, input_shape):
         shape = input_shape[0] if isinstance(input_shape[0], (tuple, list)) else input_shape
-        if not self.network.built:
-            self.network.build(shape)
         if self.averaged_network is not None and not self.averaged_network.built:
-            self.averaged_network.build(shape)
-            self.averaged_network.set_weights(self.network.get_weights())
+            with tf.init_scope():  # a graph may be being traced
+                averaging.build(self.network, self.averaged_network, shape)
+        elif not self.network.built:
+            self.network.build(shape)
         self.built = True
 
     def compile(
@@ -82,17 +83,24 @@ class NetworkModel(keras.Model):
             )
         checks.one_of(on_nan, finite.ON_NAN, "on_nan")
         super().compile(optimizer, metrics=metrics, jit_compile=False, **kwargs)
-        self._on_nan = on_nan
+        self.on_nan = on_nan
         self._jit_compile_argument = jit_compile
         self._xla = distribution.prefers_xla() if jit_compile == "auto" else bool(jit_compile)
         self._xla = self._xla and not self.run_eagerly
-        if self.network.built and self.optimizer is not None:
-            with self.distribute_strategy.scope():
+        if self.built:
+            self._build_all()
+
+    def _build_all(self, images=None):
+        """Builds before any graph is traced: variables that come later escape what a step keeps or takes back."""
+        with self.distribute_strategy.scope():
+            if not self.built:
+                self.build(np.shape(images))
+            if self.compiled and self.optimizer is not None and not self.optimizer.built:
                 self.optimizer.build(self.trainable_variables)
 
     def get_compile_config(self):
         config = super().get_compile_config()
-        return {**config, "jit_compile": self._jit_compile_argument, "on_nan": self._on_nan} if config else config
+        return {**config, "jit_compile": self._jit_compile_argument, "on_nan": self.on_nan} if config else config
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -129,11 +137,16 @@ class NetworkModel(keras.Model):
             x = distribution.by_examples(self._check(x, y), self.distribute_strategy)
         return super().evaluate(x, y, *args, **kwargs)
 
+    def train_on_batch(self, x, *args, **kwargs):
+        self._build_all(images_of(x))
+        return super().train_on_batch(x, *args, **kwargs)
+
     def _check(self, x, y=None, training=False):
         """Raises ValueError where the first batch is no good; returns the x to go on with."""
         with self.distribute_strategy.scope():  # the first batch builds a network that is not built
             x, inputs, labels = checks.first_batch(x, y)
             checks.batch(self.network, images_of(inputs), labels)
+        self._build_all(images_of(inputs))
         if training:
             self.check_training_inputs(inputs)
         return x

@@ -1,0 +1,209 @@
+"""What several workers cost, and what saving costs: python -m benchmarks.distribution --workers=2
+
+Workers are processes on this machine, started by `km.launch`, each with its part of the cores. What is compared takes
+turns in the same processes, after a first round that compiles. Workers begin each turn together, and it takes as long
+as the slowest of them. The table has the median, the least and the most of all rounds.
+
+all-reduce  a training step of MART on `--batch_size` images divided among the workers; the step of each by itself on
+            its part, all at the same time (a second model in each process, outside the strategy); their difference,
+            round by round: messages, and waiting for the slower. Then the messages of a step by themselves, and the
+            one that the command line adds (is one to stop?). MiB are what a worker sends: in a ring of n,
+            2 (n - 1) / n of the values. No input pipeline. Shares are of the step together.
+input       a batch of `--recipe_batch` images (32x32x3, cropped and flipped), over epochs in which nothing else is
+            done: distributed as `fit` does it, and not. Shares are of a step together, taken for so many images.
+saving      in one process with all cores, in the folder for temporary files (TMPDIR): the state to go on from, which
+            links and checks best.keras too, and what an epoch's end writes. MiB are of new files. Shares are of
+            CIFAR-10's epoch, 352 steps of MART on `--recipe_batch` images, timed alongside.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+import tempfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_mart as km
+from benchmarks import measure, overheads, step
+from keras_mart import distribution
+from keras_mart.cli import state
+from keras_mart.cli.workdir import RunDirectory
+from keras_mart.methods.base import Outputs
+
+EPOCH = 352  # steps: 45,000 images, 128 at a time
+COLUMNS = (
+    ("part", "part", ""), ("network", "network", ""), ("what", "name", ""), ("ms", "median", ".2f"),
+    ("least", "least", ".2f"), ("most", "most", ".2f"), ("MiB", "mebibytes", ".2f"), ("share", "share", ".3%"),
+)  # fmt: skip
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", type=measure.names, default=list(PARTS))
+    parser.add_argument("--workers", type=measure.positive, default=2)
+    parser.add_argument("--network", default="resnet18", help="that the workers train")
+    parser.add_argument("--networks", type=measure.names, default=["small_cnn", "resnet18"], help="that are saved")
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--batch_size", type=measure.positive, default=32, help="of all workers together")
+    parser.add_argument("--recipe_batch", type=measure.positive, default=128, help="of the input and beside saving")
+    parser.add_argument("--attack_steps", type=measure.positive, default=10)
+    parser.add_argument("--rounds", type=measure.positive, default=7)
+    parser.add_argument("--json", help="file to keep the figures and all samples in")
+    parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)  # of a worker: part, network, folder for its answer
+    given = parser.parse_args()
+    if not set(given.parts) <= set(PARTS) or given.workers < 2 or given.batch_size % given.workers:
+        parser.error(f"--parts are {', '.join(PARTS)}; --workers must be at least 2 and divide --batch_size")
+    return given
+
+
+def in_turn(functions, rounds, strategy):
+    """Name to the seconds of each round, the first left out."""
+    seconds = {name: [] for name in functions}
+    for _ in range(1 + rounds):
+        for name, function in functions.items():
+            distribution.any_worker(False, strategy)  # waits for all
+            seconds[name].append(overheads.seconds_of(function))
+    return {name: samples[1:] for name, samples in seconds.items()}
+
+
+def training_step(given, network, batch_size):
+    """A model and the training step that `fit` would do, on one batch that stays the same."""
+    model, _ = step.compiled_model("keras_mart", "mart", network, batch_size, given.attack_steps)
+    images, labels = next(iter(step.batches(model, batch_size, 1)))
+    model.train_on_batch(images, labels)  # itself not timed: it resets the metrics, in a cluster for as long as a step
+    return model, lambda: float(model.train_function(iter([(images, labels)]))["loss"])
+
+
+def all_reduce(given, strategy, network, folder):
+    local = given.batch_size // given.workers
+    with strategy.scope():
+        _, together = training_step(given, network, local)
+    model, alone = training_step(given, network, local)
+    values = sent(model, local)
+    messages = {"messages of a step": [message for each in values.values() for message in each]}
+    messages |= {f"messages: {name}": values[name] for name in ("gradients", "metrics")}
+    functions = {"step together": together, "step alone": alone}
+    functions |= {name: summing(each, strategy) for name, each in messages.items()}
+    functions["command line's message"] = lambda: distribution.any_worker(False, strategy)
+    ring = 2 * (given.workers - 1) / given.workers
+    return in_turn(functions, given.rounds, strategy), {name: ring * size(each) for name, each in messages.items()}
+
+
+def size(messages):
+    """MiB of their tensors."""
+    return sum(tensor.numpy().nbytes for message in messages for tensor in message) / 2**20
+
+
+def sent(model, local):
+    """The messages of a step, lists of zeros: what `methods/base.py` adds over replicas, and Keras of its metrics."""
+    logits, zero, count = tf.zeros([local, model.network.output_shape[-1]]), tf.zeros([]), tf.zeros([], "int64")
+    terms = model.loss_terms(tf.zeros([local], "int32"), Outputs(logits, logits, 0.0))
+    states = [each for each in model.network.non_trainable_variables if each.value.dtype.is_floating]
+    zeros = [[tf.zeros_like(each.value) for each in variables] for variables in (states, model.trainable_variables)]
+    # The number of examples; the loss, its parts and whether a gradient is not finite; BatchNormalization's statistics.
+    others = [[zero], [zero] * (2 + len(terms)), *([zeros[0]] if states else [])]
+    return {"others": others, "gradients": [zeros[1]], "metrics": 3 * [[zero], [count]]}
+
+
+def summing(messages, strategy):
+    """A function that adds each message over all workers, as a step does."""
+    function = tf.function(lambda: strategy.run(lambda: [*map(distribution.total, messages)]), autograph=False)
+    return lambda: tf.nest.flatten(function())[0].numpy()
+
+
+def sharding(given, strategy, network, folder):
+    plain = km.datasets.load(f"npz:{folder}/images.npz", batch_size=given.recipe_batch, augment="crop_flip")
+    distributed = strategy.experimental_distribute_dataset(distribution.by_examples(plain, strategy))
+    batch = tf.function(lambda iterator: next(iterator), autograph=False)
+
+    def epoch(data):
+        iterator = iter(data)
+        for _ in range(len(plain)):
+            batch(iterator)
+
+    functions = {
+        "distributed": lambda: epoch(distributed),
+        "plain, by one worker": lambda: distribution.is_chief(strategy) and epoch(plain),
+        "plain, by each worker": lambda: epoch(plain),
+    }
+    seconds = in_turn(functions, given.rounds, strategy)
+    return {name: [each / len(plain) for each in samples] for name, samples in seconds.items()}, {}
+
+
+def saving(given, strategy, network, folder):
+    model, train = training_step(given, network, given.recipe_batch)
+    run, rows = RunDirectory(folder / network), [{"epoch": 1, "loss": 0.0}]
+    run.path.mkdir()
+    functions = {
+        "step": train,
+        "best.keras, last.keras": lambda: run.record(model, rows, True),
+        "last.keras": lambda: run.record(model, rows, False),
+        "state": lambda: run.save(int(model.step), state.arrays(model), {"rows": rows}),
+    }
+    seconds = in_turn(functions, given.rounds, strategy)
+    new = [path for path in max(run.checkpoints.path.iterdir()).iterdir() if path.name != run.best.name]
+    files = {"best.keras, last.keras": [run.best, run.last], "last.keras": [run.last], "state": new}
+    return seconds, {name: sum(path.stat().st_size for path in paths) / 2**20 for name, paths in files.items()}
+
+
+PARTS = {"all-reduce": all_reduce, "input": sharding, "saving": saving}
+
+
+def measured(given, part, network, folder):
+    """Name to seconds, of the slowest worker in each round; name to MiB."""
+    workers = 1 if part == "saving" else given.workers
+    command = [sys.executable, "-m", "benchmarks.distribution", *sys.argv[1:], "--job", part, network, folder]
+    if status := km.launch(command, workers):
+        sys.exit(status)
+    answers = [json.loads((folder / f"{index}.json").read_text()) for index in range(workers)]
+    return {name: np.max([seconds[name] for seconds, _ in answers], 0) for name in answers[0][0]}, answers[0][1]
+
+
+def work(given, part, network, folder):
+    """In a worker: leaves what it measured in the folder."""
+    strategy = distribution.strategy("auto")
+    keras.config.set_dtype_policy(given.precision)
+    keras.utils.set_random_seed(0)
+    answer = json.dumps(PARTS[part](given, strategy, network, pathlib.Path(folder)))
+    pathlib.Path(folder, f"{distribution.worker(strategy)[0]}.json").write_text(answer)
+
+
+def rows(given, folder):
+    """The rows of the table."""
+    together = None
+    jobs = [(part, name) for part in given.parts for name in (given.networks if part == "saving" else [given.network])]
+    for part, network in jobs:
+        seconds, mebibytes = measured(given, part, network, folder)
+        whole = together and together * given.recipe_batch / given.batch_size
+        if part == "all-reduce":
+            seconds["difference"] = seconds["step together"] - seconds["step alone"]
+            whole = together = statistics.median(seconds["step together"])
+        elif part == "saving":
+            whole = EPOCH * statistics.median(seconds["step"])
+        for name, samples in seconds.items():
+            median, least, most = (1000 * function(samples) for function in (statistics.median, min, max))
+            yield {
+                "part": part, "network": network, "name": name, "median": median, "least": least, "most": most,
+                "mebibytes": mebibytes.get(name), "share": whole and median / 1000 / whole, "samples": list(samples),
+            }  # fmt: skip
+
+
+def main():
+    given = arguments()
+    if given.job:
+        return work(given, *given.job)
+    with tempfile.TemporaryDirectory() as folder:
+        overheads.cifar_like(folder)
+        table = list(rows(given, pathlib.Path(folder)))
+    machine = measure.machine()
+    print(measure.line(machine))
+    measure.print_table(table, COLUMNS)
+    measure.write(given.json, machine=machine, arguments=vars(given), rows=table)
+
+
+if __name__ == "__main__":
+    main()

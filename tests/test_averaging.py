@@ -1,0 +1,220 @@
+"""The moving average of the weights: its closed form, what looks at it, and that training does not."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import conv_network, images_and_labels
+
+import keras_mart as km
+from keras_mart.attacks.inference import inference
+
+DECAY = 0.2
+SHAPE, CLASSES = (6, 6, 1), 3
+X, Y = images_and_labels(12)
+# From the image itself: no random numbers, which replicas draw otherwise than one device.
+ATTACK = km.PGD(km.Linf(0.1), steps=1, step_size=0.05, start="zero")
+
+
+def unbuilt():
+    return keras.Sequential(
+        [
+            keras.layers.Conv2D(2, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(CLASSES),
+        ]
+    )
+
+
+@keras.saving.register_keras_serializable("test_averaging")
+class Subclassed(keras.Model):
+    def __init__(self, units=CLASSES, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.norm, self.flatten = keras.layers.BatchNormalization(), keras.layers.Flatten()
+        self.dense = keras.layers.Dense(units)
+
+    def call(self, images, training=None):
+        return self.dense(self.flatten(self.norm(images, training=training)))
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+def build(network=None, average=DECAY, **compile_arguments):
+    model = km.AT(network or conv_network(), ATTACK, seed=0, weight_average=average)
+    model.compile(km.optimizers.SGD(0.1, momentum=0.9), **compile_arguments)
+    return model
+
+
+def fit(model, x=X, y=Y, **arguments):
+    return model.fit(x, y, **({"batch_size": 4, "shuffle": False, "verbose": 0} | arguments)).history
+
+
+def averages(raw, decay=DECAY):
+    """The average after each step, from the weights after each step: every weight and statistic in float64."""
+    found = []
+    for number, weights in enumerate(raw):
+        share = 1 - min(decay, number / (number + 9))
+        mean = (
+            weights if number == 0 else [(1 - share) * m + share * w for m, w in zip(found[-1], weights, strict=True)]
+        )
+        found.append([np.asarray(value, "float64") for value in mean])
+    return found
+
+
+def close(model, expected, **tolerance):
+    for got, wanted in zip(model.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, **({"rtol": 1e-5, "atol": 1e-6} | tolerance))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"run_eagerly": True}],
+    ids=str,
+)
+def test_the_average_after_each_step(arguments):
+    model = build(**arguments)
+    close(model.averaged_network, model.network.get_weights(), rtol=0, atol=0)
+    raw, averaged = [], []
+
+    def look(batch, logs):
+        raw.append(model.network.get_weights())
+        averaged.append(model.averaged_network.get_weights())
+
+    fit(model, epochs=2, callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=look)])
+    assert len(raw) == 6 and 5 / 14 > DECAY > 1 / 10  # both branches of the decay
+    for got, wanted in zip(averaged, averages(raw), strict=True):
+        for one, other in zip(got, wanted, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    means = [layer.moving_mean.numpy() for layer in (model.network.layers[2], model.averaged_network.layers[2])]
+    assert np.abs(means[0] - means[1]).max() > 1e-3
+
+
+def test_training_goes_on_with_the_raw_weights():
+    plain, averaging = build(average=None), build()
+    assert plain.averaged_network is None
+    assert fit(plain, epochs=2) == fit(averaging, epochs=2)
+    close(averaging.network, plain.network.get_weights(), rtol=0, atol=0)
+    assert len(averaging.trainable_variables) == len(plain.trainable_variables)
+    for one, other in zip(plain.optimizer.variables, averaging.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_judges_takes_the_average(tmp_path):
+    model = build()
+    fit(model)
+
+    def say(model):
+        model.averaged_network.layers[-1].bias.assign([0.0, 50.0, 0.0])  # always 1
+        model.network.layers[-1].bias.assign([50.0, 0.0, 0.0])
+
+    say(model)
+    share = np.mean(Y == 1)
+    assert share != np.mean(Y == 0)
+
+    assert (model.predict(X, verbose=0).argmax(1) == 1).all()
+    assert (np.argmax(model(X), axis=1) == 1).all()
+    judged = model.evaluate(X, Y, verbose=0, return_dict=True)
+    assert judged["natural_accuracy"] == judged["adversarial_accuracy"] == pytest.approx(share)
+    again = keras.callbacks.LambdaCallback(on_test_begin=lambda logs: say(model))  # after the epoch's steps
+    history = fit(model, validation_data=(X, Y), callbacks=[again])
+    assert history["val_natural_accuracy"] == [pytest.approx(share)]
+    assert history["natural_accuracy"][0] != pytest.approx(share)
+    rows = km.evaluate(model, (X, Y), {"pgd": ATTACK}, verbose=0)
+    assert rows["natural"] == pytest.approx(share)
+    served = tf.saved_model.load(str(km.export(model, tmp_path))).signatures["serving_default"](images=tf.constant(X))
+    np.testing.assert_allclose(served["logits"], model.averaged_network(X, training=False), rtol=1e-5)
+    strong = km.PGD(km.Linf(0.1), steps=3, start="zero")
+    np.testing.assert_array_equal(strong(model, X, Y), strong(model.averaged_network, X, Y))
+    assert np.abs(strong(model, X, Y) - strong(model.network, X, Y)).max() > 0.05
+    # What training attacks is the raw one.
+    np.testing.assert_array_equal(model.inference()(X), inference(model.network)(X))
+
+
+def called():
+    network = Subclassed()
+    network(X)
+    return network
+
+
+@pytest.mark.parametrize("network", [unbuilt, called])
+def test_saved_and_loaded(network, tmp_path):
+    model = build(network())
+    fit(model)
+    model.save(tmp_path / "run.keras")
+    loaded = keras.saving.load_model(tmp_path / "run.keras")
+    assert loaded.weight_average == DECAY
+    close(loaded.averaged_network, model.averaged_network.get_weights(), rtol=0, atol=0)
+    close(loaded.network, model.network.get_weights(), rtol=0, atol=0)
+    np.testing.assert_array_equal(loaded.predict(X, verbose=0), model.predict(X, verbose=0))
+    assert fit(model) == fit(loaded)  # without Dropout, whose seeds a `.keras` file does not hold
+    close(loaded.averaged_network, model.averaged_network.get_weights(), rtol=0, atol=0)
+
+
+def test_two_replicas_do_what_one_device_does(two_replicas):
+    def run(strategy):
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            network = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(CLASSES)])
+            model = build(network)
+        return model, fit(model, batch_size=7, epochs=2)
+
+    one, two = run(tf.distribute.get_strategy()), run(two_replicas)
+    close(two[0].averaged_network, one[0].averaged_network.get_weights(), atol=1e-5)
+    for variable in two[0].averaged_network.weights:
+        held = two_replicas.experimental_local_results(variable.value)
+        np.testing.assert_array_equal(*held)
+
+
+@pytest.mark.parametrize(
+    ("network", "first"),
+    [
+        (unbuilt, "fit"),
+        (called, "fit"),
+        *((Subclassed, first) for first in ("fit", "train_on_batch", "predict")),
+    ],
+)
+def test_a_network_not_built_yet(network, first):
+    model = build(network(), on_nan="skip")
+    wrong = np.full(len(X), np.nan, "float32")
+    if first == "predict":
+        model.predict(X, verbose=0)
+    else:
+        getattr(model, first)(
+            X, Y, sample_weight=wrong, **({"batch_size": len(X), "verbose": 0} if first == "fit" else {})
+        )
+    close(model.averaged_network, model.network.get_weights(), rtol=0, atol=0)
+    for variable in model.optimizer.variables:  # `skip` kept them all
+        assert np.isfinite(np.asarray(variable.value)).all()
+    assert np.isfinite(fit(model)["loss"]).all()
+
+
+def test_what_is_counted_is_no_average():
+    norm = keras.layers.Normalization()
+    norm.adapt(X)  # it has a number of examples, an integer
+    layers = [norm, keras.layers.Flatten(), keras.layers.Dense(CLASSES)]
+    model = build(keras.Sequential([keras.Input(SHAPE), *layers]))
+    fit(model, epochs=2)
+    close(model.averaged_network.layers[0], norm.get_weights(), rtol=1e-6)
+
+
+class Uncopyable(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.flatten, self.dense = keras.layers.Flatten(), keras.layers.Dense(CLASSES)
+
+    def call(self, images):
+        return self.dense(self.flatten(images))
+
+
+@pytest.mark.parametrize("average", [0, 1, -0.5, 1.5])
+def test_a_bad_decay_is_refused(average):
+    with pytest.raises(ValueError, match=f"decay between 0 and 1. Received: {average}"):
+        build(average=average)
+
+
+def test_a_network_that_cannot_be_copied_is_refused():
+    with pytest.raises(ValueError, match=r"`get_config`\. Received.*ncopyable"):
+        build(Uncopyable())

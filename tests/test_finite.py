@@ -1,0 +1,241 @@
+"""Losses and gradients that are not finite: what is said, and what stays as it was."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import conv_network, images_and_labels
+from test_methods import ARGUMENTS
+
+import keras_mart as km
+from keras_mart import losses
+from keras_mart.methods import METHODS, Outputs
+
+X, Y = images_and_labels(8)
+INDEX = np.arange(8)
+GOOD = np.ones(8, "float32")
+BAD = np.where(INDEX == 7, np.nan, GOOD)  # the second replica's
+ATTACK = km.PGD(km.Linf(0.1), steps=1, step_size=0.05, start="zero")
+
+
+def build(case="at", network=None, attack=ATTACK, on_nan="stop", average=None, **compile_arguments):
+    arguments = {"num_examples": 8, "max_epsilon": 0.3, "min_margin": 0.05} if case == "mma" else {}
+    model = METHODS[case](network or conv_network(), attack, seed=0, weight_average=average, **arguments)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), on_nan=on_nan, **compile_arguments)
+    return model
+
+
+def fit(model, weights=GOOD, x=X, y=Y, **arguments):
+    x = (x, INDEX[: len(x)]) if isinstance(model, km.MMA) else x
+    arguments = {"batch_size": 8, "shuffle": False, "verbose": 0} | arguments
+    return model.fit(x, y, sample_weight=weights, **arguments).history
+
+
+def state(model, strategy):
+    """Path to the values on all replicas of all that must stay: everything but the number of the step."""
+    kept = [*model.variables, *model.optimizer.variables]  # statistics, seeds, margins, averages, slots, iterations
+    metrics = {id(variable) for metric in model.metrics for variable in metric.variables}
+    kept = [each for each in kept if id(each) not in metrics and each is not model.step and each is not model.epoch]
+    values = [strategy.experimental_local_results(each.value) for each in kept]
+    return {(n, each.path): np.array([v.numpy() for v in vs]) for n, (each, vs) in enumerate(zip(kept, values))}  # noqa: B905
+
+
+def assert_same(before, after):
+    assert before.keys() == after.keys() and len(before) > 5
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value, err_msg=str(name))
+
+
+@pytest.fixture
+def strategy(replicas, two_replicas):
+    return two_replicas if replicas == 2 else tf.distribute.get_strategy()
+
+
+@pytest.mark.parametrize(("case", "replicas"), [("mart", 1), ("mma", 2)])
+def test_stop_leaves_everything_as_it_was(case, strategy):
+    with strategy.scope():
+        model = build(case, average=0.9)
+    labels = np.argmax(model(X), 1)  # MMA keeps margins of what is classified correctly
+    fit(model, y=labels, epochs=2)  # after the first step the average is the network
+    before = state(model, strategy)
+    with pytest.raises(FloatingPointError, match=r"must be finite\. Received at step 2: loss = nan, "):
+        fit(model, BAD, y=labels)
+    after = state(model, strategy)
+    (iterations,) = [name for name in after if name[1].endswith("/iteration")]
+    assert after.pop(iterations)[0] <= before.pop(iterations)[0] + 1  # what the error does not wait for
+    assert_same(before, after)
+    assert np.isfinite(fit(model, y=labels)["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"run_eagerly": True}, {"steps_per_execution": 2}, {"jit_compile": True}], ids=str
+)
+def test_stop_tells_the_step_and_the_values_of_the_parts(arguments):
+    # No adversary and no state: what the parts are is known.
+    network = keras.Sequential([keras.Input(X.shape[1:]), keras.layers.Flatten(), keras.layers.Dense(3)])
+    model = build("mart", network, km.PGD(km.Linf(0), steps=1), **arguments)
+    weights = network.get_weights()
+    one_bad = np.concatenate([GOOD[:6], BAD[6:]])
+    with pytest.raises(FloatingPointError) as raised:
+        model.optimizer.learning_rate = 0.0
+        fit(model, one_bad, batch_size=4)
+    number = r"([-\d.e]+|nan)"
+    names = ["loss", "boosted_cross_entropy", "kl_divergence", "misclassification_weight"]
+    found = re.search("step 1: " + ", ".join(f"{name} = {number}" for name in names), str(raised.value))
+    assert found, raised.value
+    logits = X[4:].reshape(4, -1) @ weights[0] + weights[1]
+    wanted = [losses.boosted_cross_entropy(Y[4:], logits), np.zeros(4), losses.misclassification_weight(Y[4:], logits)]
+    assert found[1] == "nan"
+    np.testing.assert_allclose([float(each) for each in found.groups()[1:]], np.mean(wanted, 1), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(network.get_weights()[0], weights[0])
+
+
+@pytest.mark.parametrize(("case", "replicas"), [("mart", 1), ("mma", 2)])
+def test_skip_leaves_everything_as_it_was(case, strategy, capfd):
+    with strategy.scope():
+        model = build(case, average=0.9, on_nan="skip")
+    labels = np.argmax(model(X), 1)  # MMA keeps margins of what is classified correctly
+    fit(model, y=labels, epochs=2)  # after the first step the average is the network
+    before = state(model, strategy)
+    history = fit(model, BAD, y=labels)
+    assert capfd.readouterr().err.count('Not finite, left out: "step 2: loss = nan, ') == 1
+    assert_same(before, state(model, strategy))
+    assert np.isfinite(list(history.values())).all()
+    fit(model, y=labels)
+    after = state(model, strategy)
+    stuck = [name for name in before if np.array_equal(before[name], after[name])]
+    assert sum("seed" in path for _, path in stuck) == 1, stuck  # that of the averaged network, which never drops
+    assert all("seed" in path or "learning_rate" in path for _, path in stuck), stuck
+
+
+@pytest.mark.parametrize("replicas", [2])
+def test_skip_counts_nothing_in_the_metrics_and_goes_on(strategy):
+    def run(*batches, weights):
+        keras.utils.set_random_seed(0)
+        network = keras.Sequential([keras.Input(X.shape[1:]), keras.layers.Flatten(), keras.layers.Dense(3)])
+        model = build(network=network, on_nan="skip", metrics=["accuracy"])
+        chosen = np.concatenate(batches)
+        return model, fit(model, weights, X[chosen], Y[chosen], batch_size=4)
+
+    with strategy.scope():
+        skipping, history = run(INDEX[4:], INDEX[:4], weights=np.concatenate([BAD[4:], GOOD[:4]]))
+        alone, expected = run(INDEX[:4], weights=GOOD[:4])
+    assert history == expected
+    for one, other in zip(skipping.get_weights(), alone.get_weights(), strict=True):
+        if one.shape:  # all but the number of the step
+            np.testing.assert_array_equal(one, other)
+
+
+def test_skip_with_gradients_that_accumulate():
+    model = build(on_nan="skip")
+    optimizer = keras.optimizers.Adam(0.01, gradient_accumulation_steps=2, use_ema=True, ema_overwrite_frequency=2)
+    model.compile(optimizer, on_nan="skip")
+    fit(model, batch_size=4)
+    fit(model, batch_size=8)  # half of two
+    before = state(model, tf.distribute.get_strategy())
+    fit(model, BAD, epochs=2)
+    assert_same(before, state(model, tf.distribute.get_strategy()))
+
+
+def mixed_float16():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        return conv_network()
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize(("on_nan", "replicas"), [("stop", 1), ("skip", 2)])
+def test_overflowing_gradients_are_the_loss_scaling_s_business(on_nan, strategy):
+    with strategy.scope():
+        model = build(network=mixed_float16(), on_nan=on_nan)
+    scaling = model.optimizer
+    fit(model)
+    weights, scale = model.network.get_weights(), scaling.dynamic_scale.numpy()
+    fit(model, np.where(INDEX == 7, 1e36, GOOD))  # finite, until it is scaled
+    assert scaling.dynamic_scale.numpy() == scale / 2
+    np.testing.assert_array_equal(model.network.trainable_weights[0], weights[0])
+    assert np.isfinite(fit(model)["loss"]).all()
+    assert scaling.step_counter.numpy() == 1
+
+
+@pytest.mark.parametrize("replicas", [2])
+def test_a_loss_that_is_not_finite_does_not_disturb_the_loss_scaling(strategy):
+    with strategy.scope():
+        model = build(network=mixed_float16(), on_nan="skip")
+    fit(model)
+    before = state(model, strategy)
+    fit(model, BAD)
+    assert model.optimizer.step_counter.numpy() == 1
+    assert_same(before, state(model, strategy))
+
+
+class Root(keras.layers.Layer):
+    """Adds the absolute value of a weight that is 0, of which the gradient is NaN when computed like this."""
+
+    def build(self, shape):
+        self.weight = self.add_weight(shape=(shape[-1],), initializer="zeros")
+
+    def call(self, inputs):
+        return inputs + keras.ops.sqrt(keras.ops.square(self.weight))
+
+
+def test_a_gradient_that_is_not_finite_counts_too():
+    def network():
+        return keras.Sequential([keras.Input(X.shape[1:]), keras.layers.Flatten(), Root(), keras.layers.Dense(3)])
+
+    with pytest.raises(FloatingPointError, match=r"step 0: loss = \d"):
+        fit(build(network=network()))
+    model = build(network=network(), on_nan="skip")
+    before = state(model, tf.distribute.get_strategy())
+    fit(model)
+    assert_same(before, state(model, tf.distribute.get_strategy()))
+
+
+BETA = 0.7
+OF_TERMS = {
+    "mart": lambda t: t["boosted_cross_entropy"] + BETA * t["kl_divergence"] * t["misclassification_weight"],
+    "trades": lambda t: t["cross_entropy"] + BETA * t["kl_divergence"],
+    "alp-original": lambda t: (
+        (t["natural_cross_entropy"] + t["adversarial_cross_entropy"]) / 2 + BETA * t["squared_distance_of_logits"]
+    ),
+    "mma": lambda t: t["natural_cross_entropy"] / 3 + 2 / 3 * t["boundary_cross_entropy"],
+}
+
+
+def method(case, beta=BETA):
+    name, _, form = case.partition("-")
+    arguments = ARGUMENTS.get(name, {"attack": km.PGD(km.Linf(0.1)), "beta": beta}) | ({"form": form} if form else {})
+    return METHODS[name](conv_network(), seed=0, **arguments)
+
+
+@pytest.mark.parametrize("case", [*OF_TERMS, "alp", "clp", "clp-original"])
+def test_the_terms_are_parts_of_the_loss(case):
+    random = np.random.default_rng(0)
+    outputs = Outputs(*random.normal(size=(2, 8, 3)).astype("float32"), 0.1)
+    terms = method(case).loss_terms(Y, outputs)
+    if case in OF_TERMS:
+        np.testing.assert_allclose(OF_TERMS[case](terms), method(case).training_loss(Y, outputs), rtol=1e-5)
+    else:  # without its second term the loss is the first
+        name = "adversarial_cross_entropy" if case == "alp" else "cross_entropy"
+        np.testing.assert_allclose(terms[name], method(case, beta=0).training_loss(Y, outputs), rtol=1e-6)
+
+
+def test_an_unknown_way_is_refused():
+    with pytest.raises(ValueError, match=r"`on_nan`.*stop, skip.*'ignore'"):
+        build(on_nan="ignore")
+
+
+def test_other_errors_are_left_alone():
+    class Fails(keras.layers.Layer):
+        def call(self, inputs, training=None):
+            if not training:
+                return inputs
+            with tf.control_dependencies([tf.debugging.Assert(tf.shape(inputs)[0] != 4, ["four"])]):
+                return tf.identity(inputs)
+
+    network = keras.Sequential([keras.Input(X.shape[1:]), keras.layers.Flatten(), Fails(), keras.layers.Dense(3)])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="four"):
+        fit(build(network=network), batch_size=4)
