@@ -1,25 +1,23 @@
 """What several workers cost, and what saving costs: python -m benchmarks.distribution --workers=2
 
-Workers are processes on this machine, started by `km.launch`, each with its part of the cores. What is compared takes
-turns in the same processes, after a first round that compiles. Workers begin each turn together, and it takes as long
-as the slowest of them. The table has the median, the least and the most of all rounds.
+Workers are processes on this machine that `km.launch` starts, each with its part of the cores. What is compared takes
+turns in the same processes, after a round that compiles; workers begin each turn together, and it lasts until the
+slowest is done. Medians, least and most of all rounds:
 
 all-reduce  a training step of MART on `--batch_size` images divided among the workers; the step of each by itself on
             its part, all at the same time (a second model in each process, outside the strategy); their difference,
-            round by round: messages, and waiting for the slower. Then the messages of a step by themselves, and the
-            one that the command line adds (is one to stop?). MiB are what a worker sends: in a ring of n,
-            2 (n - 1) / n of the values. No input pipeline. Shares are of the step together.
+            round by round: messages and waiting. Then a step's messages by themselves, and the one that the command
+            line adds. MiB are what a worker sends: 2 (n - 1) / n of the values. No input pipeline.
 input       a batch of `--recipe_batch` images (32x32x3, cropped and flipped), over epochs in which nothing else is
-            done: distributed as `fit` does it, and not. Shares are of a step together, taken for so many images.
+            done: distributed as `fit` does it, and not. Shares of both are of a step together of as many images.
 saving      in one process with all cores, in the folder for temporary files (TMPDIR): the state to go on from, which
-            links and checks best.keras too, and what an epoch's end writes. MiB are of new files. Shares are of
-            CIFAR-10's epoch, 352 steps of MART on `--recipe_batch` images, timed alongside.
+            links and checks best.keras too, and what an epoch's end writes. MiB are of new files. Shares are of an
+            epoch of `EPOCH` steps of MART on `--recipe_batch` images, timed alongside.
 """
 
 import argparse
 import json
 import pathlib
-import statistics
 import sys
 import tempfile
 
@@ -34,7 +32,7 @@ from keras_mart.cli import state
 from keras_mart.cli.workdir import RunDirectory
 from keras_mart.methods.base import Outputs
 
-EPOCH = 352  # steps: 45,000 images, 128 at a time
+EPOCH = 352  # steps on CIFAR-10: 45,000 images, 128 at a time
 COLUMNS = (
     ("part", "part", ""), ("network", "network", ""), ("what", "name", ""), ("ms", "median", ".2f"),
     ("least", "least", ".2f"), ("most", "most", ".2f"), ("MiB", "mebibytes", ".2f"), ("share", "share", ".3%"),
@@ -83,30 +81,26 @@ def all_reduce(given, strategy, network, folder):
     with strategy.scope():
         _, together = training_step(given, network, local)
     model, alone = training_step(given, network, local)
-    values = sent(model, local)
-    messages = {"messages of a step": [message for each in values.values() for message in each]}
-    messages |= {f"messages: {name}": values[name] for name in ("gradients", "metrics")}
+    others, gradients, metrics = sent(model, local)
+    messages = {"messages of a step": [*others, *gradients, *metrics]}
+    messages |= {"messages: gradients": gradients, "messages: metrics": metrics}
     functions = {"step together": together, "step alone": alone}
     functions |= {name: summing(each, strategy) for name, each in messages.items()}
     functions["command line's message"] = lambda: distribution.any_worker(False, strategy)
-    ring = 2 * (given.workers - 1) / given.workers
-    return in_turn(functions, given.rounds, strategy), {name: ring * size(each) for name, each in messages.items()}
-
-
-def size(messages):
-    """MiB of their tensors."""
-    return sum(tensor.numpy().nbytes for message in messages for tensor in message) / 2**20
+    ring = 2 * (given.workers - 1) / given.workers / 2**20
+    sizes = {name: ring * sum(t.numpy().nbytes for t in tf.nest.flatten(each)) for name, each in messages.items()}
+    return in_turn(functions, given.rounds, strategy), sizes
 
 
 def sent(model, local):
-    """The messages of a step, lists of zeros: what `methods/base.py` adds over replicas, and Keras of its metrics."""
+    """The messages of a step, lists of zeros: gradients, metrics, and first the others (`methods/base.py`)."""
     logits, zero, count = tf.zeros([local, model.network.output_shape[-1]]), tf.zeros([]), tf.zeros([], "int64")
     terms = model.loss_terms(tf.zeros([local], "int32"), Outputs(logits, logits, 0.0))
     states = [each for each in model.network.non_trainable_variables if each.value.dtype.is_floating]
     zeros = [[tf.zeros_like(each.value) for each in variables] for variables in (states, model.trainable_variables)]
     # The number of examples; the loss, its parts and whether a gradient is not finite; BatchNormalization's statistics.
     others = [[zero], [zero] * (2 + len(terms)), *([zeros[0]] if states else [])]
-    return {"others": others, "gradients": [zeros[1]], "metrics": 3 * [[zero], [count]]}
+    return others, [zeros[1]], 3 * [[zero], [count]]
 
 
 def summing(messages, strategy):
@@ -153,9 +147,8 @@ def saving(given, strategy, network, folder):
 PARTS = {"all-reduce": all_reduce, "input": sharding, "saving": saving}
 
 
-def measured(given, part, network, folder):
+def measured(part, network, workers, folder):
     """Name to seconds, of the slowest worker in each round; name to MiB."""
-    workers = 1 if part == "saving" else given.workers
     command = [sys.executable, "-m", "benchmarks.distribution", *sys.argv[1:], "--job", part, network, folder]
     if status := km.launch(command, workers):
         sys.exit(status)
@@ -173,19 +166,18 @@ def work(given, part, network, folder):
 
 
 def rows(given, folder):
-    """The rows of the table."""
     together = None
     jobs = [(part, name) for part in given.parts for name in (given.networks if part == "saving" else [given.network])]
     for part, network in jobs:
-        seconds, mebibytes = measured(given, part, network, folder)
+        seconds, mebibytes = measured(part, network, 1 if part == "saving" else given.workers, folder)
         whole = together and together * given.recipe_batch / given.batch_size
         if part == "all-reduce":
             seconds["difference"] = seconds["step together"] - seconds["step alone"]
-            whole = together = statistics.median(seconds["step together"])
+            whole = together = np.median(seconds["step together"])
         elif part == "saving":
-            whole = EPOCH * statistics.median(seconds["step"])
+            whole = EPOCH * np.median(seconds["step"])
         for name, samples in seconds.items():
-            median, least, most = (1000 * function(samples) for function in (statistics.median, min, max))
+            median, least, most = (1000 * function(samples) for function in (np.median, np.min, np.max))
             yield {
                 "part": part, "network": network, "name": name, "median": median, "least": least, "most": most,
                 "mebibytes": mebibytes.get(name), "share": whole and median / 1000 / whole, "samples": list(samples),
@@ -199,10 +191,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         overheads.cifar_like(folder)
         table = list(rows(given, pathlib.Path(folder)))
-    machine = measure.machine()
-    print(measure.line(machine))
+    print(measure.line(measure.machine()))
     measure.print_table(table, COLUMNS)
-    measure.write(given.json, machine=machine, arguments=vars(given), rows=table)
+    measure.write(given.json, machine=measure.machine(), arguments=vars(given), rows=table)
 
 
 if __name__ == "__main__":

@@ -136,9 +136,8 @@ def test_each_epoch_has_a_new_order_that_repeats_with_the_seed():
 
 def test_an_epoch_is_a_function_of_its_number_and_can_be_begun_in_its_middle():
     now = 3
-    whole, rest = (
-        datasets.load("digits", batch_size=100, augment="crop", epoch=lambda: now, first_batch=first) for first in (0, 5)
-    )
+    options = {"batch_size": 100, "augment": "crop", "epoch": lambda: now}
+    whole, rest = (datasets.load("digits", first_batch=first, **options) for first in (0, 5))
     batches = list(whole.as_numpy_iterator())
     assert len(rest) == len(batches) - 5
     for (images, labels), (expected, expected_labels) in zip(rest.as_numpy_iterator(), batches[5:], strict=True):

@@ -42,9 +42,7 @@ def agree(model, batch, found, examples):
     gradients, counts = found.gradients, tf.math.is_finite(terms["loss"])
     if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
         # It leaves out by itself what overflows, but goes by what the first replica sees.
-        gradients = [
-            None if g is None else tf.where(overflows > 0, tf.constant(float("nan"), g.dtype), g) for g in gradients
-        ]
+        gradients = [each if each is None else _spoilt(each, overflows > 0) for each in gradients]
     else:
         counts &= overflows == 0
     if model.on_nan == "stop":
@@ -61,6 +59,10 @@ def _overflows(gradients):
     """1 where one of this replica's gradients is not finite, 0 elsewhere."""
     finite = [tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients if gradient is not None]
     return 1.0 - tf.cast(tf.reduce_all(finite), "float32")
+
+
+def _spoilt(gradient, overflow):
+    return tf.where(overflow, tf.constant(float("nan"), gradient.dtype), gradient)
 
 
 def _stop(counts, step, terms, gradients):
