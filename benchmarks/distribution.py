@@ -10,9 +10,8 @@ all-reduce  a training step of MART on `--batch_size` images divided among the w
             line adds. MiB are what a worker sends: 2 (n - 1) / n of the values. No input pipeline.
 input       a batch of `--recipe_batch` images (32x32x3, cropped and flipped), over epochs in which nothing else is
             done: distributed as `fit` does it, and not. Shares of both are of a step together of as many images.
-saving      in one process with all cores, in the folder for temporary files (TMPDIR): the state to go on from, which
-            links and checks best.keras too, and what an epoch's end writes. MiB are of new files. Shares are of an
-            epoch of `EPOCH` steps of MART on `--recipe_batch` images, timed alongside.
+saving      in one process, in TMPDIR: the state to go on from, which links and checks best.keras too, and what the end
+            of an epoch writes. MiB are of new files. Shares are of 352 steps, CIFAR-10's epoch, on `--recipe_batch`.
 """
 
 import argparse

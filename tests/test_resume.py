@@ -89,15 +89,20 @@ KILLS = {
     "in the first epoch, nothing saved": (saving.Saver, "on_train_batch_end", 2, True, "1epoch"),
     "in the middle of an epoch": (saving.Saver, "on_train_batch_end", 6, True, "2steps"),
     "after the last step, in the validation": (RobustAccuracy, "on_epoch_end", 2, True, "3steps"),
-    "before the best is written": (workdir.RunDirectory, "record", 2, True, "1epoch"),
-    "between best, last and history": (workdir.RunDirectory, "_write_rows", 3, True, "1epoch"),
+    "before last and best are written": (workdir.RunDirectory, "record", 2, True, "1epoch"),
+    "between last, best and history": (workdir.RunDirectory, "_write_rows", 3, True, "1epoch"),
     "before the state is saved": (workdir.RunDirectory, "save", 2, True, "1epoch"),
     "after the state is saved": (workdir.RunDirectory, "save", 2, False, "1epoch"),
     "while a state is written": (np, "savez", 3, False, "2steps"),
 }
 
 
-@pytest.mark.parametrize("where", KILLS)
+# A few for every day.
+DAILY = ("in the middle of an epoch", "after the last step, in the validation", "while a state is written")
+SLOW = [pytest.param(where, marks=[] if where in DAILY else pytest.mark.slow) for where in KILLS]
+
+
+@pytest.mark.parametrize("where", SLOW)
 def test_a_killed_run_ends_as_the_unbroken_one(where, flags, unbroken, tmp_path, monkeypatch):
     owner, name, call, before, every = KILLS[where]
     case = "mart" if list(KILLS).index(where) % 2 else "mma"
@@ -134,7 +139,9 @@ def process(flags, case, path, *more):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_it_after_the_step_with_the_state_saved(number, status, flags, tmp_path):
     path = tmp_path / "run"
     child = process(flags, "mart", path, "--epochs=100000", "--save_every=100000epochs")

@@ -79,9 +79,11 @@ class RunDirectory(Run):
 
     def record(self, model, rows, is_best):
         """Writes history.csv, last.keras and, if it is the best yet, best.keras."""
-        for path in [self.best, self.last] if is_best else [self.last]:
-            with files.whole(path) as unfinished:
-                model.save(unfinished)
+        with files.whole(self.last) as unfinished:
+            model.save(unfinished)
+        if is_best:
+            with files.whole(self.best) as unfinished:
+                files.link_or_copy(self.last, unfinished)
         self._write_rows(rows)
 
     def save(self, number, arrays, facts):
