@@ -17,7 +17,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     Statistics are computed in float32 also where the images are half precision, without a float32 copy of them.
     Arguments, weights and results are Keras's: the running variance is that of the batch, biased; under a strategy
-    each replica normalises with the statistics of its own part of the batch, and keeps its own running ones.
+    each replica normalises with the statistics of its own part of the batch, and by itself keeps its own running ones
+    (`AdversarialModel` averages them).
 
     Keras's own operations are used where `epsilon` is under 1e-5, `synchronized` or `renorm` is set, a mask is
     given, the axis is not the last of four, or the weights are not float32; for evaluation in float32, where they are
