@@ -1,5 +1,8 @@
 """Keras callbacks: robust accuracy during training, and TensorBoard's curves without its package."""
 
+import errno
+import os
+
 import keras
 import tensorflow as tf
 
@@ -76,7 +79,10 @@ class EpochScalars(keras.callbacks.Callback):
         with self._writer.as_default():
             for name, value in logs.items():
                 tf.summary.write(f"epoch/{name}", tf.cast(value, "float32"), step=epoch, metadata=metadata)
-        self._writer.flush()
+        try:
+            self._writer.flush()
+        except tf.errors.ResourceExhaustedError as error:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.directory) from error
 
     def on_train_end(self, logs=None):
         self._writer.close()

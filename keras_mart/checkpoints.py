@@ -1,12 +1,14 @@
 """The states of a training run on disk: numbered, whole, and known to be what was saved."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import numbers
 import os
 import pathlib
 import re
+import shutil
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +18,9 @@ from keras_mart import files
 ARRAYS = "arrays.npz"
 FACTS = "facts.json"
 CHECKSUMS = "checksums.json"
+# The errors of a damaged state: a file is gone or unreadable, or, without a number, is not what was written. Whatever
+# else, such as a missing permission, is no damage.
+DAMAGE = (None, errno.ENOENT, errno.EIO)
 # A checkpoint's folder. One of a number that is there already is `<number>.1` until it has the number to itself.
 FOLDER = re.compile(r"(\d{10,})(?:\.(\d+))?")
 
@@ -71,8 +76,7 @@ class Checkpoints:
             number: integer, at least 0, that grows as the run goes on.
             arrays: list of arrays of any shapes, with dtypes of NumPy (no objects) or of ml_dtypes, such as bfloat16.
             facts: what JSON can say, also NaN and infinity; NumPy's scalars become Python's.
-            files: name to path of files to put in: by a hard link, so they may be replaced afterwards but not written
-                into, or by a copy where there can be no link.
+            files: name to path of files to put in, as copies: what is damaged in one state is whole in another.
 
         Returns:
             `pathlib.Path` of its folder.
@@ -112,6 +116,8 @@ class Checkpoints:
             try:
                 checkpoint = _read(number, folder)
             except (OSError, ValueError) as error:
+                if getattr(error, "errno", None) not in DAMAGE:
+                    raise
                 damaged[folder] = error
             else:
                 return checkpoint, [
@@ -165,7 +171,7 @@ def _write(path, arrays, facts, put_in):
         np.savez(unfinished / ARRAYS, **stored)
         (unfinished / FACTS).write_text(text)
         for name, source in put_in.items():
-            files.link_or_copy(source, unfinished / name)
+            shutil.copyfile(source, unfinished / name)
         sums = {name: _sha256(unfinished / name) for name in (ARRAYS, FACTS, *put_in)}
         (unfinished / CHECKSUMS).write_bytes(_as_bytes(sums))
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_mart import clusters, watch
 
 STRATEGIES = ("auto", "none", "mirrored", "multiworker")
+CHUNK = 4096  # sizes are sent in two parts, as float32 holds integers up to 2**24 alone
 STARTING = 60  # seconds for TensorFlow to connect workers that are all there
 
 
@@ -205,9 +206,9 @@ def gathered(thing, strategy=None):
     if workers == 1:
         return [thing]
     own = np.frombuffer(pickle.dumps(thing), np.uint8)
-    sizes = np.zeros(workers, "float32")
-    sizes[index] = len(own)
-    sizes = _sum(sizes, strategy).astype(int)
+    sizes = np.zeros([workers, 2], "float32")
+    sizes[index] = divmod(len(own), CHUNK)
+    sizes = _sum(sizes.ravel(), strategy).reshape(sizes.shape).astype(int) @ [CHUNK, 1]
     table = np.zeros([workers, sizes.max()], "float32")  # NCCL and rings add floats, which hold a byte exactly
     table[index, : len(own)] = own
     table = _sum(table.ravel(), strategy).reshape(table.shape).astype(np.uint8)

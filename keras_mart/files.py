@@ -92,14 +92,6 @@ def remove_unfinished(folder):
             _delete(path)
 
 
-def link_or_copy(source, target):
-    """Makes `target` a second name of a file, or a copy of it where there can be none. It must not be written into."""
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
-
-
 def sync(path):
     """Returns when a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

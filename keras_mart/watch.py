@@ -277,7 +277,8 @@ class _Watch:
         os._exit(WORKER_LOST)
 
     def _say(self):
-        print(f"keras_mart: {self.lost}. This is worker {self.index}: stopped.", file=sys.stderr, flush=True)
+        lost = self.lost.rstrip(".")
+        print(f"keras_mart: {lost}. This is worker {self.index}: stopped.", file=sys.stderr, flush=True)
 
 
 def split(address):

@@ -25,7 +25,7 @@ CASES = {
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the program catches it."""
+    """Stands for SIGKILL, but that files in the making are removed (tests/test_checkpoints.py has the real one)."""
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,8 @@ KILLS = {
     "in the first epoch, nothing saved": (saving.Saver, "on_train_batch_end", 2, True, "1epoch"),
     "in the middle of an epoch": (saving.Saver, "on_train_batch_end", 6, True, "2steps"),
     "after the last step, in the validation": (RobustAccuracy, "on_epoch_end", 2, True, "3steps"),
+    "before the first state, with a best checkpoint": (saving.Saver, "on_train_batch_end", 5, True, "100epochs"),
+    "in the first record": (workdir.RunDirectory, "_write_rows", 2, True, "1epoch"),
     "before last and best are written": (workdir.RunDirectory, "record", 2, True, "1epoch"),
     "between last, best and history": (workdir.RunDirectory, "_write_rows", 3, True, "1epoch"),
     "before the state is saved": (workdir.RunDirectory, "save", 2, True, "1epoch"),
@@ -98,7 +100,7 @@ KILLS = {
 
 
 # A few for every day.
-DAILY = ("in the middle of an epoch", "after the last step, in the validation", "while a state is written")
+DAILY = ("in the first record", "in the middle of an epoch", "after the last step, in the validation")
 SLOW = [pytest.param(where, marks=[] if where in DAILY else pytest.mark.slow) for where in KILLS]
 
 
@@ -116,15 +118,17 @@ def test_a_killed_run_ends_as_the_unbroken_one(where, flags, unbroken, tmp_path,
     assert contents(path) == unbroken[case]
 
 
-def test_a_damaged_state_is_named_and_the_one_before_is_used(flags, unbroken, tmp_path):
+@pytest.mark.parametrize("name", ["arrays.npz", pytest.param("best.keras", marks=pytest.mark.slow)])
+def test_a_damaged_state_is_named_and_the_one_before_is_used(name, flags, unbroken, tmp_path):
     path = tmp_path / "run"
     run(flags, "mma", path, "--epochs=2")
     newest = max((path / "checkpoints").iterdir())
-    content = bytearray((newest / "arrays.npz").read_bytes())
-    content[len(content) // 2] ^= 1
-    (newest / "arrays.npz").write_bytes(content)
+    for damaged in {newest / name, path / "best.keras"}:
+        content = bytearray(damaged.read_bytes())
+        content[len(content) // 2] ^= 1
+        damaged.write_bytes(content)
     result = run(flags, "mma", path)
-    assert f"{newest} is damaged (arrays.npz does not match its checksum); the one before it is used." in result.out
+    assert f"{newest} is damaged ({name} does not match its checksum); the one before it is used." in result.out
     assert contents(path) == unbroken["mma"]
 
 
@@ -165,3 +169,34 @@ def test_save_every_n_steps(flags, tmp_path, monkeypatch):
     assert numbers == [2, 4, 6, 8, 9]
     run(flags, "mma", tmp_path / "other", "--save_every=2epochs")
     assert numbers[5:] == [6, 9]
+
+
+def flat(path):
+    """The state, to the bit, of a run of which other files cannot be read here."""
+    state, _ = Checkpoints(path / "checkpoints").newest()
+    return [array.tobytes() for array in state.arrays], state.facts, (path / "history.csv").read_text()
+
+
+@pytest.mark.slow
+def test_two_workers_go_on_to_the_same_bits(flags, tmp_path):
+    path, expected = tmp_path / "run", tmp_path / "expected"
+    assert process(flags, "mma", expected, "--workers=2").wait(timeout=300) == 0
+    child = process(flags, "mma", path, "--workers=2", "--save_every=2")
+    next(line for line in child.stdout if "Epoch 2/" in line)
+    child.kill()
+    child.communicate()
+    assert process(flags, "mma", path, "--workers=2", "--save_every=2").wait(timeout=300) == 0
+    assert flat(path) == flat(expected)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_workers_ends_both_with_the_state_saved(flags, tmp_path):
+    path = tmp_path / "run"
+    child = process(flags, "mma", path, "--workers=2", "--epochs=100000", "--save_every=100000epochs")
+    next(line for line in child.stdout if "Epoch 2/" in line)
+    workers = pathlib.Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    os.kill(int(workers[1]), signal.SIGTERM)
+    out, _ = child.communicate(timeout=60)
+    assert child.returncode == 143, out
+    assert f"[0] {path}: saved after step" in out
+    assert Checkpoints(path / "checkpoints").newest()[0] is not None

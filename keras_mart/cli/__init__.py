@@ -14,7 +14,7 @@ from keras_mart.cli.evaluate import evaluate_run
 from keras_mart.cli.export import export_run
 from keras_mart.cli.flags import FLAGS
 from keras_mart.cli.report import report_runs
-from keras_mart.cli.stopping import STATUS, Stopped
+from keras_mart.cli.stopping import STATUS, Stopped, say
 from keras_mart.cli.train import train
 from keras_mart.evaluation.table import side_by_side
 
@@ -41,7 +41,7 @@ def main(argv):
     except (KeyboardInterrupt, Stopped) as error:
         watch.leave()
         how = " Go on by giving the same flags and --resume." if "train" in FLAGS.mode else ""
-        print(f"\nkeras_mart: interrupted.{how}", file=sys.stderr)
+        say(f"\nkeras_mart: interrupted.{how}")
         sys.exit(STATUS[getattr(error, "number", signal.SIGINT)])
     except FloatingPointError as error:
         watch.leave(error)
@@ -66,11 +66,11 @@ def _main(argv):
         raise ValueError(f"Everything is said by flags, --name=value. Received: {' '.join(argv[1:])}")
     if "train" in FLAGS.mode:
         rules.check()
+    else:
+        _recall(workdir.RunDirectory(workdir.root_path()))
     if FLAGS.workers > 1:
         rules.check_workers()
         sys.exit(launching.launch(_as_one_worker(sys.argv), FLAGS.workers))
-    if "train" not in FLAGS.mode:
-        _recall(workdir.RunDirectory(workdir.root_path()))
     strategy = distribution.strategy(FLAGS.strategy)  # before any other work of TensorFlow's
     if FLAGS.strategy == "auto" and strategy.num_replicas_in_sync > 1:
         print(f"--strategy=auto: {distribution.describe(strategy)}", flush=True)
@@ -83,7 +83,7 @@ def _main(argv):
     if "train" in FLAGS.mode:
         if is_chief:
             _begin(directories)
-        distribution.gathered("begun", strategy)  # the others wait here
+        _check_workers_agree(directories, strategy)  # the others wait here
         for method, directory in directories.items():
             train(method, directory, strategy)
     if "evaluate" in FLAGS.mode:
@@ -96,6 +96,17 @@ def _main(argv):
         for directory in directories.values():
             export_run(directory)
     distribution.gathered("done", strategy)
+
+
+def _check_workers_agree(directories, strategy):
+    """Raises ValueError where workers were given other flags, or see another run directory than the first."""
+    flags_given = distribution.gathered(rules.as_text(FLAGS.method), strategy)
+    if len(set(flags_given)) > 1:
+        raise ValueError(f"All workers must be given the same flags. Received: {flags_given}")
+    seen = distribution.gathered(all(each.flags.exists() for each in directories.values()), strategy)
+    if not all(seen):
+        path, blind = workdir.root_path(), [worker for worker, sees in enumerate(seen) if not sees]
+        raise ValueError(f"All workers must see one run directory. Received: {path}, not seen by workers {blind}")
 
 
 def _as_one_worker(argv):

@@ -59,6 +59,8 @@ class Saver(keras.callbacks.Callback):
         self.first = self.progress.step
         if self.first:
             state.restore_metrics(self.model, self.metrics)  # Keras has just reset them
+        if self.first == self.steps:
+            self._heed_alone()
 
     def on_train_batch_end(self, batch, logs=None):
         self.progress.step = self.first + batch + 1
@@ -72,7 +74,12 @@ class Saver(keras.callbacks.Callback):
         if stop:
             self._stop()
         if over:
-            self.requests.heed()  # validation changes nothing and may be left
+            self._heed_alone()
+
+    def on_test_batch_end(self, batch, logs=None):
+        if self._workers() > 1 and self._asked_to_stop():
+            self.save()
+            self._stop()
 
     def on_epoch_end(self, epoch, logs=None):
         self.requests.deferred = True
@@ -92,7 +99,7 @@ class Saver(keras.callbacks.Callback):
             self.save()
         if stop:
             self._stop()
-        self.requests.heed()
+        self._heed_alone()
         self.model.stop_training |= epoch == self.last_epoch
 
     def save(self):
@@ -104,6 +111,14 @@ class Saver(keras.callbacks.Callback):
 
     def _place(self):
         return self.progress.epoch, self.progress.step
+
+    def _heed_alone(self):
+        """Lets a request end what follows at once: validation changes nothing. Several workers must end together."""
+        if self._workers() == 1:
+            self.requests.heed()
+
+    def _workers(self):
+        return distribution.worker(self.model.distribute_strategy)[1]
 
     def _stop(self):
         distribution.gathered("saved", self.model.distribute_strategy)  # who ends early would take the chief along

@@ -1,10 +1,17 @@
 """SIGTERM and Ctrl-C: a run finishes what it must not leave half done, saves, and ends."""
 
+import contextlib
 import signal
 import sys
 
 # How a process that a signal ended is reported by shells.
 STATUS = {signal.SIGINT: 128 + signal.SIGINT, signal.SIGTERM: 128 + signal.SIGTERM}
+
+
+def say(text):
+    """Prints to stderr, if it can: Ctrl-C ends whoever reads it too, and may come while something is printed."""
+    with contextlib.suppress(OSError, RuntimeError):
+        print(text, file=sys.stderr, flush=True)
 
 
 class Stopped(BaseException):
@@ -24,11 +31,14 @@ class Requests:
     def __init__(self):
         self.number = None
         self.deferred = False
+        self._before = {}
 
     def __enter__(self):
-        # What is ignored, as Ctrl-C is by a process in the background, stays ignored.
-        taken = [number for number in STATUS if signal.getsignal(number) is not signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self._take) for number in taken}
+        for number in STATUS:
+            # What is ignored, as Ctrl-C is by a process in the background, stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.getsignal(number)
+                signal.signal(number, self._take)
         return self
 
     def __exit__(self, *_):
@@ -49,6 +59,6 @@ class Requests:
         for each in self._before:
             signal.signal(each, signal.SIG_DFL)
         self.number = number
-        print(f"\n{signal.Signals(number).name}: saving; a second one ends it at once.", file=sys.stderr, flush=True)
+        say(f"\n{signal.Signals(number).name}: saving; a second one ends it at once.")
         if not self.deferred:
             raise Stopped(number)

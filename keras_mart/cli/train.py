@@ -9,7 +9,7 @@ from keras_mart.callbacks import EpochScalars, RobustAccuracy
 from keras_mart.cli import build, state
 from keras_mart.cli.flags import FLAGS
 from keras_mart.cli.saving import Progress, Saver
-from keras_mart.cli.stopping import Requests, Stopped
+from keras_mart.cli.stopping import Requests, Stopped, say
 
 # The attack that chooses the best checkpoint, on validation data.
 VALIDATION_ATTACK = "pgd20"
@@ -30,7 +30,8 @@ def train(method, directory, strategy):
             _fit(model, saver, directory)
         except Stopped:
             saver.save()
-            print(f"{directory.path}: saved after step {saver.number()}", flush=True)
+            if distribution.is_chief(strategy):
+                say(f"{directory.path}: saved after step {saver.number()}")
             raise
 
 
@@ -67,7 +68,7 @@ def _end_epoch(model, epoch, validation, callbacks):
     container.on_epoch_begin(epoch)
     logs = model.get_metrics_result()
     if _validates(epoch + 1):
-        found = model.evaluate(validation, return_dict=True, verbose=0)
+        found = model.evaluate(validation, return_dict=True, verbose=0, callbacks=container)
         logs.update({f"val_{name}": value for name, value in found.items()})
     container.on_epoch_end(epoch, logs)
     container.on_train_end()
@@ -88,7 +89,7 @@ def _saver(model, directory, requests):
     if checkpoint is not None:
         state.restore(model, checkpoint.arrays)
         progress, metrics = Progress(**checkpoint.facts["progress"]), checkpoint.facts["metrics"]
-    steps = int(build.training_data(model, int).cardinality())
+    steps = int(build.training_data(model, lambda: 0).cardinality())
     monitor = f"val_{VALIDATION_ATTACK}_accuracy" if model.has_adversary else "val_natural_accuracy"
     return Saver(directory, progress, steps, FLAGS.save_every, monitor, requests, metrics)
 
@@ -112,4 +113,6 @@ def _callbacks(model, validation, directory):
 def _where(saver, strategy):
     devices = f" on {strategy.num_replicas_in_sync} devices" if strategy.num_replicas_in_sync > 1 else ""
     begun = f" (from step {saver.progress.step + 1} of {saver.steps})" if saver.progress.step else ""
+    if saver.progress.step == saver.steps:
+        begun = " (from its validation)"
     return f"{devices}, epochs {saver.progress.epoch + 1}{begun} to {FLAGS.epochs}"

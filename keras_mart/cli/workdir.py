@@ -2,6 +2,7 @@
 
 import csv
 import pathlib
+import shutil
 import zipfile
 
 import keras
@@ -31,6 +32,7 @@ class RunDirectory(Run):
         """Raises ValueError where no run with these flags can begin here or, with `resume`, go on."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"The run directory must be a folder. Received: {self.path}")
+        files.remove_unfinished(self.path)
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return
         if not resume:
@@ -83,7 +85,7 @@ class RunDirectory(Run):
             model.save(unfinished)
         if is_best:
             with files.whole(self.best) as unfinished:
-                files.link_or_copy(self.last, unfinished)
+                shutil.copyfile(self.last, unfinished)
         self._write_rows(rows)
 
     def save(self, number, arrays, facts):
@@ -92,14 +94,14 @@ class RunDirectory(Run):
 
     def go_back(self, checkpoint):
         """Makes the directory what it was when a state was saved; `None` for the beginning."""
-        files.remove_unfinished(self.path)
+        self.checkpoints.path.mkdir(exist_ok=True)  # from now on, a run without it is one that lost it
         self.checkpoints.forget_after(-1 if checkpoint is None else checkpoint.number)
         best = None if checkpoint is None else checkpoint.files.get(self.best.name)
         if best is None:
             self.best.unlink(missing_ok=True)
         else:
             with files.whole(self.best) as unfinished:
-                files.link_or_copy(best, unfinished)
+                shutil.copyfile(best, unfinished)
         self._write_rows([] if checkpoint is None else checkpoint.facts["progress"]["rows"])
 
     def _write_rows(self, rows):
