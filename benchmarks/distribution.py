@@ -10,7 +10,7 @@ all-reduce  a training step of MART on `--batch_size` images divided among the w
             line adds. MiB are what a worker sends: 2 (n - 1) / n of the values. No input pipeline.
 input       a batch of `--recipe_batch` images (32x32x3, cropped and flipped), over epochs in which nothing else is
             done: distributed as `fit` does it, and not. Shares of both are of a step together of as many images.
-saving      in one process, in TMPDIR: the state to go on from, which links and checks best.keras too, and what the end
+saving      in one process, in TMPDIR: the state to go on from, which holds a copy of best.keras too, and what the end
             of an epoch writes. MiB are of new files. Shares are of 352 steps, CIFAR-10's epoch, on `--recipe_batch`.
 """
 
@@ -138,7 +138,7 @@ def saving(given, strategy, network, folder):
         "state": lambda: run.save(int(model.step), state.arrays(model), {"rows": rows}),
     }
     seconds = in_turn(functions, given.rounds, strategy)
-    new = [path for path in max(run.checkpoints.path.iterdir()).iterdir() if path.name != run.best.name]
+    new = list(max(run.checkpoints.path.iterdir()).iterdir())
     files = {"best.keras, last.keras": [run.best, run.last], "last.keras": [run.last], "state": new}
     return seconds, {name: sum(path.stat().st_size for path in paths) / 2**20 for name, paths in files.items()}
 
