@@ -35,7 +35,7 @@ class AWP:
     Raises:
         ValueError: a gamma that is not positive, a warmup that is no number of epochs.
 
-    Reference: Wu et al., arXiv 2004.05884, equations 7 to 10.
+    Reference: Wu et al., arXiv 2004.05884, and its code (github.com/csdongxian/AWP).
     """
 
     gamma: float
