@@ -70,7 +70,7 @@ def test_an_adversarially_trained_network_passes(robust, digits):
     assert "no source model was given" in found["stronger_than_transfer"].figure
     epsilons, accuracies = found.curve["epsilon"], found.curve["accuracy"]
     assert epsilons[0] == 0 and THREAT.epsilon in epsilons and epsilons[-1] == 1 and sorted(epsilons) == epsilons
-    assert accuracies[0] > 0.9 and accuracies[epsilons.index(THREAT.epsilon)] > 0.4 and accuracies[-1] < 0.05
+    assert accuracies[0] > 0.8 and accuracies[epsilons.index(THREAT.epsilon)] > 0.4 and accuracies[-1] < 0.05
 
 
 def test_quantised_inputs_are_flagged(plain, robust, digits):
