@@ -90,9 +90,8 @@ def _load_saved_model(folder):
     inputs, outputs = signature.structured_input_signature[1], signature.structured_outputs
     name = "logits" if "logits" in outputs else next(iter(outputs))
     if len(inputs) != 1 or (name != "logits" and len(outputs) != 1):
-        raise ValueError(
-            f"The SavedModel must take images and return logits. Received: {', '.join(inputs)} to {', '.join(outputs)}"
-        )
+        given = f"{', '.join(inputs)} to {', '.join(sorted(outputs))}"
+        raise ValueError(f"The SavedModel must take images and return logits. Received: {given}")
     images = keras.Input(next(iter(inputs.values())).shape[1:])
     return keras.Model(images, layer(images)[name], name="saved_model")
 

@@ -147,7 +147,7 @@ def mixed_float16():
         keras.config.set_dtype_policy("float32")
 
 
-@pytest.mark.parametrize(("on_nan", "replicas"), [("stop", 1), ("skip", 2)])
+@pytest.mark.parametrize(("on_nan", "replicas"), [("stop", 1), pytest.param("skip", 2, marks=pytest.mark.slow)])
 def test_overflowing_gradients_are_the_loss_scaling_s_business(on_nan, strategy):
     with strategy.scope():
         model = build(network=mixed_float16(), on_nan=on_nan)
@@ -161,6 +161,7 @@ def test_overflowing_gradients_are_the_loss_scaling_s_business(on_nan, strategy)
     assert scaling.step_counter.numpy() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [2])
 def test_a_loss_that_is_not_finite_does_not_disturb_the_loss_scaling(strategy):
     with strategy.scope():

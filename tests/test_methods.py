@@ -119,8 +119,8 @@ def replace_random_numbers(monkeypatch):
     monkeypatch.setattr(tf.random, "stateless_normal", noise)
 
 
-# XLA takes long to compile: two methods with it are enough for every day.
-WITH_XLA = [pytest.param(case, True, marks=[] if case in ("mart", "mma") else pytest.mark.slow) for case in CASES]
+# XLA takes long to compile: one method with it is enough for every day.
+WITH_XLA = [pytest.param(case, True, marks=[] if case == "mart" else pytest.mark.slow) for case in CASES]
 
 
 @pytest.mark.parametrize(("case", "jit_compile"), [*((case, False) for case in CASES), *WITH_XLA])

@@ -161,6 +161,7 @@ def test_gradients_may_be_sparse():
     assert np.abs(table.embeddings.numpy() - before).max() > 0
 
 
+@pytest.mark.slow
 def test_xla_changes_nothing(monkeypatch):
     replace_random_numbers(monkeypatch)
     models = [perturbed("mart", km.AWP(GAMMA), jit_compile=jit_compile) for jit_compile in (False, True)]

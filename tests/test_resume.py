@@ -100,7 +100,7 @@ KILLS = {
 
 
 # A few for every day.
-DAILY = ("in the first record", "in the middle of an epoch", "after the last step, in the validation")
+DAILY = ("in the middle of an epoch", "after the last step, in the validation")
 SLOW = [pytest.param(where, marks=[] if where in DAILY else pytest.mark.slow) for where in KILLS]
 
 
@@ -118,7 +118,8 @@ def test_a_killed_run_ends_as_the_unbroken_one(where, flags, unbroken, tmp_path,
     assert contents(path) == unbroken[case]
 
 
-@pytest.mark.parametrize("name", ["arrays.npz", pytest.param("best.keras", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["arrays.npz", "best.keras"])
 def test_a_damaged_state_is_named_and_the_one_before_is_used(name, flags, unbroken, tmp_path):
     path = tmp_path / "run"
     run(flags, "mma", path, "--epochs=2")
@@ -162,13 +163,14 @@ def test_a_signal_ends_it_after_the_step_with_the_state_saved(number, status, fl
     assert len(progress["rows"]) == progress["epoch"]
 
 
-def test_save_every_n_steps(flags, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("every", "expected"), [("2", [2, 4, 6, 8, 9]), pytest.param("2epochs", [6, 9], marks=pytest.mark.slow)]
+)
+def test_save_every_so_often(every, expected, flags, tmp_path, monkeypatch):
     numbers = []
     monkeypatch.setattr(workdir.RunDirectory, "save", lambda self, number, *_: numbers.append(number))
-    run(flags, "mma", tmp_path / "run", "--save_every=2")
-    assert numbers == [2, 4, 6, 8, 9]
-    run(flags, "mma", tmp_path / "other", "--save_every=2epochs")
-    assert numbers[5:] == [6, 9]
+    run(flags, "mma", tmp_path / "run", f"--save_every={every}")
+    assert numbers == expected
 
 
 def flat(path):

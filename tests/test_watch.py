@@ -71,7 +71,7 @@ def cluster():
             process.communicate()
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("number", "how"), [(signal.SIGKILL, "died or was killed"), (signal.SIGSTOP, "hangs: no sign of life")]
 )
@@ -87,7 +87,7 @@ def test_all_others_stop_and_say_who_was_lost(victim, number, how, cluster):
 
 
 @pytest.mark.parametrize("victim", [0, 2])
-@pytest.mark.parametrize("after", [0, 0.5])
+@pytest.mark.parametrize("after", [pytest.param(0, marks=pytest.mark.slow), 0.5])
 def test_a_failure_is_passed_on_with_its_reason(victim, after, cluster):
     workers = cluster(3)
     fails = f"\n    time.sleep({after})\n    raise ValueError('no more disk')"
@@ -100,7 +100,7 @@ def test_a_failure_is_passed_on_with_its_reason(victim, after, cluster):
     assert workers.end(victim)[0] == 1
 
 
-@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize("first", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_ends_at_different_times_are_no_loss(first, cluster):
     workers = cluster(3)
     workers.run(f"time.sleep(0 if me == {first} else 4)\nsys.exit(3 if me == {first} else 0)")
