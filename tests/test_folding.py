@@ -89,7 +89,9 @@ def mobilenet_v2():
     return keras.applications.MobileNetV2((32, 32, 3), **options)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "mobilenet_v2" else []) for name in NETWORKS]
+)
 def test_view_is_the_network(name):
     build, left = NETWORKS[name]
     network = shake(build())
