@@ -148,9 +148,11 @@ class Checkpoints:
         """Removes what a new state of that number replaces, and what is too old."""
         earlier = sorted({found for found, _, _ in self._folders() if found < number}, reverse=True)
         too_old = earlier[self.keep - 1 :]
-        for found, _, folder in self._folders():
-            if found in too_old or (found == number and folder != new):
+        seen = set()
+        for found, _, folder in self._folders():  # of two with one number, which a kill leaves, the newer comes first
+            if found in too_old or (found == number and folder != new) or (found < number and found in seen):
                 files.remove(folder)
+            seen.add(found)
 
     def _folders(self):
         """(number, how often it was replaced, path) of each state, the newest first."""
