@@ -31,6 +31,11 @@ def training_data(model, epoch, first_batch=0):
     )  # fmt: skip
 
 
+def steps():
+    """Number of batches of the training split."""
+    return -(-datasets.describe(FLAGS.dataset, FLAGS.data_dir).num_examples["train"] // FLAGS.batch_size)
+
+
 def test_data(examples=None):
     """The test set; if a number of examples is given, so many of them at random, the same for the same --seed."""
     if examples is None:

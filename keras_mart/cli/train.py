@@ -89,9 +89,8 @@ def _saver(model, directory, requests):
     if checkpoint is not None:
         state.restore(model, checkpoint.arrays)
         progress, metrics = Progress(**checkpoint.facts["progress"]), checkpoint.facts["metrics"]
-    steps = int(build.training_data(model, lambda: 0).cardinality())
     monitor = f"val_{VALIDATION_ATTACK}_accuracy" if model.has_adversary else "val_natural_accuracy"
-    return Saver(directory, progress, steps, FLAGS.save_every, monitor, requests, metrics)
+    return Saver(directory, progress, build.steps(), FLAGS.save_every, monitor, requests, metrics)
 
 
 def _validates(epoch):
