@@ -15,7 +15,7 @@ import tensorflow as tf
 import keras_mart as km
 from keras_mart.methods import METHODS
 
-CASES = (*METHODS, "alp-original", "clp-original", "mart-batch-norm", "mart-average", "mart-awp")
+CASES = (*METHODS, "alp-original", "clp-original", "mart-batch-norm", "mart-average", "mart-awp", "mma-mix")
 SHAPE, CLASSES, EXAMPLES = (6, 6, 1), 3, 66
 
 
@@ -53,6 +53,8 @@ def run(case, strategy):
         images, labels, weights, batch = images[:60], labels[:60], weights[:60], 12
     inputs = (images, np.arange(len(images))) if model.needs_index else images
     data = tf.data.Dataset.from_tensor_slices((inputs, labels, weights)).batch(batch)
+    if variant == "mix":
+        data = km.datasets.mix(data, (images[::-1], labels), fraction=0.3, weight=0.5, epoch=lambda: 0)
     epochs = -(-20 // int(data.cardinality()))
     # In a strategy's own words, as users have them: AutoShardPolicy.AUTO.
     history = model.fit(data, epochs=epochs, validation_data=(images[:23], labels[:23]), verbose=0).history
@@ -84,6 +86,8 @@ def build(method, variant):
         options["weight_perturbation"] = km.AWP(0.01, warmup=1)
     if METHODS[method].needs_index:
         options |= {"num_examples": EXAMPLES, "max_epsilon": 0.2, "min_margin": 0.05}
+    if variant == "mix":
+        options["num_examples"] *= 2
     model = METHODS[method](network, **options)
     model.compile(km.optimizers.SGD(0.05, momentum=0.9, weight_decay=1e-3))
     return model

@@ -413,6 +413,14 @@ WRONG = [
     ("--save_every=soon", "--save_every", "Received: 'soon'"),
     ("--awp_warmup=1", "--awp_warmup needs --awp_gamma. Received: --awp_warmup=1 alone"),
     ("--awp_gamma=0", "`gamma` must be positive"),
+    ("--extra_fraction=0.3", "--extra_fraction needs --extra. Received: --extra_fraction=0.3 alone"),
+    ("--extra_weight=2", "--extra_weight needs --extra. Received: --extra_weight=2.0 alone"),
+    ("--labeller=best.keras", "--labeller needs --extra. Received: --labeller=best.keras alone"),
+    ("--extra=digits --extra_fraction=1", "--extra_fraction must lie between 0 and 1. Received: 1.0"),
+    ("--extra=digits --batch_size=1", "--extra needs a --batch_size of at least 2. Received: --batch_size=1"),
+    ("--extra=digits", "Labels must lie in [0, 3). Received: labels from 0 to 9 in --extra=digits"),
+    ("--extra=npz:nowhere.npz", "An `npz:` dataset must be an existing file", "nowhere.npz"),
+    ("--extra=digits --labeller=nowhere.keras", "Received: 'nowhere.keras', which does not exist"),
     ("--weight_average=1", "`weight_average` must be a decay between 0 and 1. Received: 1.0"),
     ("--on_nan=wait", "`on_nan` must be one of stop, skip"),
     ("--workers=2 --strategy=mirrored", "--strategy must be auto or multiworker", "--strategy=mirrored"),
@@ -429,6 +437,55 @@ def test_wrong_flags_make_no_directory(tiny, case):
     for part in message:
         assert part in result.err
     assert not os.listdir()
+
+
+@pytest.fixture
+def extra(tmp_path_factory):
+    """A folder with extra.npz, images alone, and with labellers of 3 and 4 classes."""
+    folder = tmp_path_factory.mktemp("extra")
+    np.savez(folder / "extra.npz", image=np.random.RandomState(1).randint(0, 256, [20, 8, 8, 1]).astype("uint8"))
+    for classes in (CLASSES, CLASSES + 1):
+        layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(classes)]
+        keras.Sequential(layers).save(folder / f"{classes}.keras")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "--extra without labels needs a --labeller. Received: --extra=npz:"),
+        ("--labeller={0}/4.keras", "--labeller must tell as many classes as --dataset has, 3. Received: 4"),
+        ("--labeller={0}/3.keras --extra_weight=-1", "`weight` must be finite and not negative. Received: weight=-1.0"),
+        ("--labeller={0}/3.keras --dataset=npz:{0}/large.npz", "--labeller must label the images: Images must have"),
+        ("--extra=npz:{0}/large.npz", "images must be of one shape. Received: (8, 8, 1) and (9, 9, 1)"),
+    ],
+)
+def test_wrong_extra_data_make_no_directory(arguments, message, tiny, extra):
+    wide = np.zeros([TRAIN, 9, 9], "uint8"), np.zeros([TEST, 9, 9], "uint8")
+    np.savez(extra / "large.npz", **arrays(x_train=wide[0], x_test=wide[1]))
+    result = command(*tiny, f"--extra=npz:{extra / 'extra.npz'}", "--workdir=new", *arguments.format(extra).split())
+    assert result.status == 2
+    assert message in result.err
+    assert not os.listdir()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "fraction", "labelled"), [(128, 0.5, 64), (128, 0.7, 38), (16, 0.99, 1), (16, 0.01, 15)]
+)
+def test_a_batch_keeps_its_size_with_extra_data(batch_size, fraction, labelled):
+    parse("--extra=digits", f"--batch_size={batch_size}", f"--extra_fraction={fraction}", "--method=standard")
+    data = build.training_data(METHODS["standard"], lambda: 0)
+    assert len(data) == build.steps() == -(-1197 // labelled)
+    assert len(next(iter(data))[1]) == batch_size
+
+
+def test_a_labeller_replaces_the_labels_of_extra_data_and_margins_are_kept_for_all(tiny, extra):
+    parse(*tiny, f"--extra={tiny[0].removeprefix('--dataset=')}", f"--labeller={extra / '3.keras'}", "--max_epsilon=1")
+    images, labels = build.extra()
+    expected = keras.saving.load_model(extra / "3.keras")(images / 255).numpy().argmax(-1)
+    np.testing.assert_array_equal(labels, expected)
+    assert np.any(labels != datasets.load_extra(FLAGS.extra).labels)
+    assert build.model("mma").num_examples == 2 * (TRAIN - VALIDATION)
 
 
 # What is wrong with the arrays, and a word of the message; tests/test_datasets.py has the messages.

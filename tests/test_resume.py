@@ -9,6 +9,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from conftest import conv_network
 from test_cli import command, fresh_flags  # noqa: F401
 
 from keras_mart.callbacks import RobustAccuracy
@@ -17,11 +18,15 @@ from keras_mart.cli import saving, workdir
 
 EXAMPLES = 44  # of which 40 are trained on: 3 steps of 16, 16 and 8
 CASES = {
-    # Dropout, crops, shuffling, random starts, momentum, weight averages and perturbation.
-    "mart": ["--network=small_cnn", "--augment=crop", "--weight_average=0.9", "--awp_gamma=0.01", "--awp_warmup=1"],
+    # Dropout, crops, shuffling, random starts, momentum, weight averages and perturbation; 8 extra examples in a batch
+    # besides the 16, of 20 that a network labels.
+    "mart": [
+        "--network=small_cnn", "--augment=crop", "--weight_average=0.9", "--awp_gamma=0.01", "--awp_warmup=1",
+        "--batch_size=24", "--extra_fraction=1/3", "--extra=npz:{data}/extra.npz", "--labeller={data}/labeller.keras",
+    ],
     # BatchNormalization, margins, and an optimizer with more state.
     "mma": ["--network=wide_resnet", "--depth=10", "--width=1", "--max_epsilon=0.2", "--optimizer=adam"],
-}
+}  # fmt: skip
 
 
 class Killed(BaseException):
@@ -31,18 +36,27 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
     random = np.random.RandomState(0)
-    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    folder = tmp_path_factory.mktemp("data")
+    path = folder / "tiny.npz"
     images = random.randint(0, 256, [EXAMPLES, 8, 8]).astype("uint8")
     labels = np.arange(EXAMPLES) % 3
     np.savez(path, x_train=images, y_train=labels, x_test=images[:3], y_test=labels[:3])
+    np.savez(folder / "extra.npz", image=random.randint(0, 256, [20, 8, 8, 1]).astype("uint8"))
+    conv_network((8, 8, 1)).save(folder / "labeller.keras")
     return [
         f"--dataset=npz:{path}", "--batch_size=16", "--steps=1", "--learning_rate=0.01", "--epochs=3",
         "--decay_epochs=3", "--mode=train", "--resume",
     ]  # fmt: skip
 
 
+def arguments(flags, case, path, *more):
+    data = pathlib.Path(flags[0].partition(":")[2]).parent
+    own = (each.format(data=data) for each in CASES[case])
+    return [*flags, f"--method={case}", *own, f"--workdir={path}", *more]
+
+
 def run(flags, case, path, *more):
-    return command(*flags, f"--method={case}", *CASES[case], f"--workdir={path}", *more)
+    return command(*arguments(flags, case, path, *more))
 
 
 def contents(path):
@@ -135,11 +149,10 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(name, flags, unbrok
 
 def process(flags, case, path, *more):
     """The program as a process of its own."""
-    arguments = [*flags, f"--method={case}", *CASES[case], f"--workdir={path}", *more]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     root = pathlib.Path(__file__).parents[1]
     return subprocess.Popen(
-        [sys.executable, "-m", "keras_mart.main", *arguments], cwd=root, env=environment,
+        [sys.executable, "-m", "keras_mart.main", *arguments(flags, case, path, *more)], cwd=root, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 

@@ -24,16 +24,54 @@ def data(split, batch_size=None):
 
 
 def training_data(model, epoch, first_batch=0):
-    """Batches of the training split, augmented, in the order of the epoch that `epoch()` gives, without the first."""
-    return datasets.load(
-        FLAGS.dataset, "train", batch_size=FLAGS.batch_size, augment=None if FLAGS.augment == "none" else FLAGS.augment,
-        with_index=model.needs_index, seed=FLAGS.seed, epoch=epoch, first_batch=first_batch, data_dir=FLAGS.data_dir,
-    )  # fmt: skip
+    """Batches of the training split, augmented, in the order of the epoch that `epoch()` gives, without the first.
+
+    Where there is --extra, its share of each batch comes from there.
+    """
+    order = {"augment": None if FLAGS.augment == "none" else FLAGS.augment, "seed": FLAGS.seed, "epoch": epoch}
+
+    def labelled(first_batch):
+        return datasets.load(
+            FLAGS.dataset, "train", batch_size=_labelled_in_batch(), with_index=model.needs_index,
+            first_batch=first_batch, data_dir=FLAGS.data_dir, **order,
+        )  # fmt: skip
+
+    if FLAGS.extra is None:
+        return labelled(first_batch)
+    share = 1 - _labelled_in_batch() / FLAGS.batch_size
+    return datasets.mix(
+        labelled(0), extra(), fraction=share, weight=FLAGS.extra_weight, first_batch=first_batch, **order
+    )
 
 
 def steps():
-    """Number of batches of the training split."""
-    return -(-datasets.describe(FLAGS.dataset, FLAGS.data_dir).num_examples["train"] // FLAGS.batch_size)
+    """Number of batches of the training data."""
+    return -(-_examples("train") // _labelled_in_batch())
+
+
+def _labelled_in_batch():
+    if FLAGS.extra is None:
+        return FLAGS.batch_size
+    return min(max(round(FLAGS.batch_size * (1 - FLAGS.extra_fraction)), 1), FLAGS.batch_size - 1)
+
+
+def _examples(split):
+    return datasets.describe(FLAGS.dataset, FLAGS.data_dir).num_examples[split]
+
+
+def extra():
+    """(images, labels) of --extra; the labels are --labeller's where there is one."""
+    images, labels = datasets.load_extra(FLAGS.extra, FLAGS.data_dir)
+    if FLAGS.labeller is not None:
+        labels = _pseudo_labels(FLAGS.labeller, FLAGS.extra, FLAGS.data_dir)
+    if labels is None:
+        raise ValueError(f"--extra without labels needs a --labeller. Received: --extra={FLAGS.extra} alone")
+    return images, labels
+
+
+@functools.lru_cache(maxsize=1)
+def _pseudo_labels(labeller, extra, data_dir):
+    return datasets.pseudo_labels(network_of(_loaded(labeller)), datasets.load_extra(extra, data_dir).images)
 
 
 def test_data(examples=None):
@@ -101,7 +139,8 @@ def model(method):
     if FLAGS.awp_gamma is not None:
         arguments["weight_perturbation"] = AWP(FLAGS.awp_gamma, FLAGS.awp_warmup)
     if METHODS[method].needs_index:
-        arguments["num_examples"] = datasets.describe(FLAGS.dataset, FLAGS.data_dir).num_examples["train"]
+        more = 0 if FLAGS.extra is None else len(datasets.load_extra(FLAGS.extra, FLAGS.data_dir).images)
+        arguments["num_examples"] = _examples("train") + more
     built = METHODS[method](network(), seed=FLAGS.seed, weight_average=FLAGS.weight_average, **arguments)
     jit_compile = {"auto": "auto", "true": True, "false": False}[FLAGS.jit_compile]
     built.compile(_optimizer(), jit_compile=jit_compile, on_nan=FLAGS.on_nan)
@@ -114,9 +153,26 @@ def check(methods):
     attacks(FLAGS.attacks)
     for method in methods:
         network_of_method = model(method).network
+    described = datasets.describe(FLAGS.dataset, FLAGS.data_dir)
+    image = np.zeros((1, *described.input_shape), "float32")
     if source() is not None:
-        shape = datasets.describe(FLAGS.dataset, FLAGS.data_dir).input_shape
-        checks.same_task(network_of(source()), network_of_method, np.zeros((1, *shape), "float32"))
+        checks.same_task(network_of(source()), network_of_method, image)
+    if FLAGS.extra is not None:
+        _check_extra(described.num_classes, image)
+
+
+def _check_extra(num_classes, image):
+    if FLAGS.labeller is not None:
+        labeller = network_of(_loaded(FLAGS.labeller))
+        try:
+            checks.batch(labeller, image, [0])
+        except ValueError as error:
+            raise ValueError(f"--labeller must label the images: {error}") from error
+        told = checks.classes(labeller, image)
+        if told != num_classes:
+            raise ValueError(f"--labeller must tell as many classes as --dataset has, {num_classes}. Received: {told}")
+    checks.labels(extra()[1], num_classes, f" in --extra={FLAGS.extra}")
+    training_data(METHODS[FLAGS.method[0]], lambda: 0)
 
 
 def _optimizer():

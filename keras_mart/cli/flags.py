@@ -73,7 +73,12 @@ _choice(ATTACK, "start", "uniform", STARTS, "Where PGD starts.")
 _text(DATA, "dataset", "digits", "digits, tfds:<name>, npz:<path> or folder:<path>.")
 _text(DATA, "data_dir", None, "Where TFDS keeps its data.")
 _choice(DATA, "augment", "none", ("none", *AUGMENTATIONS), "Augmentation of the training images.")
-_integer(DATA, "batch_size", 128, "Examples in a batch, over all replicas.")
+_integer(DATA, "batch_size", 128, "Examples in a batch, over all replicas; those of --extra are among them.")
+_extra = "More training images, generated or unlabelled: npz:<path> with image and label or without, or as --dataset."
+_text(DATA, "extra", None, _extra)
+_number(DATA, "extra_fraction", 0.5, "Share of --extra in a batch, which keeps one example of each kind at least.")
+_number(DATA, "extra_weight", 1.0, "Weight of an extra example in the loss; the others have 1.")
+_text(DATA, "labeller", None, "The model that labels --extra: a .keras file or a SavedModel. Its labels are not used.")
 
 _choice(NETWORK, "network", "small_cnn", NETWORKS, "The network.")
 _integer(NETWORK, "depth", None, "Number of convolutions (wide_resnet), 34 by default.")

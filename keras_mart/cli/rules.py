@@ -25,6 +25,8 @@ TAKERS = {
     "momentum": ("optimizer", ("sgd",)),
     "weight_decay": ("optimizer", ("sgd",)),
 }
+# Flags that have no meaning without another.
+NEEDS = {"awp_warmup": "awp_gamma", "extra_fraction": "extra", "extra_weight": "extra", "labeller": "extra"}
 
 
 def arguments_of(method):
@@ -63,8 +65,13 @@ def check():
             _check_taken(name, takers, by, [FLAGS[by].value])
     if "mma" in FLAGS.method and FLAGS.max_epsilon is None:
         raise ValueError("--method=mma needs --max_epsilon, for example 32/255 for CIFAR-10. Received: none.")
-    if FLAGS.awp_warmup and FLAGS.awp_gamma is None:
-        raise ValueError(f"--awp_warmup needs --awp_gamma. Received: --awp_warmup={FLAGS.awp_warmup} alone")
+    for name, needed in NEEDS.items():
+        if FLAGS[name].value != FLAGS[name].default and FLAGS[needed].value is None:
+            raise ValueError(f"--{name} needs --{needed}. Received: --{name}={FLAGS[name].value} alone")
+    if not 0 < FLAGS.extra_fraction < 1:
+        raise ValueError(f"--extra_fraction must lie between 0 and 1. Received: {FLAGS.extra_fraction}")
+    if FLAGS.extra is not None and FLAGS.batch_size < 2:
+        raise ValueError(f"--extra needs a --batch_size of at least 2. Received: --batch_size={FLAGS.batch_size}")
     if not FLAGS.learning_rate > 0:
         raise ValueError(f"--learning_rate must be positive. Received: --learning_rate={FLAGS.learning_rate}")
 

@@ -3,14 +3,16 @@
 import itertools
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from keras_mart import checks
-from keras_mart.datasets import augmentation, sources
+from keras_mart.datasets import batches, sources
+from keras_mart.datasets.augmentation import AUGMENTATIONS
+from keras_mart.datasets.mixing import mix, pseudo_labels
+
+__all__ = ["AUGMENTATIONS", "SPLITS", "Description", "describe", "load", "load_extra", "mix", "pseudo_labels"]
 
 SPLITS = ("train", "validation", "test")
-AUGMENTATIONS = ("crop_flip", "crop")
 UNBATCHED_CHUNK = 128  # examples gathered at once where single ones are asked for
 
 
@@ -28,6 +30,20 @@ def describe(name, data_dir=None):
     return Description(
         num_classes, splits["train"].images.shape[1:], {split: len(splits[split].labels) for split in SPLITS}
     )
+
+
+def load_extra(name, data_dir=None):
+    """Returns the arrays of extra training data, (images, labels), as `mix` takes them; labels may be `None`.
+
+    Args:
+        name: "npz:<path>" with the key `image` or `images` and, if the labels are known, `label` or `labels`, as
+            generated images are published (Gowal et al., arXiv 2110.09468); or as in `load`: its train split.
+        data_dir: as in `load`.
+
+    Raises:
+        ValueError: as `load` does.
+    """
+    return sources.read_extra(name, data_dir)
 
 
 def load(
@@ -77,44 +93,29 @@ def load(
     if first_batch and batch_size is None:
         raise ValueError(f"`first_batch` needs a `batch_size`. Received: first_batch={first_batch}, batch_size=None")
     examples = sources.read(name, data_dir).splits[split]
-    with tf.device("CPU"):  # Where there is a GPU, the data must not fill its memory.
-        images, labels = tf.constant(examples.images), tf.constant(examples.labels)
+    gather = batches.gatherer(examples, augment)
 
-    def gather(index, batch_seed):
-        batch = tf.gather(images, index)
-        if augment:
-            batch = augmentation.crop(batch, batch_seed, flip=augment == "crop_flip")
-        if images.dtype == tf.uint8:
-            batch = tf.cast(batch, tf.float32) / 255
-        return (batch, index) if with_index else batch, tf.gather(labels, index)
+    def batch_of(index, seed):
+        images, labels = gather(index, seed)
+        return (images, index) if with_index else images, labels
 
     shuffle = split == "train" if shuffle is None else shuffle
-    epoch = epoch or itertools.count().__next__
-    dataset = _index_batches(len(labels), batch_size or UNBATCHED_CHUNK, shuffle, seed, epoch).skip(first_batch)
-    dataset = dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE)
+    seeds = batches.epoch_seeds(seed, batches.LABELLED, epoch or itertools.count().__next__)
+    dataset = seeds.flat_map(_index_batches(len(examples.labels), batch_size or UNBATCHED_CHUNK, shuffle))
+    dataset = dataset.skip(first_batch).map(batch_of, num_parallel_calls=tf.data.AUTOTUNE)
     if batch_size is None:
         dataset = dataset.unbatch()
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-len(labels) // (batch_size or 1)) - first_batch))
-    return dataset.with_options(_options()).prefetch(tf.data.AUTOTUNE)
+    return batches.finished(dataset, -(-len(examples.labels) // (batch_size or 1)) - first_batch)
 
 
-def _index_batches(num_examples, batch_size, shuffle, seed, epoch):
-    """Yields ([batch] int32 index, [2] int64 seed) of one epoch."""
+def _index_batches(num_examples, batch_size, shuffle):
+    """Maps the [2] int64 seed of an epoch to a dataset of its ([batch] int32 index, [2] int64 seed)."""
 
-    def batches(_):
-        number = tf.ensure_shape(tf.numpy_function(lambda: np.int64(epoch()), [], tf.int64), [])
-        epoch_seed = tf.random.fold_in(tf.constant([seed, 0], tf.int64), number)
+    def of_epoch(epoch_seed):
         index = tf.range(num_examples)
         if shuffle:
             index = tf.random.experimental.stateless_shuffle(index, epoch_seed)
         numbered = tf.data.Dataset.from_tensor_slices(index).batch(batch_size).enumerate()
         return numbered.map(lambda number, index: (index, tf.random.fold_in(epoch_seed, number)))
 
-    return tf.data.Dataset.range(1).flat_map(batches)
-
-
-def _options():
-    options = tf.data.Options()
-    options.deterministic = True
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return options
+    return of_epoch

@@ -11,10 +11,10 @@ HOLD_OUT_SEED = 0  # RandomState's stream is frozen across NumPy versions, so a 
 
 
 class Examples(NamedTuple):
-    """uint8, or float32 in [0, 1], [examples, height, width, channels] images; [examples] int32 labels."""
+    """uint8, or float32 in [0, 1], [examples, height, width, channels] images; [examples] int32 labels or none."""
 
     images: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
 
 
 def examples(images, labels, origin):
@@ -22,13 +22,16 @@ def examples(images, labels, origin):
 
     Args:
         images: [examples, height, width, channels] or [examples, height, width] uint8, or floats in [0, 1].
-        labels: [examples] or [examples, 1] integers.
+        labels: [examples] or [examples, 1] integers; `None` where there are none.
         origin: where the arrays come from, for the messages.
 
     Raises:
         ValueError: for any other shape, dtype or value.
     """
-    images, labels = _checked_images(np.asarray(images), origin), np.asarray(labels)
+    images = _checked_images(np.asarray(images), origin)
+    if labels is None:
+        return Examples(images, None)
+    labels = np.asarray(labels)
     checks.labels(labels, MOST_CLASSES, f" in {origin}")
     if len(images) != len(labels):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+AUGMENTATIONS = ("crop_flip", "crop")
 PADDING = 4  # pixels on each side: the CIFAR-10 recipe of MART, TRADES and AT
 
 

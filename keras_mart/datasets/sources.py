@@ -18,6 +18,10 @@ FORMS = ("digits", "tfds:<name>", "npz:<path>", "folder:<path>")
 COMMON = ("tfds:cifar10", "tfds:cifar100", "tfds:mnist", "tfds:svhn_cropped")  # for the nearest name only
 
 
+# The keys of an npz file of extra images and, if they are known, of their labels.
+EXTRA_IMAGES, EXTRA_LABELS = ("image", "images"), ("label", "labels")
+
+
 class Source(NamedTuple):
     """Number of classes and {"train" | "validation" | "test": Examples}."""
 
@@ -26,21 +30,46 @@ class Source(NamedTuple):
 
 
 def read(name, data_dir=None):
-    """Returns the `Source` called `name`; the last one read is kept, as long as its files do not change."""
+    """Returns the `Source` called `name`; the last two read are kept, as long as their files do not change."""
     kind, _, location = name.partition(":")
     if name == "digits":
         return _read(kind, None, None, None)
     if kind == "tfds" and location:
         return _read(kind, location, data_dir, None)
     if kind in ("npz", "folder") and location:
-        path = pathlib.Path(location).expanduser().resolve()
+        path = _resolved(location)
         return _read(kind, path, None, _state(path))
     raise ValueError(
         f"A dataset must be one of {', '.join(FORMS)}. Received: {name!r}.{checks.did_you_mean(name, FORMS + COMMON)}"
     )
 
 
+def read_extra(name, data_dir=None):
+    """Returns the `Examples` of an npz file of images alone or with labels, or else those that `read` trains on."""
+    kind, _, location = name.partition(":")
+    if kind == "npz" and location:
+        path = _resolved(location)
+        keys = _keys(path)
+        if not {"x_train", *EXTRA_IMAGES} & keys:
+            raise ValueError(
+                f"Extra data must have the key {' or '.join(EXTRA_IMAGES)}, or x_train, y_train, x_test and y_test. "
+                f"Received: {path} with {', '.join(sorted(keys)) or 'none'}"
+            )
+        if "x_train" not in keys:
+            return _read_extra(path, _state(path))
+    return read(name, data_dir).splits["train"]
+
+
 @functools.lru_cache(maxsize=1)
+def _read_extra(path, state):
+    """`state` is unused but as a part of the cache's key."""
+    there = _keys(path)
+    keys = [key for names in (EXTRA_IMAGES, EXTRA_LABELS) for key in [key for key in names if key in there][:1]]
+    images, *labels = _arrays(path, keys)
+    return examples(images, *labels or [None], f"{', '.join(keys)} of {path}")
+
+
+@functools.lru_cache(maxsize=2)
 def _read(kind, location, data_dir, state):
     """`state` is unused but as a part of the cache's key."""
     if kind == "digits":
@@ -56,6 +85,10 @@ def _read(kind, location, data_dir, state):
         size = max(1, min(int(VALIDATION_FRACTION * len(splits["train"].labels)), MOST_VALIDATION))
         splits["train"], splits["validation"] = hold_out(splits["train"], size)
     return Source(1 + max(int(split.labels.max()) for split in splits.values()), splits)
+
+
+def _resolved(location):
+    return pathlib.Path(location).expanduser().resolve()
 
 
 def _state(path):
@@ -82,17 +115,26 @@ def _read_npz(path):
 
 def _arrays(path, keys):
     """Returns the arrays called `keys` of the npz file at `path`."""
+    there = _keys(path)
+    missing = [key for key in keys if key not in there]
+    if missing:
+        raise ValueError(f"The npz archive must hold {', '.join(keys)}. Received: {path} without {missing}")
+    with _archive(path) as archive:
+        return [_array(archive, path, key) for key in keys]
+
+
+def _keys(path):
+    with _archive(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()}
+
+
+def _archive(path):
     if not path.is_file():
         raise ValueError(f"An `npz:` dataset must be an existing file. Received: {path}")
     try:
-        archive = zipfile.ZipFile(path)
+        return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"The file must be a whole npz archive. Received: {path} ({error})") from error
-    with archive:
-        missing = [key for key in keys if f"{key}.npy" not in archive.namelist()]
-        if missing:
-            raise ValueError(f"The npz archive must hold {', '.join(keys)}. Received: {path} without {missing}")
-        return [_array(archive, path, key) for key in keys]
 
 
 def _array(archive, path, key):

@@ -1,0 +1,48 @@
+"""Batches out of arrays: what `load` and `mix` share."""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_mart.datasets import augmentation
+
+# The streams of random numbers that one seed gives: of the examples of `load`, and of those that `mix` adds.
+LABELLED, EXTRA = 0, 1
+
+
+def epoch_seeds(seed, stream, epoch):
+    """A dataset of one element: the [2] int64 seed of the epoch that `epoch()` numbers as the iteration begins."""
+
+    def of_epoch(_):
+        number = tf.ensure_shape(tf.numpy_function(lambda: np.int64(epoch()), [], tf.int64), [])
+        return tf.random.fold_in(tf.constant([seed, stream], tf.int64), number)
+
+    return tf.data.Dataset.range(1).map(of_epoch)
+
+
+def gatherer(examples, augment):
+    """Maps [batch] indices and a [2] seed of the crops to ([batch, ...] float32 images in [0, 1], [batch] labels)."""
+    with tf.device("CPU"):  # Where there is a GPU, the data must not fill its memory.
+        images, labels = tf.constant(examples.images), tf.constant(examples.labels)
+
+    def gather(index, seed):
+        batch = tf.gather(images, index)
+        if augment:
+            batch = augmentation.crop(batch, seed, flip=augment == "crop_flip")
+        return scaled(batch), tf.gather(labels, index)
+
+    return gather
+
+
+def scaled(images):
+    """uint8 images as float32 in [0, 1]; others as they are."""
+    return tf.cast(images, tf.float32) / 255 if images.dtype == tf.uint8 else images
+
+
+def finished(dataset, cardinality):
+    """The dataset of so many batches, with the options that all have; of an unknown number where that is negative."""
+    if cardinality >= 0:
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(cardinality))
+    options = tf.data.Options()
+    options.deterministic = True
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)

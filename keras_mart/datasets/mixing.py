@@ -1,0 +1,217 @@
+"""Extra training data, unlabelled or generated, in a fixed share of every batch."""
+
+import itertools
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_mart import checks
+from keras_mart.datasets import arrays, batches
+from keras_mart.datasets.augmentation import AUGMENTATIONS
+
+LABELLED_AT_ONCE = 256  # images that a network labels in one call
+
+
+def mix(
+    labelled,
+    extra,
+    *,
+    fraction=0.5,
+    weight=1.0,
+    network=None,
+    augment=None,
+    seed=0,
+    epoch=None,
+    first_batch=0,
+):
+    """Returns the labelled batches, each with extra examples between its own, which a training loss weighs by `weight`.
+
+    With b labelled examples a batch has round(b fraction / (1 - fraction)) extra ones: for batches of 128 of which half
+    are extra, `labelled` has batches of 64. Labelled and extra examples alternate evenly, so that every replica's part
+    of a batch has its share of both. An epoch is one pass over the labelled data. Its extra examples are drawn without
+    replacement, in an order that is a function of the seed and the epoch's number alone; where the extra data are too
+    few for an epoch, another permutation of them follows.
+
+    The loss of a batch is (sum of the labelled losses + weight * sum of the extra losses) / number of both.
+
+    Args:
+        labelled: `tf.data.Dataset` of batches of (images, labels[, weights]) or ((images, index), labels[, weights]),
+            as `load` gives them without a `first_batch`.
+        extra: arrays of images, or (images, labels), as `load_extra` gives: [examples, height, width, channels] uint8
+            (divided by 255 batch by batch), or floats in [0, 1]; [examples] integers. Or a finite `tf.data.Dataset` of
+            batches of images, (images, labels) or ((images, index), labels), which is read into memory once; put in
+            the order of its index, if it has one.
+        fraction: share of extra examples in a batch, between 0 and 1.
+        weight: the weight gamma of an extra example; a labelled one keeps its own, or has 1.
+        network: a Keras classifier that returns logits, wrapped or not, by which extra images without labels are
+            labelled once: `pseudo_labels`.
+        augment: of the extra images, as in `load`.
+        seed: an integer for the order and the crops; those of `load` with the same seed are independent of them.
+        epoch: as in `load`; the same as that of `labelled`.
+        first_batch: number of batches to leave out at the beginning of each iteration, for what is left of an epoch.
+
+    Returns:
+        A `tf.data.Dataset` of ([batch, height, width, channels] float32 images, [batch] int32 labels, [batch] float32
+        weights). Where `labelled` has an index, inputs are (images, [batch] int32 index): extra example i of n has the
+        index i, labelled example i has n + i. `MMA` then takes as `num_examples` the number of both together.
+
+    Raises:
+        ValueError: arguments out of range, data of another form, shape or range, and extra data that have no labels
+            where there is no network, or have some where there is one.
+
+    Reference: Carmon et al., arXiv 1905.13736; with MART: Wang et al., ICLR 2020; generated images: Gowal et al.,
+    arXiv 2110.09468.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"`fraction` must lie between 0 and 1. Received: fraction={fraction}")
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"`weight` must be finite and not negative. Received: weight={weight}")
+    if augment is not None:
+        checks.one_of(augment, AUGMENTATIONS, "augment")
+    shape = _image_shape(labelled)
+    examples = _examples(extra, network)
+    if not shape.is_compatible_with(examples.images.shape[1:]):
+        raise ValueError(
+            f"Labelled and extra images must be of one shape. Received: {tuple(shape)} and {examples.images.shape[1:]}"
+        )
+    seeds = batches.epoch_seeds(seed, batches.EXTRA, epoch or itertools.count().__next__)
+    seeds = seeds.flat_map(lambda epoch_seed: tf.data.Dataset.from_tensors(epoch_seed).repeat())
+    start, draw = _drawing(len(examples.labels), fraction)
+    dataset = tf.data.Dataset.zip(labelled, seeds).enumerate().scan(start, draw).skip(first_batch)
+    dataset = dataset.map(_joining(examples, augment, weight), num_parallel_calls=tf.data.AUTOTUNE)
+    cardinality = int(labelled.cardinality())
+    return batches.finished(dataset, cardinality - first_batch if cardinality >= 0 else cardinality)
+
+
+def pseudo_labels(network, images):
+    """Returns the [examples] int32 classes that a network finds most probable.
+
+    Args:
+        network: a Keras classifier that returns logits; called in evaluation mode. Of a wrapped model the network that
+            is judged.
+        images: [examples, height, width, channels] uint8 array, or floats in [0, 1].
+
+    Raises:
+        ValueError: images of another form, or a network that does not take them or returns no logits.
+    """
+    images, _ = arrays.examples(images, None, "the images to label")
+    probe = batches.scaled(tf.constant(images[: checks.PROBED_IMAGES]))
+    checks.batch(network, probe, np.zeros(len(probe), int))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, *images.shape[1:]], images.dtype)], autograph=False)
+    def classify(some):
+        return tf.argmax(network(batches.scaled(some), training=False), axis=-1, output_type=tf.int32)
+
+    parts = range(0, len(images), LABELLED_AT_ONCE)
+    return np.concatenate([classify(images[first : first + LABELLED_AT_ONCE]).numpy() for first in parts])
+
+
+def _image_shape(labelled):
+    """[height, width, channels] of the images of labelled batches."""
+    rule = "`labelled` must be a tf.data.Dataset of batches of (images, labels) or ((images, index), labels)."
+    if not isinstance(labelled, tf.data.Dataset):
+        raise ValueError(f"{rule} Received: {type(labelled).__name__}")
+    images, _, labels, _ = _unpacked(labelled.element_spec)
+    if labels is None or not _are_batches(images):
+        raise ValueError(f"{rule} Received: {labelled.element_spec}")
+    if labels.shape.rank is not None:
+        like = np.zeros([1, *(size or 1 for size in labels.shape[1:])], labels.dtype.as_numpy_dtype)
+        checks.labels(like, 1, " of an example of `labelled`")
+    return images.shape[1:]
+
+
+def _are_batches(images):
+    """Whether a spec can be that of batches of images."""
+    return isinstance(images, tf.TensorSpec) and images.shape.rank in (None, 4)
+
+
+def _unpacked(element):
+    """(images, index, labels, weights) of what a dataset gives; `None` for what is not there."""
+    inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(element)
+    images, index = inputs if isinstance(inputs, tuple) else (inputs, None)
+    return images, index, labels, weights
+
+
+def _examples(extra, network):
+    """The extra data as arrays, with labels."""
+    if isinstance(extra, tf.data.Dataset):
+        images, labels = _read(extra)
+    else:
+        images, labels = extra if isinstance(extra, (tuple, list)) else (extra, None)
+    examples = arrays.examples(images, labels, "`extra`")
+    if network is None and labels is None:
+        raise ValueError("Extra images need labels, or a `network` that labels them. Received: neither")
+    if network is not None and labels is not None:
+        raise ValueError(
+            "Extra images are labelled by a `network` only if they have no labels: give the images alone. "
+            f"Received: labels and network={network!r}"
+        )
+    return examples if network is None else arrays.Examples(examples.images, pseudo_labels(network, examples.images))
+
+
+def _read(extra):
+    """(images, labels or `None`) of a dataset as arrays, in the order of its index if it has one."""
+    images, _, _, weights = _unpacked(extra.element_spec)
+    if extra.cardinality() == tf.data.INFINITE_CARDINALITY or weights is not None or not _are_batches(images):
+        raise ValueError(
+            "`extra` must be arrays or a finite tf.data.Dataset of batches of images, (images, labels) or "
+            f"((images, index), labels). Received: {extra.element_spec}, batches: {int(extra.cardinality())}"
+        )
+    parts = [_unpacked(element)[:3] for element in extra.as_numpy_iterator()]
+    if not parts:
+        raise ValueError("The data must not be empty. Received: no batch in `extra`")
+    parts = zip(*parts, strict=True)
+    images, index, labels = (None if part[0] is None else np.concatenate(part) for part in parts)
+    order = slice(None) if index is None else np.argsort(index, kind="stable")
+    return images[order], None if labels is None else labels[order]
+
+
+def _drawing(count, fraction):
+    """A state and a function of `tf.data.Dataset.scan`, which draws the indices of each batch's extra examples.
+
+    What is left of the newest permutation of the `count` extra examples is handed on from batch to batch.
+    """
+
+    def draw(state, numbered):
+        number, (element, epoch_seed) = numbered
+        size = tf.cast(tf.shape(_unpacked(element)[2])[0], tf.float64)
+        drawn = tf.cast(tf.round(size * (fraction / (1 - fraction))), tf.int32)
+
+        def permute_again(left, permutations):
+            again = tf.random.fold_in(epoch_seed, permutations)
+            shuffled = tf.random.experimental.stateless_shuffle(tf.range(count), again)
+            return tf.concat([left, shuffled], 0), permutations + 1
+
+        left, permutations = tf.while_loop(
+            lambda left, _: tf.size(left) < drawn, permute_again, state,
+            shape_invariants=(tf.TensorShape([None]), tf.TensorShape([])),
+        )  # fmt: skip
+        return (left[drawn:], permutations), (element, left[:drawn], tf.random.fold_in(epoch_seed, number))
+
+    return (tf.zeros([0], tf.int32), tf.constant(0)), draw
+
+
+def _joining(examples, augment, weight):
+    """Maps a labelled batch, indices of extra examples and a [2] seed to the batch of both, evenly alternating."""
+    gather, count = batches.gatherer(examples, augment), len(examples.labels)
+
+    def join(element, extra_index, crop_seed):
+        images, index, labels, weights = _unpacked(element)
+        labels = tf.reshape(tf.cast(labels, tf.int32), [-1])
+        weights = tf.ones_like(labels) if weights is None else tf.reshape(weights, [-1])
+        extra_images, extra_labels = gather(extra_index, crop_seed)
+        sizes = [tf.cast(tf.size(part), tf.float32) for part in (labels, extra_labels)]
+        places = [(tf.range(size) + 0.5) / size for size in sizes]
+        order = tf.argsort(tf.concat(places, 0), stable=True)
+
+        def joined(one, other):
+            return tf.gather(tf.concat([one, other], 0), order)
+
+        images = joined(tf.cast(images, tf.float32), extra_images)
+        weights = joined(tf.cast(weights, tf.float32), tf.fill(tf.shape(extra_labels), tf.cast(weight, tf.float32)))
+        inputs = images if index is None else (images, joined(tf.cast(index, tf.int32) + count, extra_index))
+        return inputs, joined(labels, extra_labels), weights
+
+    return join
