@@ -28,11 +28,13 @@ class Outputs(NamedTuple):
     natural: [batch, classes] float32 logits on x.
     adversarial: [batch, classes] float32 logits on x'; `None` where the method has no adversary.
     epsilon: the size of the ball used, scalar or [batch].
+    index: [batch] int32 numbers of the examples; `None` in validation and where the data have none.
     """
 
     natural: object
     adversarial: object
     epsilon: object
+    index: object = None
 
 
 class Batch(NamedTuple):
@@ -199,7 +201,7 @@ class AdversarialModel(NetworkModel):
                     natural = self(batch.images, training=True)
                 if adversarial is not None:
                     adversarial = self(adversarial, training=True)
-                outputs = Outputs(natural, adversarial, epsilon)
+                outputs = Outputs(natural, adversarial, epsilon, batch.index)
                 values = self._values(batch, outputs)
             loss = self.optimizer.scale_loss(tf.reduce_sum(values * batch.real) / examples)
         gradients = tape.gradient(loss, self.trainable_variables)
