@@ -2,7 +2,13 @@ PYTHON ?= python3
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 BIN := .venv/bin
 
-.PHONY: quickstart test lint clean
+# Where the experiments find their data, and how many runs share the cores: make reproduce-mnist MNIST=npz:mnist.npz JOBS=2
+MNIST ?= tfds:mnist
+CIFAR10 ?= tfds:cifar10
+JOBS ?= 1
+STUDY := $(BIN)/python -m experiments
+
+.PHONY: quickstart test lint reproduce reproduce-mnist reproduce-figures reproduce-unlabelled clean
 
 # --resume, so that it can be interrupted and repeated.
 quickstart: .venv/installed
@@ -13,6 +19,24 @@ test: .venv/installed
 
 lint: .venv/installed
 	$(BIN)/ruff check .
+
+# The paper's experiments (docs/reproduction.md): each goes on where it was, and does again nothing that is done.
+reproduce: reproduce-mnist reproduce-figures reproduce-unlabelled
+
+reproduce-mnist: .venv/installed
+	$(STUDY).whitebox --dataset=$(MNIST) --jobs=$(JOBS)
+	$(STUDY).start --dataset=$(MNIST) --jobs=$(JOBS)
+	$(STUDY).blackbox --dataset=$(MNIST) --jobs=$(JOBS)
+	$(STUDY).report
+
+reproduce-figures: .venv/installed
+	$(STUDY).figure1 --dataset=$(CIFAR10) --jobs=$(JOBS)
+	$(STUDY).figure2 --dataset=$(CIFAR10) --jobs=$(JOBS)
+	$(STUDY).report
+
+reproduce-unlabelled: .venv/installed
+	$(STUDY).unlabelled --dataset=$(MNIST) --jobs=$(JOBS)
+	$(STUDY).report
 
 # requirements.txt pins what setup.py asks for.
 .venv/installed: setup.py requirements.txt

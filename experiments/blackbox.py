@@ -1,0 +1,43 @@
+"""The black-box table: adversarial examples made on other networks, which were trained independently.
+
+Paper: MART withstands attacks that were made on other networks better than the other methods do, and all of them far
+better than white-box attacks (its black-box table).
+Ours: the networks of the white-box table against attacks made on a standard and an adversarially trained network of the
+same architecture, data and recipe, but another seed.
+
+    python -m experiments.whitebox --dataset=npz:<path to mnist.npz>
+    python -m experiments.blackbox --dataset=npz:<path to mnist.npz>
+
+Result: experiments/results/blackbox.json. Cost: docs/reproduction.md.
+"""
+
+import dataclasses
+
+from experiments import data, study, whitebox
+
+SOURCES = ("standard", "at")
+SOURCE_SEED = 100
+ATTACKS = "transfer-fgsm,transfer-pgd10,transfer-pgd20,transfer-cw"
+EXAMPLES = 1000
+
+
+def sources(flags):
+    """The networks that are attacked."""
+    for method in SOURCES:
+        yield study.Run(f"{method}-{SOURCE_SEED}", {**flags, "method": method, "seed": SOURCE_SEED})
+
+
+def runs(flags, models):
+    """The white-box table's networks, each against the attacks on each source's model."""
+    attacks = {name: {"attacks": ATTACKS, "examples": EXAMPLES, "source": str(path)} for name, path in models.items()}
+    for run in whitebox.runs(flags):
+        yield dataclasses.replace(run, evaluations=attacks, trained="whitebox")
+
+
+if __name__ == "__main__":
+    table, options = study.begin("blackbox", __doc__, train_examples=12000, epochs=10)
+    dataset = data.first(options.dataset, options.train_examples, options.root)
+    flags = whitebox.recipe(dataset, options.epochs)
+    trained = list(sources(flags))
+    table.do(trained)
+    table.do(list(runs(flags, {run.flags["method"]: table.directory(run).best for run in trained})))

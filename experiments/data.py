@@ -1,0 +1,51 @@
+"""Smaller training sets, as npz files that the command line reads."""
+
+import numpy as np
+
+from keras_mart import files
+from keras_mart.datasets import sources
+
+
+def whole(dataset, classes=None):
+    """(images, labels) of all training images, those that validate last, and of the test images; of the first classes.
+
+    All classes by default.
+    """
+    splits = sources.read(dataset).splits
+    training = [np.concatenate(parts) for parts in zip(splits["train"], splits["validation"], strict=True)]
+    return [_of_classes(*each, classes) for each in (training, splits["test"])]
+
+
+def _of_classes(images, labels, classes):
+    kept = np.full(len(labels), True) if classes is None else labels < classes
+    return images[kept], labels[kept]
+
+
+def first(dataset, examples, root, classes=None):
+    """The name of a dataset of another's first so many training images (0 for all) of the first so many classes.
+
+    The command line validates on a tenth of them.
+    """
+    if not examples and classes is None:
+        return dataset
+    of = "" if classes is None else f"-of-{classes}-classes"
+    path = root / "data" / f"{stem(dataset)}-{examples or 'all'}{of}.npz"
+    if not path.exists():
+        (images, labels), test = whole(dataset, classes)
+        if examples > len(labels):
+            raise ValueError(f"--train_examples must be at most {len(labels)}. Received: {examples}")
+        chosen = slice(examples or None)
+        write(path, x_train=images[chosen], y_train=labels[chosen], x_test=test[0], y_test=test[1])
+    return f"npz:{path}"
+
+
+def stem(dataset):
+    """A dataset's name as files have it."""
+    return dataset.partition(":")[2].rpartition("/")[2].removesuffix(".npz") or dataset
+
+
+def write(path, **arrays):
+    """Writes an npz file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.whole(path) as unfinished, unfinished.open("wb") as file:
+        np.savez_compressed(file, **arrays)

@@ -1,0 +1,56 @@
+"""Figure 1: why misclassified examples matter.
+
+Paper: an adversarially trained network splits the training set into S-, which it misclassifies, and S+, as many that it
+classifies correctly. The network is trained again, with one of them treated otherwise. (a) Leaving S- unperturbed costs
+much robustness, leaving S+ unperturbed little. (b) Perturbing S- with FGSM alone changes hardly anything, S+ somewhat.
+(c) A regularisation KL(p, q) on S- helps much, on S+ little.
+Ours: 6,000 training images of CIFAR-10's first four classes (JPEG-compressed copies of them), WRN-10-1, 12 epochs,
+three seeds; the split is of the first seed's network.
+
+    python -m experiments.figure1 --dataset=npz:<path to cifar10.npz>
+
+Result: experiments/results/figure1.json. Cost: docs/reproduction.md.
+"""
+
+import keras
+import numpy as np
+
+from experiments import cifar, data, study
+from experiments.methods import TREATMENTS
+from keras_mart.datasets import load
+
+SEEDS = (0, 1, 2)
+SETS = ("misclassified", "correct")
+
+
+def runs(flags, folder):
+    """Adversarial training, and each set treated in each way."""
+    for seed in SEEDS:
+        yield study.Run(f"at-{seed}", {**flags, "method": "at", "seed": seed}, cifar.EVALUATIONS)
+    for seed in SEEDS:
+        for treatment in TREATMENTS:
+            for chosen in SETS:
+                own = {"method": "split", "treatment": treatment, "chosen": f"{folder}/{chosen}.npz", "seed": seed}
+                yield study.Run(f"{treatment}-{chosen}-{seed}", {**flags, **own}, cifar.EVALUATIONS)
+
+
+def split(checkpoint, dataset, folder):
+    """Writes the numbers of the training examples of both sets."""
+    if not all((folder / f"{name}.npz").exists() for name in SETS):
+        training = load(dataset, "train", shuffle=False, batch_size=500)
+        labels = np.concatenate([labels for _, labels in training])
+        logits = keras.saving.load_model(checkpoint).predict(training, verbose=0)
+        right = logits.argmax(1) == labels
+        wrong, right = (np.random.RandomState(0).permutation(np.flatnonzero(each)) for each in (~right, right))
+        size = min(len(wrong), len(right))
+        for name, numbers in zip(SETS, (wrong, right), strict=True):
+            data.write(folder / f"{name}.npz", chosen=np.sort(numbers[:size]))
+
+
+if __name__ == "__main__":
+    figure, options = study.begin("figure1", __doc__, **cifar.SCALE)
+    dataset = data.first(options.dataset, options.train_examples, options.root, options.classes)
+    everything = list(runs(cifar.recipe(dataset, options.epochs), figure.root / figure.name))
+    figure.do(everything[:1])
+    split(figure.directory(everything[0]).last, dataset, figure.root / figure.name)
+    figure.do(everything)

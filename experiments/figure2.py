@@ -1,0 +1,44 @@
+"""Figure 2: MART taken apart.
+
+Paper: (a) without the weight 1 - p, without KL or without both, robustness falls. (b) Replacing BCE by CE or computing
+it on natural images costs robustness; replacing the attack's CE by KL changes little. (c) The more training examples
+the second term counts for, the more robust. (d) MART is less sensitive to beta than TRADES, and better throughout.
+Ours: 6,000 training images of CIFAR-10's first four classes (JPEG-compressed copies of them), WRN-10-1, 12 epochs;
+three seeds for (a) and (b), one for (c) and (d).
+
+    python -m experiments.figure2 --dataset=npz:<path to cifar10.npz>
+
+Result: experiments/results/figure2.json. Cost: docs/reproduction.md.
+"""
+
+from experiments import cifar, data, study
+from experiments.methods import ALTERATIONS
+from keras_mart.methods import MART
+
+SEEDS = (0, 1, 2)
+SHARES = (0.25, 0.5, 0.75)
+BETAS = (0.5, 1, 2, 5, 10, 20, 50)
+
+
+def runs(flags):
+    """MART and what is left of it, seed by seed; then its shares, then both methods' betas."""
+    for seed in SEEDS:
+        yield _run(f"mart-{seed}", flags, method="mart", seed=seed)
+        for alteration in ALTERATIONS:
+            yield _run(f"{alteration}-{seed}", flags, method="altered", alteration=alteration, seed=seed)
+    for share in SHARES:
+        yield _run(f"share-{share}-0", flags, method="partial", share=share)
+    for method in ("mart", "trades"):
+        for beta in BETAS:
+            if (method, beta) != ("mart", MART.default_beta):  # MART itself
+                yield _run(f"{method}-beta-{beta}-0", flags, method=method, beta=beta)
+
+
+def _run(name, flags, **own):
+    return study.Run(name, {**flags, **own}, cifar.EVALUATIONS)
+
+
+if __name__ == "__main__":
+    figure, options = study.begin("figure2", __doc__, **cifar.SCALE)
+    dataset = data.first(options.dataset, options.train_examples, options.root, options.classes)
+    figure.do(list(runs(cifar.recipe(dataset, options.epochs))))

@@ -1,0 +1,169 @@
+"""The report's pictures."""
+
+import statistics
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from experiments import tables
+from experiments import whitebox as white
+from experiments.cells import groups, values
+from experiments.figure2 import BETAS
+from experiments.tables import ATTACKS, FIVE, NAMES, PANELS, PARTS, SETS, SHARES
+
+COLOURS = {
+    "standard": "#9a9a9a", "at": "#0072b2", "alp": "#56b4e9", "clp": "#cc79a7", "mma": "#e69f00", "trades": "#009e73",
+    "mart": "#d55e00",
+}  # fmt: skip
+MARKERS = {"standard": "x", "at": "s", "alp": "v", "clp": "^", "mma": "D", "trades": "P", "mart": "o"}
+# What is no method of the package, in each panel.
+OTHERS = (("#332288", "--"), ("#44aa99", "-."), ("#882255", ":"))
+OF_SETS = {"misclassified": ("#882255", "-"), "correct": ("#999933", "--")}
+LINES = {"natural": ":", "pgd20": "-", "apgd-t": "--"}
+WIDTH, DPI = 9, 130  # inches, dots in each
+LEAST_ERROR = 0.002  # of the stretched axis
+STRETCHED = (0, 50, 80, 90, 95, 98, 99, 99.5)
+EPOCHS = {"xlabel": "epoch", "ylabel": "accuracy under PGD-20, %"}
+TEST = "accuracy on the test set, %"
+
+
+def whitebox(results):
+    """Robust accuracy epoch by epoch, and the best checkpoint under the five attacks."""
+    found = groups(results)
+    figure = _figure(4.4)
+    left, right = figure.subplots(1, 2)
+    for number, method in enumerate(white.METHODS):
+        runs, style = found.get(method, {}), {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 4}
+        _curve(left, runs, NAMES[method], linewidth=1.2, **style)
+        place = 0.11 * (number - (len(white.METHODS) - 1) / 2)
+        for position, attack in enumerate(FIVE):
+            _dot(right, position + place, values(runs, attack, "best"), linestyle="none", **style)
+    left.set(**EPOCHS)
+    right.set(ylabel=TEST, xlim=(-0.5, len(FIVE) - 0.5))
+    right.set_xticks(range(len(FIVE)), [ATTACKS[each] for each in FIVE])
+    for axis in (left, right):
+        _stretch(axis)
+        _clear(axis)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(NAMES), frameon=False)
+    return figure
+
+
+def figure1(results):
+    """Robust accuracy epoch by epoch where one of the two sets is treated otherwise."""
+    found = groups(results)
+    figure = _figure(3.4)
+    for letter, axis, treatment in zip("abc", figure.subplots(1, 3, sharey=True), tables.TREATMENTS, strict=True):
+        _curve(axis, found.get("at", {}), "AT", color=COLOURS["at"], linestyle="-")
+        for chosen, (colour, line) in OF_SETS.items():
+            label = f"{SETS[chosen]} {tables.TREATMENTS[treatment]}"
+            _curve(axis, found.get(f"{treatment}-{chosen}", {}), label, color=colour, linestyle=line)
+        axis.set(**EPOCHS, title=f"({letter})")
+        _clear(axis)
+        _legend(axis, loc="lower right")
+        axis.label_outer()
+    return figure
+
+
+def figure2(results):
+    """MART in parts epoch by epoch, then its shares and both methods' betas."""
+    found = groups(results)
+    figure = _figure(6.6)
+    axes = dict(zip("abcd", figure.subplots(2, 2).flat, strict=True))
+    for letter, parts in PANELS.items():
+        for part, (colour, line) in zip(parts, ((COLOURS["mart"], "-"), *OTHERS), strict=True):
+            _curve(axes[letter], found.get(part, {}), PARTS[part], color=colour, linestyle=line)
+        axes[letter].set(**EPOCHS)
+    for attack, shift in zip(tables.TWO, (-0.008, 0.008), strict=True):  # so that no bar hides another
+        runs = {share + shift: found.get(name, {}) for share, name in SHARES.items()}
+        _against(axes["c"], runs, attack, f"MART, {ATTACKS[attack]}", "mart")
+    axes["c"].set(xlabel="share of the examples with the second term", ylabel=TEST)
+    for method, shift in (("mart", 0.97), ("trades", 1.03)):
+        runs = {beta * shift: found.get(tables.beta_run(method, beta), {}) for beta in BETAS}
+        for attack in ("natural", "pgd20"):
+            _against(axes["d"], runs, attack, f"{NAMES[method]}, {ATTACKS[attack]}", method)
+    axes["d"].set(xlabel="beta", ylabel=TEST, xscale="log")
+    axes["d"].set_xticks(BETAS, [f"{beta:g}" for beta in BETAS], minor=False)
+    axes["d"].xaxis.set_minor_locator(NullLocator())
+    for letter, axis in axes.items():
+        axis.set_title(f"({letter})")
+        _clear(axis)
+        _legend(axis)
+    return figure
+
+
+def _figure(height):
+    figure = Figure((WIDTH, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    return figure
+
+
+def _curve(axis, runs, label, **style):
+    """The mean over the seeds of each epoch's validation and a band from the lowest to the highest."""
+    epochs = {}
+    for record in runs.values():
+        for row in record["history"]:
+            if row.get("val_pgd20_accuracy") is not None:
+                epochs.setdefault(int(row["epoch"]), []).append(100 * row["val_pgd20_accuracy"])
+    if epochs:
+        numbers = sorted(epochs)
+        axis.plot(numbers, [statistics.mean(epochs[each]) for each in numbers], label=label, **style)
+        bounds = ([bound(epochs[each]) for each in numbers] for bound in (min, max))
+        axis.fill_between(numbers, *bounds, color=style["color"], alpha=0.15, linewidth=0)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _dot(axis, place, values, **style):
+    """The mean over the seeds with their range, or one run with its interval."""
+    if values:
+        accuracies = [each.accuracy for each in values.values()]
+        mean, low, high = statistics.mean(accuracies), min(accuracies), max(accuracies)
+        if len(values) == 1:
+            ((low, high),) = (each.interval for each in values.values())
+        axis.errorbar(place, 100 * mean, [[100 * (mean - low)], [100 * (high - mean)]], **style, linewidth=1)
+
+
+def _against(axis, runs, attack, label, method):
+    """The first seed's accuracy against a number, with its interval."""
+    points = {number: values(each, attack, "last").get(0) for number, each in runs.items()}
+    points = {number: value for number, value in points.items() if value is not None}
+    if points:
+        heights = [100 * each.accuracy for each in points.values()]
+        bounds = np.abs(np.transpose([each.interval for each in points.values()]) * 100 - heights)
+        style = {"color": COLOURS[method], "linestyle": LINES[attack], "marker": MARKERS[method], "markersize": 4}
+        axis.errorbar(list(points), heights, bounds, label=label, elinewidth=0.8, capsize=2, **style)
+
+
+def _stretch(axis):
+    """Accuracies near 100% apart from each other: the axis is the logarithm of the error."""
+
+    def forward(accuracies):
+        return -np.log10(np.maximum(LEAST_ERROR, 1 - np.asarray(accuracies) / 100))
+
+    def inverse(heights):
+        return 100 * (1 - 10 ** -np.asarray(heights))
+
+    axis.set_yscale("function", functions=(forward, inverse))
+    axis.yaxis.set_major_locator(FixedLocator(STRETCHED))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_locator(NullLocator())
+
+
+def _clear(axis):
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axis.set_axisbelow(True)
+
+
+def _legend(axis, **place):
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False, fontsize=9, **place)
+
+
+PICTURES = {"whitebox": whitebox, "figure1": figure1, "figure2": figure2}
+
+
+def save(name, results, folder):
+    """Writes a study's picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    PICTURES[name](results).savefig(folder / f"{name}.png", dpi=DPI)

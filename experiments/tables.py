@@ -1,0 +1,261 @@
+"""The report's tables: results in, Markdown out. Cells are made in cells.py."""
+
+import math
+import statistics
+
+from experiments import blackbox as black
+from experiments import figure1 as first
+from experiments import figure2 as second
+from experiments import methods, paper
+from experiments import start as beginning
+from experiments import whitebox as white
+from experiments.cells import NOTHING, cell, difference, differences, groups, markdown, percent, points, values
+from experiments.figure2 import BETAS
+from keras_mart.evaluation.presets import TRANSFER
+from keras_mart.methods import MART
+
+NAMES = {
+    "standard": "Standard", "at": "AT", "alp": "ALP", "clp": "CLP", "mma": "MMA", "trades": "TRADES", "mart": "MART",
+}  # fmt: skip
+ATTACKS = {
+    "natural": "natural", "fgsm": "FGSM", "pgd10": "PGD-10", "pgd20": "PGD-20", "cw": "CW", "apgd-t": "APGD-T",
+    "autoattack": "AutoAttack",
+}  # fmt: skip
+FIVE = ("natural", "fgsm", "pgd20", "cw", "autoattack")
+TWO = ("pgd20", "apgd-t")
+NATURAL_TOO = ("natural", *TWO)
+SETS = {"misclassified": "S-", "correct": "S+"}
+TREATMENTS = {"natural": "unperturbed", "fgsm": "FGSM", "regularised": "with KL(p, q)"}
+PARTS = {
+    "mart": "MART", "no_weight": "without the weight", "no_kl": "without KL", "no_weight_no_kl": "without both",
+    "ce": "CE for BCE", "natural_bce": "BCE on natural images", "kl_attack": "KL in the attack",
+}  # fmt: skip
+PANELS = {"a": ("mart", "no_weight", "no_kl", "no_weight_no_kl"), "b": ("mart", "ce", "natural_bce", "kl_attack")}
+SHARES = {0: "no_weight_no_kl", **{share: f"share-{share}" for share in second.SHARES}, 1: "mart"}  # and its runs
+LABELS = {"labelled": "6,000 labels", "unlabelled": "and 54,000 unlabelled", "all": "all labels"}
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}
+ROBUST = ("at", "trades")  # the methods that MART's lead is told against
+
+
+def accuracies(title, found, names, columns, which, base=None):
+    """A table of variants against attacks, below a line that tells what it shows.
+
+    Args:
+        title: the line.
+        found: variant to runs, as `groups` gives them.
+        names: variant to its name in the table; those that were not judged are left out.
+        columns: names of attacks.
+        which: "best" or "last".
+        base: the variant from which the others' differences are told, by `columns` but natural.
+    """
+    table = {variant: [values(found.get(variant, {}), each, which) for each in columns] for variant in names}
+    table = {variant: row for variant, row in table.items() if any(row)}
+    if not table:
+        return []
+    compared = [number for number, each in enumerate(columns) if base in table and each != "natural"]
+    head = ["", *(ATTACKS[each] for each in columns)]
+    head += [f"{ATTACKS[columns[number]]}, difference to {names[base]}" for number in compared]
+    rows = []
+    for variant, row in table.items():
+        changes = [difference(row[each], table[base][each]) if variant != base else "" for each in compared]
+        rows.append([names[variant], *map(cell, row), *changes])
+    return [title, markdown(head, [*rows, [*_counts(table.values()), *[""] * len(compared)]])]
+
+
+def _counts(rows):
+    """The last line of a table of {seed: Value}: for each column, how many test images stand behind it."""
+    found = [
+        sorted({value.examples for each in column for value in each.values()}) for column in zip(*rows, strict=True)
+    ]
+    texts = (" to ".join(f"{each:,}" for each in dict.fromkeys(counts[:1] + counts[-1:])) for counts in found)
+    return ["test images", *(text or NOTHING for text in texts)]
+
+
+def whitebox(studies):
+    found = groups(studies["whitebox"])
+    names = {method: NAMES[method] for method in white.METHODS}
+    blocks = []
+    for which in ("best", "last"):
+        blocks += accuracies(f"MNIST, {which} checkpoint:", found, names, FIVE, which)
+    return blocks + _beside_paper(found) + _gaps(found) + _leads(found) + _published()
+
+
+def _beside_paper(found):
+    """The paper's figures for MNIST, and how far ours lie from them."""
+    rows = []
+    for method, cited in paper.MNIST.items():
+        cells = []
+        for attack, theirs in cited.accuracy.items():
+            ours = [each.accuracy for each in values(found.get(method, {}), attack, "best").values()]
+            cells.append(f"{theirs:.2f} ({100 * statistics.mean(ours) - theirs:+.2f})" if ours else f"{theirs:.2f}")
+        rows.append([NAMES[method], *cells, cited.certainty])
+    title = (
+        "The paper's figures for MNIST and, in brackets, ours (best checkpoint, mean over seeds) minus the paper's, "
+        f"whose authors' own reruns lie within {paper.RERUNS_WITHIN} points:"
+    )
+    head = ["", *(ATTACKS[attack] for attack in paper.MNIST["mart"].accuracy), "how certain"]
+    return [title, markdown(head, rows), _certainties(paper.MNIST)]
+
+
+def _certainties(*cited):
+    found = dict.fromkeys(row.certainty for table in cited for row in table.values())
+    return "; ".join(f'"{each}": {paper.CERTAINTY[each]}' for each in found) + "."
+
+
+def _common(runs):
+    """(under PGD-20, under AutoAttack) of the best checkpoint, on the images that AutoAttack saw."""
+    return [values(runs, attack, "best", "autoattack") for attack in ("pgd20", "autoattack")]
+
+
+def _gaps(found):
+    pairs = {method: _common(found.get(method, {})) for method in white.METHODS}
+    told = [
+        f"{NAMES[method]} {difference(*pair, interval=True)}" for method, pair in pairs.items() if differences(*pair)
+    ]
+    return [f"PGD-20 minus AutoAttack, best checkpoint: {'; '.join(told)}."] if told else []
+
+
+def _leads(found):
+    """MART's lead under both attacks, and what of it AutoAttack leaves."""
+    rows = []
+    for method in ROBUST:
+        pairs = list(zip(_common(found.get("mart", {})), _common(found.get(method, {})), strict=True))
+        if any(differences(*pair) for pair in pairs):
+            told = [difference(*pair, interval=True) for pair in pairs]
+            rows.append([f"MART minus {NAMES[method]}", *told, len(differences(*pairs[0]))])
+    title = "MART's lead, best checkpoint: under PGD-20, and what AutoAttack leaves of it:"
+    return [title, markdown(["", "PGD-20", "AutoAttack", "seeds"], rows)] if rows else []
+
+
+def _published():
+    """The same lead on CIFAR-10, from the paper and from those who ran its networks against AutoAttack."""
+    rows, white_box, strong = [], paper.CIFAR10, paper.AUTOATTACK
+    for method in ROBUST:
+        lead = white_box["mart"].accuracy["pgd20"] - white_box[method].accuracy["pgd20"]
+        (low, high), (least, most) = (strong[each].accuracy["autoattack"] for each in ("mart", method))
+        certain = dict.fromkeys(table[each].certainty for table in (white_box, strong) for each in ("mart", method))
+        left = f"{low - most:+.2f} to {high - least:+.2f}"
+        rows.append([f"MART minus {NAMES[method]}", f"{lead:+.2f}", left, ", ".join(certain)])
+    title = "MART's lead on CIFAR-10 (ResNet-18) as published, AutoAttack's from reruns, the least to the most:"
+    table = markdown(["", "PGD-20", "AutoAttack", "how certain"], rows)
+    return [title, table, _certainties(white_box, strong)]
+
+
+def start(studies):
+    """Loss and accuracy on adversarial training images, epoch by epoch."""
+    rows, epochs = [], 0
+    for run in beginning.runs(white.recipe("", 1)):
+        history = studies["start"].get(run.name, {"history": []})["history"]
+        told = [f"{row['loss']:.3f}, {percent(row['adversarial_accuracy'], '.1f')}" for row in history]
+        if told:
+            rows.append([OPTIMIZERS[run.flags["optimizer"]], run.flags["epsilon"], *told])
+        epochs = max(epochs, len(told))
+    head = ["", "epsilon", *(f"epoch {number + 1}" for number in range(epochs))]
+    title = f"Cross-entropy on adversarial training images (chance has {math.log(10):.3f}) and accuracy on them:"
+    return [title, markdown(head, rows)]
+
+
+def blackbox(studies):
+    found, white_box = groups(studies["blackbox"]), groups(studies.get("whitebox", {}))
+    attacks = black.ATTACKS.split(",")
+    head = ["", *(ATTACKS[attack.removeprefix(TRANSFER)] for attack in attacks), "PGD-20, white box"]
+    blocks = []
+    for source in black.SOURCES:
+        rows, judged = [], []
+        for method in white.METHODS:
+            row = [values(found.get(method, {}), attack, "best", source) for attack in attacks]
+            row.append(values(white_box.get(method, {}), "pgd20", "best"))
+            if any(row[:-1]):
+                rows.append([NAMES[method], *map(cell, row)])
+                judged.append(row)
+        if rows:
+            title = f"Made on the network of {NAMES[source]}, best checkpoint:"
+            blocks += [title, markdown(head, [*rows, _counts(judged)])]
+    return [*blocks, _cited("The paper's MART on CIFAR-10", paper.BLACK_BOX)]
+
+
+def _cited(what, *cited):
+    told = [
+        f"{ATTACKS[attack]} {accuracy:.2f} ({each.certainty})"
+        for each in cited
+        for attack, accuracy in each.accuracy.items()
+    ]
+    return f"{what}: {', '.join(told)}."
+
+
+def figure1(studies):
+    found = groups(studies["figure1"])
+    pairs = {(one, chosen): f"{one}-{chosen}" for one in methods.TREATMENTS for chosen in first.SETS}
+    names = {"at": "AT"} | {name: f"{SETS[chosen]} {TREATMENTS[one]}" for (one, chosen), name in pairs.items()}
+    blocks = accuracies("Last checkpoint:", found, names, NATURAL_TOO, "last", base="at")
+    rows = []
+    for one in methods.TREATMENTS:
+        row = []
+        for attack in TWO:
+            ours, theirs = (values(found.get(pairs[one, chosen], {}), attack, "last") for chosen in first.SETS)
+            row += [", ".join(map(points, differences(ours, theirs).values())) or NOTHING, difference(ours, theirs)]
+        if set(row) != {NOTHING}:
+            rows.append([TREATMENTS[one], *row])
+    head = ["", *(f"{ATTACKS[attack]}{each}" for attack in TWO for each in (", seed by seed", ", mean"))]
+    return blocks + (["S- minus S+, pairs of runs with the same seed:", markdown(head, rows)] if rows else [])
+
+
+def figure2(studies):
+    found = groups(studies["figure2"])
+    blocks = []
+    for letter, parts in PANELS.items():
+        names = {each: PARTS[each] for each in parts}
+        title = f"({letter}) Last checkpoint:"
+        blocks += accuracies(title, found, names, NATURAL_TOO, "last", base="mart")
+    first_seed = {name: {0: runs[0]} for name, runs in found.items() if 0 in runs}
+    names = {name: f"{share:g}" for share, name in SHARES.items()}
+    title = "(c) Share of the training examples that the second term counts for; seed 0, last checkpoint:"
+    blocks += accuracies(title, first_seed, names, NATURAL_TOO, "last", base="mart")
+    return blocks + _betas(first_seed)
+
+
+def _betas(found):
+    """Both methods, beta by beta, and MART's lead at the same beta."""
+    names = {beta_run(method, beta): f"{NAMES[method]} {beta:g}" for method in ("mart", "trades") for beta in BETAS}
+    blocks = accuracies("(d) Method and beta; seed 0, last checkpoint:", found, names, NATURAL_TOO, "last")
+    rows = []
+    for beta in BETAS:
+        runs = [found.get(beta_run(method, beta), {}) for method in ("mart", "trades")]
+        row = [difference(*(values(each, attack, "last") for each in runs)) for attack in NATURAL_TOO]
+        if set(row) != {NOTHING}:
+            rows.append([f"{beta:g}", *row])
+    head = ["beta", *(ATTACKS[each] for each in NATURAL_TOO)]
+    return blocks + (["(d) MART minus TRADES at the same beta:", markdown(head, rows)] if rows else [])
+
+
+def beta_run(method, beta):
+    """The runs of figure 2 with that beta: MART's own beta is MART itself."""
+    return "mart" if (method, beta) == ("mart", MART.default_beta) else f"{method}-beta-{beta}"
+
+
+def unlabelled(studies):
+    found = groups(studies["unlabelled"])
+    blocks = accuracies("MNIST, best checkpoint:", found, LABELS, FIVE, "best")
+    rows = []
+    for more in ("unlabelled", "all"):
+        pairs = [[values(found.get(name, {}), each, "best") for name in (more, "labelled")] for each in FIVE]
+        if any(differences(*pair) for pair in pairs):
+            rows.append([LABELS[more], *(difference(*pair) for pair in pairs)])
+    if rows:
+        head = ["", *(ATTACKS[each] for each in FIVE)]
+        blocks += [f"The same minus those of {LABELS['labelled']}:", markdown(head, rows)]
+    cited = (paper.UNLABELLED, paper.UNLABELLED_AUTOATTACK)
+    return [*blocks, _cited("The paper's WRN-28-10 on CIFAR-10 with 500,000 unlabelled images", *cited)]
+
+
+def wide_resnet(studies):
+    """What one run of a few steps wrote, line by line."""
+    rows = []
+    for name, found in studies["wide_resnet"].items():
+        if name not in ("flags", "machine"):
+            rows.append([name, ", ".join(map(str, found)) if isinstance(found, list) else _number(found)])
+    return [markdown(["", "measured"], rows)]
+
+
+def _number(value):
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

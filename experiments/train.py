@@ -1,0 +1,25 @@
+"""python -m experiments.train: the package's command line with the experiments' own methods and their flags."""
+
+from experiments.methods import ALTERATIONS, OWN, TREATMENTS
+from keras_mart.methods import METHODS
+
+METHODS.update(OWN)  # before the flags read them
+
+from absl import flags  # noqa: E402
+
+from keras_mart import cli  # noqa: E402
+from keras_mart.cli import parsers  # noqa: E402
+from keras_mart.cli.flags import METHOD  # noqa: E402
+
+
+def _define():
+    flags.DEFINE_string("chosen", None, "The npz file that names the chosen examples (split).", module_name=METHOD)
+    for name, choices in {"treatment": TREATMENTS, "alteration": ALTERATIONS}.items():
+        parser = parsers.Choice(choices, name, optional=True)
+        flags.DEFINE(parser, name, None, f"One of {', '.join(choices)}.", module_name=METHOD)
+    flags.DEFINE(parsers.Number(optional=True), "share", None, "Of the examples (partial).", module_name=METHOD)
+
+
+if __name__ == "__main__":
+    _define()
+    cli.run()

@@ -1,0 +1,43 @@
+"""Unlabelled data: MART with 6,000 labels, with 54,000 images more that have none, and with all 60,000 labels.
+
+Paper: unlabelled images, labelled by a network that was trained on the labelled ones, make MART more robust (its last
+table, with CIFAR-10 and 500,000 images).
+Ours: MNIST and the recipe of the white-box table. A standard network trained on the 6,000 labels the rest. With the
+rest, half of each batch is from there, with the labels found or, to compare, the true ones; all three see as many
+images in training.
+
+    python -m experiments.unlabelled --dataset=npz:<path to mnist.npz>
+
+Result: experiments/results/unlabelled.json. Cost: docs/reproduction.md.
+"""
+
+from experiments import data, study, whitebox
+
+FRACTION = 0.5  # of a batch, from the rest
+
+
+def rest(dataset, labelled, root):
+    """The npz file of the training images behind the first `labelled`."""
+    path = root / "data" / f"{data.stem(dataset)}-from-{labelled}.npz"
+    if not path.exists():
+        (images, labels), _ = data.whole(dataset)
+        data.write(path, image=images[labelled:], label=labels[labelled:])
+    return f"npz:{path}"
+
+
+def runs(part, rest, epochs, labeller):
+    """The three trainings."""
+    own, extra = {"method": "mart", "seed": 0}, {"extra": rest, "extra_fraction": FRACTION}
+    alone, mixed = (whitebox.recipe(part, each) | own for each in (round(epochs / FRACTION), epochs))
+    yield study.Run("labelled", alone, whitebox.EVALUATIONS)
+    yield study.Run("unlabelled", mixed | extra | {"labeller": str(labeller)}, whitebox.EVALUATIONS)
+    yield study.Run("all", mixed | extra, whitebox.EVALUATIONS)
+
+
+if __name__ == "__main__":
+    table, options = study.begin("unlabelled", __doc__, train_examples=6000, epochs=10)
+    part = data.first(options.dataset, options.train_examples, options.root)
+    labeller = study.Run("labeller", whitebox.recipe(part, options.epochs) | {"method": "standard", "seed": 0})
+    table.do([labeller])
+    others = rest(options.dataset, options.train_examples, options.root)
+    table.do(list(runs(part, others, options.epochs, table.directory(labeller).best)))

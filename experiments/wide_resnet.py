@@ -1,0 +1,52 @@
+"""The large network: a few steps of configs/cifar_wrn.cfg, their time and memory, and what the whole recipe costs.
+
+Paper: WRN-34-10 on CIFAR-10, 90 epochs. Ours: the recipe as it is, for a few steps.
+
+    python -m experiments.wide_resnet --dataset=npz:<path to cifar10.npz> --precision=mixed_bfloat16
+
+Any other flag of the command line is taken too. Result: experiments/results/wide_resnet.json. Cost: minutes a step on
+two CPU cores; docs/reproduction.md.
+"""
+
+import json
+import pathlib
+import statistics
+import sys
+
+import keras
+
+from benchmarks import measure, step
+from keras_mart import files
+from keras_mart.cli import build, flags
+
+CONFIG = "configs/cifar_wrn.cfg"
+STEPS = 4  # the first of which, with its tracing, does not count
+RESULT = pathlib.Path(__file__).parent / "results" / "wide_resnet.json"
+
+
+def main(given):
+    """Runs the steps and writes what they took."""
+    flags.parse(["wide_resnet", f"--flagfile={measure.ROOT / CONFIG}", *given])
+    keras.config.set_dtype_policy(flags.FLAGS.precision)
+    keras.utils.set_random_seed(flags.FLAGS.seed)
+    model, clock = build.model("mart"), step.Clock()
+    history = model.fit(build.training_data(model, lambda: 0).take(STEPS), callbacks=[clock], verbose=2)
+    seconds = [end - begin for begin, end in zip(clock.ends, clock.ends[1:], strict=False)]
+    steps = build.steps()
+    found = {
+        "flags": {flag.name: flag.value for flag in flags.own_flags() if flag.value != flag.default},
+        "machine": measure.machine(),
+        "parameters": model.network.count_params(),
+        "seconds of each step": [round(each, 1) for each in seconds],
+        "peak memory in GiB": round(step.peak_memory() / 2**30, 2),
+        "loss": history.history["loss"][-1],
+        "steps of an epoch": steps,
+        "days of the recipe": round(statistics.median(seconds) * steps * flags.FLAGS.epochs / 86400, 1),
+    }
+    with files.whole(RESULT) as unfinished:
+        unfinished.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
