@@ -548,7 +548,7 @@ def test_what_is_missing_is_said_with_its_command():
         assert f"python -m experiments.{each.name} " in part
     assert "images/" not in text and "Runs:" not in text
     begun = report.page({each.name: {"mart-0": record()} for each in report.SECTIONS if each.runs})
-    assert begun.count("Runs: 0 of ") == 5 and "images/" not in begun
+    assert begun.count("Runs: 0 of ") == sum(bool(each.runs) for each in report.SECTIONS) and "images/" not in begun
 
 
 def test_a_docstring_and_what_was_found_make_a_section(monkeypatch):
