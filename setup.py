@@ -27,7 +27,7 @@ setup(
     extras_require={
         "cuda": ["tensorflow[and-cuda]>=2.21"],
         "docs": ["matplotlib"],
-        "test": ["pytest", "ruff"],
+        "test": ["pytest", "pytest-xdist", "ruff"],
     },
     entry_points={"console_scripts": ["keras-mart = keras_mart.main:run"]},
 )

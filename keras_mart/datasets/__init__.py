@@ -8,7 +8,8 @@ import tensorflow as tf
 from keras_mart import checks
 from keras_mart.datasets import batches, sources
 from keras_mart.datasets.augmentation import AUGMENTATIONS
-from keras_mart.datasets.mixing import mix, pseudo_labels
+from keras_mart.datasets.extras import pseudo_labels
+from keras_mart.datasets.mixing import mix
 
 __all__ = ["AUGMENTATIONS", "SPLITS", "Description", "describe", "load", "load_extra", "mix", "pseudo_labels"]
 

@@ -3,15 +3,12 @@
 import itertools
 import math
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_mart import checks
-from keras_mart.datasets import arrays, batches
+from keras_mart.datasets import batches, extras
 from keras_mart.datasets.augmentation import AUGMENTATIONS
-
-LABELLED_AT_ONCE = 256  # images that a network labels in one call
 
 
 def mix(
@@ -71,7 +68,7 @@ def mix(
     if augment is not None:
         checks.one_of(augment, AUGMENTATIONS, "augment")
     shape = _image_shape(labelled)
-    examples = _examples(extra, network)
+    examples = extras.examples(extra, network)
     if not shape.is_compatible_with(examples.images.shape[1:]):
         raise ValueError(
             f"Labelled and extra images must be of one shape. Received: {tuple(shape)} and {examples.images.shape[1:]}"
@@ -85,87 +82,18 @@ def mix(
     return batches.finished(dataset, cardinality - first_batch if cardinality >= 0 else cardinality)
 
 
-def pseudo_labels(network, images):
-    """Returns the [examples] int32 classes that a network finds most probable.
-
-    Args:
-        network: a Keras classifier that returns logits; called in evaluation mode. Of a wrapped model the network that
-            is judged.
-        images: [examples, height, width, channels] uint8 array, or floats in [0, 1].
-
-    Raises:
-        ValueError: images of another form, or a network that does not take them or returns no logits.
-    """
-    images, _ = arrays.examples(images, None, "the images to label")
-    probe = batches.scaled(tf.constant(images[: checks.PROBED_IMAGES]))
-    checks.batch(network, probe, np.zeros(len(probe), int))
-
-    @tf.function(input_signature=[tf.TensorSpec([None, *images.shape[1:]], images.dtype)], autograph=False)
-    def classify(some):
-        return tf.argmax(network(batches.scaled(some), training=False), axis=-1, output_type=tf.int32)
-
-    parts = range(0, len(images), LABELLED_AT_ONCE)
-    return np.concatenate([classify(images[first : first + LABELLED_AT_ONCE]).numpy() for first in parts])
-
-
 def _image_shape(labelled):
     """[height, width, channels] of the images of labelled batches."""
     rule = "`labelled` must be a tf.data.Dataset of batches of (images, labels) or ((images, index), labels)."
     if not isinstance(labelled, tf.data.Dataset):
         raise ValueError(f"{rule} Received: {type(labelled).__name__}")
-    images, _, labels, _ = _unpacked(labelled.element_spec)
-    if labels is None or not _are_batches(images):
+    images, _, labels, _ = extras.unpacked(labelled.element_spec)
+    if labels is None or not extras.are_batches(images):
         raise ValueError(f"{rule} Received: {labelled.element_spec}")
     if labels.shape.rank is not None:
         like = np.zeros([1, *(size or 1 for size in labels.shape[1:])], labels.dtype.as_numpy_dtype)
         checks.labels(like, 1, " of an example of `labelled`")
     return images.shape[1:]
-
-
-def _are_batches(images):
-    """Whether a spec can be that of batches of images."""
-    return isinstance(images, tf.TensorSpec) and images.shape.rank in (None, 4)
-
-
-def _unpacked(element):
-    """(images, index, labels, weights) of what a dataset gives; `None` for what is not there."""
-    inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(element)
-    images, index = inputs if isinstance(inputs, tuple) else (inputs, None)
-    return images, index, labels, weights
-
-
-def _examples(extra, network):
-    """The extra data as arrays, with labels."""
-    if isinstance(extra, tf.data.Dataset):
-        images, labels = _read(extra)
-    else:
-        images, labels = extra if isinstance(extra, (tuple, list)) else (extra, None)
-    examples = arrays.examples(images, labels, "`extra`")
-    if network is None and labels is None:
-        raise ValueError("Extra images need labels, or a `network` that labels them. Received: neither")
-    if network is not None and labels is not None:
-        raise ValueError(
-            "Extra images are labelled by a `network` only if they have no labels: give the images alone. "
-            f"Received: labels and network={network!r}"
-        )
-    return examples if network is None else arrays.Examples(examples.images, pseudo_labels(network, examples.images))
-
-
-def _read(extra):
-    """(images, labels or `None`) of a dataset as arrays, in the order of its index if it has one."""
-    images, _, _, weights = _unpacked(extra.element_spec)
-    if extra.cardinality() == tf.data.INFINITE_CARDINALITY or weights is not None or not _are_batches(images):
-        raise ValueError(
-            "`extra` must be arrays or a finite tf.data.Dataset of batches of images, (images, labels) or "
-            f"((images, index), labels). Received: {extra.element_spec}, batches: {int(extra.cardinality())}"
-        )
-    parts = [_unpacked(element)[:3] for element in extra.as_numpy_iterator()]
-    if not parts:
-        raise ValueError("The data must not be empty. Received: no batch in `extra`")
-    parts = zip(*parts, strict=True)
-    images, index, labels = (None if part[0] is None else np.concatenate(part) for part in parts)
-    order = slice(None) if index is None else np.argsort(index, kind="stable")
-    return images[order], None if labels is None else labels[order]
 
 
 def _drawing(count, fraction):
@@ -176,7 +104,7 @@ def _drawing(count, fraction):
 
     def draw(state, numbered):
         number, (element, epoch_seed) = numbered
-        size = tf.cast(tf.shape(_unpacked(element)[2])[0], tf.float64)
+        size = tf.cast(tf.shape(extras.unpacked(element)[2])[0], tf.float64)
         drawn = tf.cast(tf.round(size * (fraction / (1 - fraction))), tf.int32)
 
         def permute_again(left, permutations):
@@ -198,7 +126,7 @@ def _joining(examples, augment, weight):
     gather, count = batches.gatherer(examples, augment), len(examples.labels)
 
     def join(element, extra_index, crop_seed):
-        images, index, labels, weights = _unpacked(element)
+        images, index, labels, weights = extras.unpacked(element)
         labels = tf.reshape(tf.cast(labels, tf.int32), [-1])
         weights = tf.ones_like(labels) if weights is None else tf.reshape(weights, [-1])
         extra_images, extra_labels = gather(extra_index, crop_seed)
