@@ -8,20 +8,20 @@ CIFAR10 ?= tfds:cifar10
 JOBS ?= 1
 STUDY := $(BIN)/python -m experiments
 
-.PHONY: quickstart test lint reproduce reproduce-mnist reproduce-figures reproduce-unlabelled clean
+.PHONY: quickstart test lint reproduce reproduce-mnist reproduce-figures reproduce-unlabelled reproduce-large clean
 
 # --resume, so that it can be interrupted and repeated.
 quickstart: .venv/installed
 	$(BIN)/python -m keras_mart.main --flagfile=configs/digits.cfg --resume
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses=4
 
 lint: .venv/installed
 	$(BIN)/ruff check .
 
 # The paper's experiments (docs/reproduction.md): each goes on where it was, and does again nothing that is done.
-reproduce: reproduce-mnist reproduce-figures reproduce-unlabelled
+reproduce: reproduce-mnist reproduce-figures reproduce-unlabelled reproduce-large
 
 reproduce-mnist: .venv/installed
 	$(STUDY).whitebox --dataset=$(MNIST) --jobs=$(JOBS)
@@ -36,6 +36,10 @@ reproduce-figures: .venv/installed
 
 reproduce-unlabelled: .venv/installed
 	$(STUDY).unlabelled --dataset=$(MNIST) --jobs=$(JOBS)
+	$(STUDY).report
+
+reproduce-large: .venv/installed
+	$(STUDY).wide_resnet --dataset=$(CIFAR10) --precision=mixed_bfloat16
 	$(STUDY).report
 
 # requirements.txt pins what setup.py asks for.

@@ -38,6 +38,8 @@ if __name__ == "__main__":
     table, options = study.begin("blackbox", __doc__, train_examples=12000, epochs=10)
     dataset = data.first(options.dataset, options.train_examples, options.root)
     flags = whitebox.recipe(dataset, options.epochs)
-    trained = list(sources(flags))
-    table.do(trained)
-    table.do(list(runs(flags, {run.flags["method"]: table.directory(run).best for run in trained})))
+    made = list(sources(flags))
+    judged = list(runs(flags, {run.flags["method"]: table.directory(run).best for run in made}))
+    if table.left(judged):
+        table.need(made)
+    table.do([*made, *judged])

@@ -1,9 +1,13 @@
 """Smaller training sets, as npz files that the command line reads."""
 
+import hashlib
+
 import numpy as np
 
 from keras_mart import files
 from keras_mart.datasets import sources
+
+DIGITS = 8  # hexadecimal, of a file's contents in its name
 
 
 def whole(dataset, classes=None):
@@ -28,20 +32,28 @@ def first(dataset, examples, root, classes=None):
     """
     if not examples and classes is None:
         return dataset
-    of = "" if classes is None else f"-of-{classes}-classes"
-    path = root / "data" / f"{stem(dataset)}-{examples or 'all'}{of}.npz"
-    if not path.exists():
-        (images, labels), test = whole(dataset, classes)
-        if examples > len(labels):
-            raise ValueError(f"--train_examples must be at most {len(labels)}. Received: {examples}")
-        chosen = slice(examples or None)
-        write(path, x_train=images[chosen], y_train=labels[chosen], x_test=test[0], y_test=test[1])
-    return f"npz:{path}"
+    (images, labels), test = whole(dataset, classes)
+    if not 0 <= examples <= len(labels):
+        raise ValueError(f"--train_examples must be at most {len(labels)}. Received: {examples}")
+    chosen = slice(examples or None)
+    arrays = {"x_train": images[chosen], "y_train": labels[chosen], "x_test": test[0], "y_test": test[1]}
+    return kept(f"{stem(dataset)}-{examples or 'all'}", root, arrays)
 
 
 def stem(dataset):
     """A dataset's name as files have it."""
     return dataset.partition(":")[2].rpartition("/")[2].removesuffix(".npz") or dataset
+
+
+def kept(name, root, arrays):
+    """The name of the dataset of these arrays, in a file that is named after its contents too."""
+    digest = hashlib.sha256()
+    for array in arrays.values():
+        digest.update(np.ascontiguousarray(array))
+    path = root / "data" / f"{name}-{digest.hexdigest()[:DIGITS]}.npz"
+    if not path.exists():
+        write(path, **arrays)
+    return f"npz:{path}"
 
 
 def write(path, **arrays):

@@ -24,33 +24,33 @@ SETS = ("misclassified", "correct")
 
 
 def runs(flags, folder):
-    """Adversarial training, and each set treated in each way."""
+    """Adversarial training, first the run that splits the training set, and each set treated in each way."""
     for seed in SEEDS:
         yield study.Run(f"at-{seed}", {**flags, "method": "at", "seed": seed}, cifar.EVALUATIONS)
     for seed in SEEDS:
         for treatment in TREATMENTS:
             for chosen in SETS:
-                own = {"method": "split", "treatment": treatment, "chosen": f"{folder}/{chosen}.npz", "seed": seed}
+                own = {"method": "split", "treatment": treatment, "chosen": f"{folder}/at-0/{chosen}.npz", "seed": seed}
                 yield study.Run(f"{treatment}-{chosen}-{seed}", {**flags, **own}, cifar.EVALUATIONS)
 
 
-def split(checkpoint, dataset, folder):
-    """Writes the numbers of the training examples of both sets."""
-    if not all((folder / f"{name}.npz").exists() for name in SETS):
-        training = load(dataset, "train", shuffle=False, batch_size=500)
-        labels = np.concatenate([labels for _, labels in training])
-        logits = keras.saving.load_model(checkpoint).predict(training, verbose=0)
-        right = logits.argmax(1) == labels
-        wrong, right = (np.random.RandomState(0).permutation(np.flatnonzero(each)) for each in (~right, right))
-        size = min(len(wrong), len(right))
-        for name, numbers in zip(SETS, (wrong, right), strict=True):
-            data.write(folder / f"{name}.npz", chosen=np.sort(numbers[:size]))
+def split(directory, dataset):
+    """Writes the numbers of the training examples of both sets into a run; returns how many examples are what."""
+    training = load(dataset, "train", shuffle=False, batch_size=500)
+    labels = np.concatenate([labels for _, labels in training])
+    right = keras.saving.load_model(directory.last).predict(training, verbose=0).argmax(1) == labels
+    numbers = [np.random.RandomState(0).permutation(np.flatnonzero(each)) for each in (~right, right)]
+    size = min(map(len, numbers))
+    for name, each in zip(SETS, numbers, strict=True):
+        data.write(directory.path / f"{name}.npz", chosen=np.sort(each[:size]))
+    return {"training examples": len(labels), "misclassified": int(np.sum(~right)), "of each set": size}
 
 
 if __name__ == "__main__":
     figure, options = study.begin("figure1", __doc__, **cifar.SCALE)
     dataset = data.first(options.dataset, options.train_examples, options.root, options.classes)
-    everything = list(runs(cifar.recipe(dataset, options.epochs), figure.root / figure.name))
-    figure.do(everything[:1])
-    split(figure.directory(everything[0]).last, dataset, figure.root / figure.name)
-    figure.do(everything)
+    splitter, *others = runs(cifar.recipe(dataset, options.epochs), figure.root / figure.name)
+    if figure.left(others):
+        figure.need([splitter])
+        figure.record(splitter, split=split(figure.directory(splitter), dataset))
+    figure.do([splitter, *others])

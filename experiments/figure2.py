@@ -17,7 +17,7 @@ from keras_mart.methods import MART
 
 SEEDS = (0, 1, 2)
 SHARES = (0.25, 0.5, 0.75)
-BETAS = (0.5, 1, 2, 5, 10, 20, 50)
+BETAS = (0.5, 2, 5, 10, 50)
 
 
 def runs(flags):

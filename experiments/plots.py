@@ -11,6 +11,7 @@ from experiments import whitebox as white
 from experiments.cells import groups, values
 from experiments.figure2 import BETAS
 from experiments.tables import ATTACKS, FIVE, NAMES, PANELS, PARTS, SETS, SHARES
+from keras_mart.evaluation.table import wilson
 
 COLOURS = {
     "standard": "#9a9a9a", "at": "#0072b2", "alp": "#56b4e9", "clp": "#cc79a7", "mma": "#e69f00", "trades": "#009e73",
@@ -114,13 +115,14 @@ def _curve(axis, runs, label, **style):
 
 
 def _dot(axis, place, values, **style):
-    """The mean over the seeds with their range, or one run with its interval."""
+    """The mean over the seeds with its 95% interval over the images, and each seed's as a small dot."""
     if values:
-        accuracies = [each.accuracy for each in values.values()]
-        mean, low, high = statistics.mean(accuracies), min(accuracies), max(accuracies)
-        if len(values) == 1:
-            ((low, high),) = (each.interval for each in values.values())
-        axis.errorbar(place, 100 * mean, [[100 * (mean - low)], [100 * (high - mean)]], **style, linewidth=1)
+        accuracies = [100 * each.accuracy for each in values.values()]
+        mean = statistics.mean(accuracies)
+        bounds = wilson(mean / 100, min(each.examples for each in values.values()))
+        axis.errorbar(place, mean, [[abs(100 * bound - mean)] for bound in bounds], **style, linewidth=1)
+        if len(accuracies) > 1:
+            axis.plot([place] * len(accuracies), accuracies, ".", color="black", markersize=2.5, zorder=3)
 
 
 def _against(axis, runs, attack, label, method):

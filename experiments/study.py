@@ -6,6 +6,7 @@ a folder of its own below --root. Broken off, it goes on where it was; what the 
 
 import argparse
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
@@ -45,27 +46,61 @@ class Run:
 class Study:
     """The runs of one experiment, in `<root>/<name>/<run>/`, and their results in `<results>/<name>.json`."""
 
-    def __init__(self, name, root, results, jobs, only=""):
+    def __init__(self, name, root, results, jobs, only="", lock=None):
         self.name = name
         self.root = root
         self.path = results / f"{name}.json"
         self.jobs = jobs
         self.only = only
+        self.lock = lock
         self.results = json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def directory(self, run):
         return Directory(self.root / (run.trained or self.name) / run.name)
 
+    def left(self, runs):
+        """Those of the runs that are wanted and not whole.
+
+        Raises:
+            SystemExit: the results hold one of them with other flags.
+        """
+        other = [run.name for run in runs if self.results.get(run.name, {"flags": run.flags})["flags"] != run.flags]
+        if other:
+            sys.exit(
+                f"{self.path} holds runs that were trained with other flags: {', '.join(other)}. Give another --root "
+                "and --results, or take them out of it."
+            )
+        missing = [run.name for run in runs if run.trained and not self._is_trained(run)]
+        if missing:
+            trained = next(run.trained for run in runs if run.trained)
+            sys.exit(
+                f"{self.name} judges runs of `python -m experiments.{trained}` that are missing or have other "
+                f"flags: {', '.join(missing)}"
+            )
+        return [run for run in runs if self.only in run.name and self.stages(run)]
+
+    def _is_trained(self, run):
+        """Whether the study that trains a run has done so, with these flags."""
+        path = self.path.with_name(f"{run.trained}.json")
+        kept = json.loads(path.read_text()).get(run.name, {}) if path.exists() else {}
+        return bool(kept.get("history")) and kept["flags"] == run.flags and self.directory(run).last.exists()
+
+    def need(self, runs):
+        """Trains those of the runs whose checkpoints are not there, for others that build on them."""
+        self._do([run for run in runs if self.stages(run) or not self.directory(run).last.exists()])
+
     def do(self, runs):
-        """Does what is not done yet of the runs, `jobs` of them at a time.
+        """Does what is left of the runs.
 
         Raises:
             SystemExit: a run failed; the others were done all the same.
         """
-        waiting = [run for run in runs if self.stages(run)]
-        print(f"{self.name}: {len(runs) - len(waiting)} of {len(runs)} runs are done", flush=True)
-        waiting = [run for run in waiting if self.only in run.name]
-        working, failed = [], []
+        left = self.left(runs)
+        print(f"{self.name}: {len(left)} of {len(runs)} runs are left", flush=True)
+        self._do(left)
+
+    def _do(self, waiting):
+        waiting, working, failed = list(waiting), [], []
         try:
             while waiting or working:
                 while waiting and len(working) < self.jobs:
@@ -84,25 +119,23 @@ class Study:
 
     def record(self, run, **found):
         """Adds to what is kept of a run, and writes the results."""
-        kept = self.results.get(run.name)
-        if kept is None or kept["flags"] != run.flags:
-            kept = {"flags": run.flags, "seed": run.flags.get("seed", 0)}
-            kept |= {"machine": measure.machine(), "jobs": self.jobs, "seconds": {}, "history": [], "evaluations": {}}
+        kept = self.results.setdefault(run.name, {"seconds": {}, "history": [], "evaluations": {}})
+        kept |= {"flags": run.flags, "seed": run.flags.get("seed", 0), "machine": measure.machine(), "jobs": self.jobs}
         for name, value in found.items():
-            kept[name] = kept[name] | value if isinstance(value, dict) else value
-        self.results[run.name] = kept
+            kept[name] = {**kept.get(name, {}), **value} if isinstance(value, dict) else value
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with files.whole(self.path) as unfinished:
             unfinished.write_text(json.dumps(self.results, indent=1) + "\n")
 
     def stages(self, run):
         """What is left to do for a run: "train", and the names of evaluations."""
-        kept = self.results.get(run.name)
-        if kept is None or kept["flags"] != run.flags:
-            kept = {"history": [], "evaluations": {}}
-        stages = [] if run.trained or kept["history"] else ["train"]
-        done = {name for name, each in kept["evaluations"].items() if each["flags"] == run.evaluations.get(name)}
-        return stages + [name for name in run.evaluations if name not in done]
+        kept = self.results.get(run.name, {})
+        done = {
+            name for name, each in kept.get("evaluations", {}).items() if each["flags"] == run.evaluations.get(name)
+        }
+        stages = [name for name in run.evaluations if name not in done]
+        there = kept.get("history") and (not stages or self.directory(run).last.exists())
+        return stages if run.trained or there else ["train", *stages]
 
 
 class _Work:
@@ -113,7 +146,7 @@ class _Work:
         self.run = run
         self.directory = study.directory(run)
         self.log = study.root / study.name / f"{run.name}.log"
-        self.stages = study.stages(run)
+        self.stages = study.stages(run) or ["train"]
         self._start()
 
     def _start(self):
@@ -128,7 +161,11 @@ class _Work:
         print(f"{self.study.name}: {self.run.name}: {stage}", flush=True)
         with self.log.open("a") as log:
             environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": str(_threads(self.study.jobs))}
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment,
+                start_new_session=True,  # Ctrl-C is for this process, which lets them save
+                pass_fds=[self.study.lock.fileno()] if self.study.lock else [],  # locked as long as one of them lives
+            )  # fmt: skip
         self.spent = self.log.with_name(f"{self.run.name}.{stage}.seconds")  # over all attempts
         self.before = float(self.spent.read_text()) if self.spent.exists() else 0.0
         self.begun = time.time()
@@ -187,16 +224,30 @@ def begin(name, description, *, train_examples, epochs, dataset="tfds:mnist", cl
     parser.add_argument("--dataset", default=dataset, help="tfds:<name> or npz:<path> (default %(default)s)")
     scale = "training images, 0 for all (default %(default)s); another scale needs another --root and --results"
     parser.add_argument("--train_examples", type=int, default=train_examples, help=scale)
-    parser.add_argument("--epochs", type=int, default=epochs, help="epochs of each run (default %(default)s)")
+    parser.add_argument(
+        "--epochs", type=measure.positive, default=epochs, help="epochs of each run (default %(default)s)"
+    )
     if classes:
         parser.add_argument("--classes", type=int, default=classes, help="the first so many (default %(default)s)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
+    parser.add_argument("--jobs", type=measure.positive, default=1, help="runs at a time, which share the cores")
     parser.add_argument("--root", type=pathlib.Path, default="runs", help="where the runs go (default %(default)s)")
     parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
     parser.add_argument("--only", default="", help="do only runs whose name holds this text")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    return Study(name, options.root, options.results, options.jobs, options.only), options
+    lock = _locked(options.root)
+    return Study(name, options.root, options.results, options.jobs, options.only, lock), options
+
+
+def _locked(root):
+    """The file that one experiment at a time holds."""
+    root.mkdir(parents=True, exist_ok=True)
+    lock = (root / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        sys.exit(f"Another experiment is at work in {root}, or runs that it has left behind.")
+    return lock
 
 
 def _rounded(text):

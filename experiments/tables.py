@@ -32,8 +32,9 @@ PARTS = {
 }  # fmt: skip
 PANELS = {"a": ("mart", "no_weight", "no_kl", "no_weight_no_kl"), "b": ("mart", "ce", "natural_bce", "kl_attack")}
 SHARES = {0: "no_weight_no_kl", **{share: f"share-{share}" for share in second.SHARES}, 1: "mart"}  # and its runs
-LABELS = {"labelled": "6,000 labels", "unlabelled": "and 54,000 unlabelled", "all": "all labels"}
-OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}
+LABELS = {"labelled": "the labelled alone", "unlabelled": "and the unlabelled", "all": "all with their labels"}
+EPOCHS = (1, 2, 3, 5, 10)  # of those shown of a training's start
+MART_ON_CIFAR10 = "The paper's MART on CIFAR-10"
 ROBUST = ("at", "trades")  # the methods that MART's lead is told against
 
 
@@ -142,15 +143,19 @@ def _published():
 
 
 def start(studies):
-    """Loss and accuracy on adversarial training images, epoch by epoch."""
-    rows, epochs = [], 0
-    for run in beginning.runs(white.recipe("", 1)):
-        history = studies["start"].get(run.name, {"history": []})["history"]
-        told = [f"{row['loss']:.3f}, {percent(row['adversarial_accuracy'], '.1f')}" for row in history]
-        if told:
-            rows.append([OPTIMIZERS[run.flags["optimizer"]], run.flags["epsilon"], *told])
-        epochs = max(epochs, len(told))
-    head = ["", "epsilon", *(f"epoch {number + 1}" for number in range(epochs))]
+    """Loss and accuracy on adversarial training images in some epochs, and those of the white-box table's AT."""
+    recipe = white.recipe("", 1)
+    runs = {f"SGD, epsilon {run.flags['epsilon']}": run.name for run in beginning.runs(recipe)}
+    runs = {told: studies["start"].get(name) for told, name in runs.items()}
+    runs[f"Adam, epsilon {recipe['epsilon']}"] = studies.get("whitebox", {}).get("at-0")
+    rows = []
+    for name, record in runs.items():
+        history = {int(row["epoch"]): row for row in record["history"]} if record else {}
+        told = (history.get(epoch) for epoch in EPOCHS)
+        cells = [f"{row['loss']:.3f}, {percent(row['adversarial_accuracy'], '.1f')}" if row else "" for row in told]
+        if history:
+            rows.append([name, *cells])
+    head = ["", *(f"epoch {number}" for number in EPOCHS)]
     title = f"Cross-entropy on adversarial training images (chance has {math.log(10):.3f}) and accuracy on them:"
     return [title, markdown(head, rows)]
 
@@ -171,7 +176,9 @@ def blackbox(studies):
         if rows:
             title = f"Made on the network of {NAMES[source]}, best checkpoint:"
             blocks += [title, markdown(head, [*rows, _counts(judged)])]
-    return [*blocks, _cited("The paper's MART on CIFAR-10", paper.BLACK_BOX)]
+    low, high = paper.AUTOATTACK["mart"].accuracy["autoattack"]
+    white_box = f"White box, AutoAttack leaves {low:.2f} to {high:.2f} of it ({paper.AUTOATTACK['mart'].certainty})."
+    return [*blocks, f"{_cited(MART_ON_CIFAR10, paper.BLACK_BOX)} {white_box}"]
 
 
 def _cited(what, *cited):
@@ -187,7 +194,7 @@ def figure1(studies):
     found = groups(studies["figure1"])
     pairs = {(one, chosen): f"{one}-{chosen}" for one in methods.TREATMENTS for chosen in first.SETS}
     names = {"at": "AT"} | {name: f"{SETS[chosen]} {TREATMENTS[one]}" for (one, chosen), name in pairs.items()}
-    blocks = accuracies("Last checkpoint:", found, names, NATURAL_TOO, "last", base="at")
+    blocks = [_split(studies["figure1"]), *accuracies("Last checkpoint:", found, names, NATURAL_TOO, "last", base="at")]
     rows = []
     for one in methods.TREATMENTS:
         row = []
@@ -198,6 +205,16 @@ def figure1(studies):
             rows.append([TREATMENTS[one], *row])
     head = ["", *(f"{ATTACKS[attack]}{each}" for attack in TWO for each in (", seed by seed", ", mean"))]
     return blocks + (["S- minus S+, pairs of runs with the same seed:", markdown(head, rows)] if rows else [])
+
+
+def _split(results):
+    """How large S- and S+ are."""
+    split = results.get("at-0", {}).get("split")
+    if split is None:
+        return ""
+    whole, wrong, size = split["training examples"], split["misclassified"], split["of each set"]
+    told = f"AT's network misclassifies {wrong:,} of {whole:,} training images ({percent(wrong / whole, '.1f')}%)"
+    return f"{told}; S- and S+ have {size:,} each."
 
 
 def figure2(studies):
@@ -235,7 +252,7 @@ def beta_run(method, beta):
 
 def unlabelled(studies):
     found = groups(studies["unlabelled"])
-    blocks = accuracies("MNIST, best checkpoint:", found, LABELS, FIVE, "best")
+    blocks = [_labels(studies["unlabelled"]), *accuracies("MNIST, best checkpoint:", found, LABELS, FIVE, "best")]
     rows = []
     for more in ("unlabelled", "all"):
         pairs = [[values(found.get(name, {}), each, "best") for name in (more, "labelled")] for each in FIVE]
@@ -246,6 +263,15 @@ def unlabelled(studies):
         blocks += [f"The same minus those of {LABELS['labelled']}:", markdown(head, rows)]
     cited = (paper.UNLABELLED, paper.UNLABELLED_AUTOATTACK)
     return [*blocks, _cited("The paper's WRN-28-10 on CIFAR-10 with 500,000 unlabelled images", *cited)]
+
+
+def _labels(results):
+    """How many of the pseudo-labels are right."""
+    labels = results.get("labeller", {}).get("labels")
+    if labels is None:
+        return ""
+    share = percent(labels["right"] / labels["images"])
+    return f"Of the labels that the standard network gives {labels['images']:,} images {share}% are right."
 
 
 def wide_resnet(studies):

@@ -12,17 +12,16 @@ Result: experiments/results/unlabelled.json. Cost: docs/reproduction.md.
 """
 
 from experiments import data, study, whitebox
+from keras_mart import datasets, serving
 
 FRACTION = 0.5  # of a batch, from the rest
 
 
 def rest(dataset, labelled, root):
-    """The npz file of the training images behind the first `labelled`."""
-    path = root / "data" / f"{data.stem(dataset)}-from-{labelled}.npz"
-    if not path.exists():
-        (images, labels), _ = data.whole(dataset)
-        data.write(path, image=images[labelled:], label=labels[labelled:])
-    return f"npz:{path}"
+    """(name, arrays) of the dataset of the training images behind the first `labelled`."""
+    (images, labels), _ = data.whole(dataset)
+    arrays = {"image": images[labelled:], "label": labels[labelled:]}
+    return data.kept(f"{data.stem(dataset)}-from-{labelled}", root, arrays), arrays
 
 
 def runs(part, rest, epochs, labeller):
@@ -37,7 +36,12 @@ def runs(part, rest, epochs, labeller):
 if __name__ == "__main__":
     table, options = study.begin("unlabelled", __doc__, train_examples=6000, epochs=10)
     part = data.first(options.dataset, options.train_examples, options.root)
+    others, arrays = rest(options.dataset, options.train_examples, options.root)
     labeller = study.Run("labeller", whitebox.recipe(part, options.epochs) | {"method": "standard", "seed": 0})
-    table.do([labeller])
-    others = rest(options.dataset, options.train_examples, options.root)
-    table.do(list(runs(part, others, options.epochs, table.directory(labeller).best)))
+    teacher = table.directory(labeller).best
+    everything = list(runs(part, others, options.epochs, teacher))
+    if table.left(everything):
+        table.need([labeller])
+        right = datasets.pseudo_labels(serving.load(teacher), arrays["image"]) == arrays["label"]
+        table.record(labeller, labels={"images": len(right), "right": int(right.sum())})
+    table.do([labeller, *everything])

@@ -47,6 +47,7 @@ if behaviour == "hang":
 if behaviour == "fail":
     sys.exit(3)
 if flags["mode"] == "train":
+    (directory / "last.keras").touch()
     (directory / "history.csv").write_text("epoch,loss,val_pgd20_accuracy\\n1,0.123456789,\\n2,0.5,0.25\\n")
 else:
     (directory / "evaluation.json").write_text(json.dumps({{"best": flags["attacks"]}}))
@@ -64,7 +65,8 @@ def frame(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "POLL", 0.02)
     monkeypatch.setattr(study, "_packed", lambda path: {})
     monkeypatch.setenv("RESULTS", str(tmp_path / "results" / "study.json"))
-    return lambda **options: study.Study("study", tmp_path / "runs", tmp_path / "results", **{"jobs": 1, **options})
+    folders = {"root": tmp_path / "runs", "results": tmp_path / "results", "jobs": 1}
+    return lambda name="study", **options: study.Study(name, **{**folders, **options})
 
 
 def run(name="one", evaluations=None, **flags):
@@ -100,17 +102,45 @@ def test_only_what_is_left_is_done(frame):
         {"epoch": 1.0, "loss": 0.123457, "val_pgd20_accuracy": None},
         {"epoch": 2.0, "loss": 0.5, "val_pgd20_accuracy": 0.25},
     ]
-    frame().do([run(epochs=3)])
-    assert calls(frame()) == ["study/one train", "study/one fgsm"]
-    assert list(kept(frame())["one"]["evaluations"]) == ["weak"]
 
 
-def test_runs_of_another_study_are_evaluated_and_not_trained(frame):
+def test_results_of_other_flags_are_not_overwritten(frame):
+    frame().do([run()])
+    before = kept(frame())
+    with pytest.raises(SystemExit, match=r"other flags: one\. Give another --root"):
+        frame().do([run(epochs=3)])
+    assert kept(frame()) == before
+
+
+def test_runs_of_another_study_are_evaluated_where_they_were_trained(frame):
     other = study.Run("one", {"epochs": 2, "seed": 7}, {"weak": FGSM}, trained="other")
+    with pytest.raises(SystemExit, match=r"experiments\.other` that are missing or have other flags: one"):
+        frame().do([other])
+    trainer = frame(name="other")
+    trainer.do([study.Run("one", other.flags)])
     frame().do([other])
     frame().do([other])
-    assert calls(frame()) == ["other/one fgsm"]
+    assert calls(frame()) == ["other/one train", "other/one fgsm"]
     assert kept(frame())["one"]["seed"] == 7 and kept(frame())["one"]["history"] == []
+
+
+def test_a_run_that_others_need_is_trained_again_where_it_is_gone(frame):
+    one = run(evaluations={})
+    frame().do([one])
+    frame().need([one])
+    assert calls(frame()) == ["study/one train"]
+    frame().directory(one).last.unlink()
+    frame().do([one])
+    frame(only="others").need([one])
+    assert calls(frame()) == ["study/one train"]
+
+
+def test_one_experiment_at_a_time_works_in_a_folder(tmp_path):
+    lock = study._locked(tmp_path)
+    with pytest.raises(SystemExit, match="Another experiment is at work"):
+        study._locked(tmp_path)
+    lock.close()
+    study._locked(tmp_path).close()
 
 
 def test_only_takes_the_runs_whose_name_holds_it(frame):
@@ -128,7 +158,7 @@ def test_a_failed_run_is_named_and_goes_on_the_next_time(frame, monkeypatch, cap
     calls(frame())
     monkeypatch.delenv("BEHAVIOUR")
     frame().do(runs)
-    assert "study: 1 of 3 runs are done" in capsys.readouterr().out
+    assert "study: 2 of 3 runs are left" in capsys.readouterr().out
     assert calls(frame()) == ["study/one train", "study/one fgsm", "study/two fgsm"]
 
 
@@ -378,13 +408,14 @@ def test_whole_gives_all_training_images_those_that_validate_last(numbered):
 
 def test_first_are_the_first_in_their_order_with_the_test_set_whole(numbered, tmp_path):
     name = data.first(numbered, 10, tmp_path)
-    assert name == f"npz:{tmp_path / 'data' / 'numbers-10.npz'}"
+    assert name.startswith(f"npz:{tmp_path / 'data' / 'numbers-10-'}")
     everything = numbers(data.whole(numbered)[0][0])
     with np.load(name.removeprefix("npz:")) as file:
         assert numbers(file["x_train"]) == everything[:10] and numbers(file["x_test"]) == list(range(12))
         assert file["y_train"].tolist() == [each % 3 for each in everything[:10]]
     assert km.datasets.describe(name).num_examples == {"train": 9, "validation": 1, "test": 12}
     assert data.first(numbered, 0, tmp_path) == numbered
+    assert data.first(numbered, 10, tmp_path) == name != data.first(numbered, 10, tmp_path, classes=2)
     with pytest.raises(ValueError, match=r"--train_examples must be at most 40\. Received: 41"):
         data.first(numbered, 41, tmp_path)
 
@@ -468,13 +499,21 @@ def test_differences_are_of_runs_with_the_same_seed():
 
 
 def test_intervals_of_differences_compare_image_by_image():
-    # 10 of 100 images are gained: the mean change is 0.1, its deviation sqrt(0.1 * 0.9) = 0.3.
-    half = 1.96 * 0.3 / 10
-    assert cells.difference(of(0.6), of(0.5)) == f"+10.00 [{10 - 100 * half:+.1f}, {10 + 100 * half:+.1f}]"
-    # Over two seeds, images 50 to 59 gain 1 and 60 to 69 gain 1/2: a mean of 0.15, a mean square of 0.125.
-    half = 1.96 * (0.125 - 0.15**2) ** 0.5 / 10
-    told = cells.difference(of(0.6, 0.7), of(0.5, 0.5), interval=True)
-    assert told == f"+15.00 (+10.00 to +20.00) [{15 - 100 * half:+.1f}, {15 + 100 * half:+.1f}]"
+    def told(mean, squares):  # with two images more, whose differences cancel and whose squares add up to 1
+        centre = 100 * mean / 102
+        half = 1.96 * ((squares + 1) / 102 - (mean / 102) ** 2) ** 0.5 / 102**0.5
+        return f"[{centre - 100 * half:+.1f}, {centre + 100 * half:+.1f}]"
+
+    # 10 of 100 images are gained.
+    assert cells.difference(of(0.6), of(0.5)) == f"+10.00 {told(10, 10)}"
+    # Over two seeds, images 50 to 59 gain 1 and 60 to 69 gain 1/2.
+    both = cells.difference(of(0.6, 0.7), of(0.5, 0.5), interval=True)
+    assert both == f"+15.00 (+10.00 to +20.00) {told(15, 12.5)}"
+    assert cells.difference(of(0.5), of(0.5)) == f"+0.00 {told(0, 0)}"
+
+
+def test_differences_are_of_the_same_images():
+    assert cells.difference(of(0.6), of(0.5, examples=50)) == "-"
 
 
 def test_the_white_box_table_by_hand():

@@ -29,7 +29,7 @@ def mix(
     are extra, `labelled` has batches of 64. Labelled and extra examples alternate evenly, so that every replica's part
     of a batch has its share of both. An epoch is one pass over the labelled data. Its extra examples are drawn without
     replacement, in an order that is a function of the seed and the epoch's number alone; where the extra data are too
-    few for an epoch, another permutation of them follows.
+    few for an epoch, another permutation of them follows. Epochs draw independently of each other.
 
     The loss of a batch is (sum of the labelled losses + weight * sum of the extra losses) / number of both.
 
