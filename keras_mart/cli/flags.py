@@ -78,7 +78,8 @@ _extra = "More training images, generated or unlabelled: npz:<path> with image a
 _text(DATA, "extra", None, _extra)
 _number(DATA, "extra_fraction", 0.5, "Share of --extra in a batch, which keeps one example of each kind at least.")
 _number(DATA, "extra_weight", 1.0, "Weight of an extra example in the loss; the others have 1.")
-_text(DATA, "labeller", None, "The model that labels the images of --extra, whose own labels are then not used: .keras or SavedModel.")
+_labeller = "A .keras file or a SavedModel that labels the images of --extra, whose own labels are then not used."
+_text(DATA, "labeller", None, _labeller)
 
 _choice(NETWORK, "network", "small_cnn", NETWORKS, "The network.")
 _integer(NETWORK, "depth", None, "Number of convolutions (wide_resnet), 34 by default.")
