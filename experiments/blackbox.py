@@ -14,6 +14,7 @@ Result: experiments/results/blackbox.json. Cost: docs/reproduction.md.
 import dataclasses
 
 from experiments import data, study, whitebox
+from experiments.options import begin
 
 SOURCES = ("standard", "at")
 SOURCE_SEED = 100
@@ -35,7 +36,7 @@ def runs(flags, models):
 
 
 if __name__ == "__main__":
-    table, options = study.begin("blackbox", __doc__, train_examples=12000, epochs=10)
+    table, options = begin("blackbox", __doc__, train_examples=12000, epochs=10)
     dataset = data.first(options.dataset, options.train_examples, options.root)
     flags = whitebox.recipe(dataset, options.epochs)
     made = list(sources(flags))

@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments import cifar, data, study
 from experiments.methods import TREATMENTS
+from experiments.options import begin
 from keras_mart.datasets import load
 
 SEEDS = (0, 1, 2)
@@ -47,7 +48,7 @@ def split(directory, dataset):
 
 
 if __name__ == "__main__":
-    figure, options = study.begin("figure1", __doc__, **cifar.SCALE)
+    figure, options = begin("figure1", __doc__, **cifar.SCALE)
     dataset = data.first(options.dataset, options.train_examples, options.root, options.classes)
     splitter, *others = runs(cifar.recipe(dataset, options.epochs), figure.root / figure.name)
     if figure.left(others):

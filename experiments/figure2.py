@@ -13,6 +13,7 @@ Result: experiments/results/figure2.json. Cost: docs/reproduction.md.
 
 from experiments import cifar, data, study
 from experiments.methods import ALTERATIONS
+from experiments.options import begin
 from keras_mart.methods import MART
 
 SEEDS = (0, 1, 2)
@@ -39,6 +40,6 @@ def _run(name, flags, **own):
 
 
 if __name__ == "__main__":
-    figure, options = study.begin("figure2", __doc__, **cifar.SCALE)
+    figure, options = begin("figure2", __doc__, **cifar.SCALE)
     dataset = data.first(options.dataset, options.train_examples, options.root, options.classes)
     figure.do(list(runs(cifar.recipe(dataset, options.epochs))))

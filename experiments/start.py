@@ -11,6 +11,7 @@ Result: experiments/results/start.json. Cost: docs/reproduction.md.
 """
 
 from experiments import data, study, whitebox
+from experiments.options import begin
 
 SMALLER = (0.1, 0.2)
 FEW_EPOCHS = 3
@@ -27,6 +28,6 @@ def runs(flags):
 
 
 if __name__ == "__main__":
-    table, options = study.begin("start", __doc__, train_examples=12000, epochs=10)
+    table, options = begin("start", __doc__, train_examples=12000, epochs=10)
     dataset = data.first(options.dataset, options.train_examples, options.root)
     table.do(list(runs(whitebox.recipe(dataset, options.epochs))))

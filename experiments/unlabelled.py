@@ -12,6 +12,7 @@ Result: experiments/results/unlabelled.json. Cost: docs/reproduction.md.
 """
 
 from experiments import data, study, whitebox
+from experiments.options import begin
 from keras_mart import datasets, serving
 
 FRACTION = 0.5  # of a batch, from the rest
@@ -34,7 +35,7 @@ def runs(part, rest, epochs, labeller):
 
 
 if __name__ == "__main__":
-    table, options = study.begin("unlabelled", __doc__, train_examples=6000, epochs=10)
+    table, options = begin("unlabelled", __doc__, train_examples=6000, epochs=10)
     part = data.first(options.dataset, options.train_examples, options.root)
     others, arrays = rest(options.dataset, options.train_examples, options.root)
     labeller = study.Run("labeller", whitebox.recipe(part, options.epochs) | {"method": "standard", "seed": 0})

@@ -12,6 +12,7 @@ Result: experiments/results/whitebox.json. Cost: docs/reproduction.md.
 """
 
 from experiments import data, study
+from experiments.options import begin
 
 SEEDS = {"mart": (0, 1, 2), "trades": (0, 1, 2)}
 METHODS = ("standard", "at", "alp", "clp", "mma", "trades", "mart")
@@ -41,5 +42,5 @@ def runs(flags):
 
 
 if __name__ == "__main__":
-    table, options = study.begin("whitebox", __doc__, train_examples=12000, epochs=10)
+    table, options = begin("whitebox", __doc__, train_examples=12000, epochs=10)
     table.do(list(runs(recipe(data.first(options.dataset, options.train_examples, options.root), options.epochs))))

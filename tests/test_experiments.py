@@ -16,7 +16,7 @@ import test_losses as formulas
 from conftest import images_and_labels, linear_network
 
 import keras_mart as km
-from experiments import cells, data, paper, report, study
+from experiments import cells, data, options, paper, report, study, work
 from experiments.methods import ALTERATIONS, TREATMENTS, Altered, Partial, Split
 from keras_mart.methods.base import Outputs
 
@@ -63,7 +63,7 @@ def frame(tmp_path, monkeypatch):
     stub.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(stub))
     monkeypatch.setattr(study, "POLL", 0.02)
-    monkeypatch.setattr(study, "_packed", lambda path: {})
+    monkeypatch.setattr(work, "_packed", lambda path: {})
     monkeypatch.setenv("RESULTS", str(tmp_path / "results" / "study.json"))
     folders = {"root": tmp_path / "runs", "results": tmp_path / "results", "jobs": 1}
     return lambda name="study", **options: study.Study(name, **{**folders, **options})
@@ -136,11 +136,11 @@ def test_a_run_that_others_need_is_trained_again_where_it_is_gone(frame):
 
 
 def test_one_experiment_at_a_time_works_in_a_folder(tmp_path):
-    lock = study._locked(tmp_path)
+    lock = options._locked(tmp_path)
     with pytest.raises(SystemExit, match="Another experiment is at work"):
-        study._locked(tmp_path)
+        options._locked(tmp_path)
     lock.close()
-    study._locked(tmp_path).close()
+    options._locked(tmp_path).close()
 
 
 def test_only_takes_the_runs_whose_name_holds_it(frame):
@@ -209,7 +209,7 @@ def test_sigterm_has_the_runs_save_and_end(frame, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["study", *options])
     handler = signal.signal(signal.SIGTERM, _unheard)
     try:
-        begun, _ = study.begin("study", "", train_examples=0, epochs=1)
+        begun, _ = options.begin("study", "", train_examples=0, epochs=1)
         killer = threading.Thread(target=_kill_when_all_hang, args=[made.root / "study", names[:2]])
         killer.start()
         with pytest.raises(SystemExit) as end:

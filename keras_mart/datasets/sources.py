@@ -64,7 +64,8 @@ def read_extra(name, data_dir=None):
 def _read_extra(path, state):
     """`state` is unused but as a part of the cache's key."""
     there = _keys(path)
-    keys = [key for names in (EXTRA_IMAGES, EXTRA_LABELS) for key in [key for key in names if key in there][:1]]
+    found = [next((key for key in names if key in there), None) for names in (EXTRA_IMAGES, EXTRA_LABELS)]
+    keys = [key for key in found if key]
     images, *labels = _arrays(path, keys)
     return examples(images, *labels or [None], f"{', '.join(keys)} of {path}")
 

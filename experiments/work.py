@@ -1,0 +1,87 @@
+"""One run at work: the processes of the command line that train it and judge it, one after the other."""
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from keras_mart.evaluation.table import Table
+
+DIGITS = 6  # significant digits of what the results keep of the history
+
+
+class Work:
+    """The processes of one run, one after the other."""
+
+    def __init__(self, study, run):
+        self.study = study
+        self.run = run
+        self.directory = study.directory(run)
+        self.log = study.root / study.name / f"{run.name}.log"
+        self.stages = study.stages(run) or ["train"]
+        self._start()
+
+    def _start(self):
+        stage = self.stages[0]
+        flags = {"workdir": self.directory.path}
+        if stage == "train":
+            flags |= {"mode": "train", "resume": True, **self.run.flags}
+        else:
+            flags |= {"mode": "evaluate", "seed": 0, **self.run.evaluations[stage]}
+        command = [sys.executable, "-m", "experiments.train", *(f"--{name}={value}" for name, value in flags.items())]
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{self.study.name}: {self.run.name}: {stage}", flush=True)
+        with self.log.open("a") as log:
+            environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": str(_threads(self.study.jobs))}
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment,
+                start_new_session=True,  # Ctrl-C is for this process, which lets them save
+                pass_fds=[self.study.lock.fileno()] if self.study.lock else [],  # locked as long as one of them lives
+            )  # fmt: skip
+        self.spent = self.log.with_name(f"{self.run.name}.{stage}.seconds")  # over all attempts
+        self.before = float(self.spent.read_text()) if self.spent.exists() else 0.0
+        self.begun = time.time()
+
+    def go_on(self):
+        """Starts the next stage where one is over; returns "working", "over" or "failed"."""
+        status = self.process.poll()
+        seconds = self.before + time.time() - self.begun
+        self.spent.write_text(f"{seconds:.1f}\n")
+        if status is None:
+            return "working"
+        if status:
+            self.process = None
+            return "failed"
+        self._record(self.stages.pop(0), seconds)
+        self.spent.unlink()  # the results hold it now; done again, the stage counts from 0
+        if self.stages:
+            self._start()
+            return "working"
+        self.process = None
+        return "over"
+
+    def _record(self, stage, seconds):
+        if stage == "train":
+            rows = [{name: _rounded(value) for name, value in row.items()} for row in self.directory.rows()]
+            self.study.record(self.run, history=rows, seconds={stage: round(seconds)})
+        else:
+            found = {"flags": self.run.evaluations[stage], **self.directory.read(self.directory.evaluation)}
+            found["outcomes"] = {which: _packed(self.directory.predictions(which)) for which in ("best", "last")}
+            self.study.record(self.run, evaluations={stage: found}, seconds={stage: round(seconds)})
+
+
+def _packed(path):
+    """Attack to its outcomes for each test image, as bits in hexadecimal; without the stages of compound attacks."""
+    found = Table.load(path).outcomes
+    return {name: np.packbits(right).tobytes().hex() for name, right in found.items() if "/" not in name}
+
+
+def _rounded(text):
+    value = float(text) if text else None
+    return value if value is None else float(f"{value:.{DIGITS}g}")
+
+
+def _threads(jobs):
+    return max(1, (os.cpu_count() or 1) // jobs)
