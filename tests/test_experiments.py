@@ -205,8 +205,7 @@ def test_sigterm_has_the_runs_save_and_end(frame, monkeypatch):
     made = frame()
     names = ("one", "two", "three")
     monkeypatch.setenv("BEHAVIOUR", json.dumps({f"study {name} train": "hang" for name in names}))
-    options = [f"--root={made.root}", f"--results={made.path.parent}", "--jobs=2"]
-    monkeypatch.setattr(sys, "argv", ["study", *options])
+    monkeypatch.setattr(sys, "argv", ["study", f"--root={made.root}", f"--results={made.path.parent}", "--jobs=2"])
     handler = signal.signal(signal.SIGTERM, _unheard)
     try:
         begun, _ = options.begin("study", "", train_examples=0, epochs=1)
