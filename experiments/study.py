@@ -63,14 +63,15 @@ class Study:
                 f"{self.path} holds runs that were trained with other flags: {', '.join(other)}. Give another --root "
                 "and --results, or take them out of it."
             )
-        missing = [run.name for run in runs if run.trained and not self._is_trained(run)]
+        left = [run for run in runs if self.only in run.name and self.stages(run)]
+        missing = [run.name for run in left if run.trained and not self._is_trained(run)]
         if missing:
-            trained = next(run.trained for run in runs if run.trained)
+            trained = next(run.trained for run in left if run.trained)
             sys.exit(
                 f"{self.name} judges runs of `python -m experiments.{trained}` that are missing or have other "
                 f"flags: {', '.join(missing)}"
             )
-        return [run for run in runs if self.only in run.name and self.stages(run)]
+        return left
 
     def _is_trained(self, run):
         """Whether the study that trains a run has done so, with these flags."""
@@ -99,7 +100,7 @@ class Study:
                 while waiting and len(working) < self.jobs:
                     working.append(Work(self, waiting.pop(0)))
                 time.sleep(POLL)
-                failed += [work.run.name for work in working if work.go_on() == "failed"]
+                failed += [work.run.name for work in working if not work.go_on()]
                 working = [work for work in working if work.process is not None]
         finally:
             processes = [work.process for work in working if work.process is not None]

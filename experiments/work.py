@@ -45,22 +45,22 @@ class Work:
         self.begun = time.time()
 
     def go_on(self):
-        """Starts the next stage where one is over; returns "working", "over" or "failed"."""
+        """Starts the next stage where one is over; returns whether all is well."""
         status = self.process.poll()
         seconds = self.before + time.time() - self.begun
         self.spent.write_text(f"{seconds:.1f}\n")
         if status is None:
-            return "working"
+            return True
         if status:
             self.process = None
-            return "failed"
+            return False
         self._record(self.stages.pop(0), seconds)
         self.spent.unlink()  # the results hold it now; done again, the stage counts from 0
         if self.stages:
             self._start()
-            return "working"
-        self.process = None
-        return "over"
+        else:
+            self.process = None
+        return True
 
     def _record(self, stage, seconds):
         if stage == "train":

@@ -121,6 +121,8 @@ def test_runs_of_another_study_are_evaluated_where_they_were_trained(frame):
     frame().do([other])
     frame().do([other])
     assert calls(frame()) == ["other/one train", "other/one fgsm"]
+    trainer.directory(other).last.unlink()
+    frame().do([other])  # as in a fresh clone, which has the results alone
     assert kept(frame())["one"]["seed"] == 7 and kept(frame())["one"]["history"] == []
 
 
