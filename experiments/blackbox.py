@@ -3,7 +3,8 @@
 Paper: MART withstands attacks that were made on other networks better than the other methods do, and all of them far
 better than white-box attacks (its black-box table).
 Ours: the networks of the white-box table against attacks made on a standard and an adversarially trained network of the
-same architecture, data and recipe, but another seed.
+same architecture, data and recipe, but another seed. The table's own AT is trained as the second of them is, and so
+has the most in common with it.
 
     python -m experiments.whitebox --dataset=npz:<path to mnist.npz>
     python -m experiments.blackbox --dataset=npz:<path to mnist.npz>
@@ -29,8 +30,10 @@ def sources(flags):
 
 
 def runs(flags, models):
-    """The white-box table's networks, each against the attacks on each source's model."""
-    attacks = {name: {"attacks": ATTACKS, "examples": EXAMPLES, "source": str(path)} for name, path in models.items()}
+    """The white-box table's networks, each against the attacks on each source; `models`: source to its model's path."""
+    attacks = {name: {"attacks": ATTACKS, "examples": EXAMPLES} for name in SOURCES}
+    for name, path in models.items():
+        attacks[name]["source"] = str(path)
     for run in whitebox.runs(flags):
         yield dataclasses.replace(run, evaluations=attacks, trained="whitebox")
 

@@ -10,11 +10,12 @@ from experiments import study
 from keras_mart.evaluation.table import QUANTILE, wilson
 
 HOW = """Accuracies are in percent of the test images whose number stands below them (drawn at random, the same for all
-runs), differences in points. `95.20 [94.2, 96.1]` is one run with its 95% Wilson interval: what other test images might
-have given. `95.20 (94.85 to 95.60)` is the mean of several runs that differ in their seed, with the lowest and the
-highest of them: how far trainings lie apart. Differences are of runs with the same seed; their 95% intervals compare
-image by image (Agresti and Min's, for the mean over the seeds) and know nothing of other trainings. Networks are judged
-in the precision that they were trained in, and so are the attacks."""
+runs), differences in points. `95.20 [94.2, 96.1]` is one run with its 95% Wilson interval: what other test images
+might have given. `95.20 (94.85 to 95.60)` is the mean of several runs that differ in their seed, with the lowest and
+the highest of them: how far trainings lie apart. Differences are of runs with the same seed; their 95% intervals
+compare image by image (Agresti and Min's, for the mean over the seeds) and know nothing of other trainings. Networks
+are judged in the precision that they were trained in, and so are the attacks; bfloat16 tells grey values between 0.5
+and 1 apart in steps of 0.0039, an eighth of CIFAR-10's 8/255."""
 NOTHING = "-"
 
 

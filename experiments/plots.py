@@ -38,8 +38,8 @@ def whitebox(results):
         runs, style = found.get(method, {}), {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 4}
         _curve(left, runs, NAMES[method], linewidth=1.2, **style)
         place = 0.11 * (number - (len(white.METHODS) - 1) / 2)
-        for position, attack in enumerate(FIVE):
-            _dot(right, position + place, values(runs, attack, "best"), linestyle="none", **style)
+        dots = {position + place: values(runs, attack, "best") for position, attack in enumerate(FIVE)}
+        _dots(right, dots, linestyle="none", linewidth=1, **style)
     left.set(**EPOCHS)
     right.set(ylabel=TEST, xlim=(-0.5, len(FIVE) - 0.5))
     right.set_xticks(range(len(FIVE)), [ATTACKS[each] for each in FIVE])
@@ -51,11 +51,12 @@ def whitebox(results):
 
 
 def figure1(results):
-    """Robust accuracy epoch by epoch where one of the two sets is treated otherwise."""
+    """Robust accuracy epoch by epoch where one of the two sets is treated otherwise, and where neither is."""
     found = groups(results)
     figure = _figure(3.4)
     for letter, axis, treatment in zip("abc", figure.subplots(1, 3, sharey=True), tables.TREATMENTS, strict=True):
-        _curve(axis, found.get("at", {}), "AT", color=COLOURS["at"], linestyle="-")
+        base, label = next(iter(tables.CONTROL.items())) if treatment == "regularised" else ("at", NAMES["at"])
+        _curve(axis, found.get(base, {}), label, color=COLOURS["at"], linestyle="-")
         for chosen, (colour, line) in OF_SETS.items():
             label = f"{SETS[chosen]} {tables.TREATMENTS[treatment]}"
             _curve(axis, found.get(f"{treatment}-{chosen}", {}), label, color=colour, linestyle=line)
@@ -80,7 +81,8 @@ def figure2(results):
         _against(axes["c"], runs, attack, f"MART, {ATTACKS[attack]}", "mart")
     axes["c"].set(xlabel="share of the examples with the second term", ylabel=TEST)
     for method, shift in (("mart", 0.97), ("trades", 1.03)):
-        runs = {beta * shift: found.get(tables.beta_run(method, beta), {}) for beta in BETAS}
+        names = {beta * shift: tables.beta_run(method, beta) for beta in BETAS}
+        runs = {place: _first(found.get(name, {})) for place, name in names.items()}
         for attack in ("natural", "pgd20"):
             _against(axes["d"], runs, attack, f"{NAMES[method]}, {ATTACKS[attack]}", method)
     axes["d"].set(xlabel="beta", ylabel=TEST, xscale="log")
@@ -114,26 +116,31 @@ def _curve(axis, runs, label, **style):
         axis.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _dot(axis, place, values, **style):
-    """The mean over the seeds with its 95% interval over the images, and each seed's as a small dot."""
-    if values:
-        accuracies = [100 * each.accuracy for each in values.values()]
-        mean = statistics.mean(accuracies)
-        bounds = wilson(mean / 100, min(each.examples for each in values.values()))
-        axis.errorbar(place, mean, [[abs(100 * bound - mean)] for bound in bounds], **style, linewidth=1)
-        if len(accuracies) > 1:
-            axis.plot([place] * len(accuracies), accuracies, ".", color="black", markersize=2.5, zorder=3)
+def _first(runs):
+    """Those of the first seed."""
+    return {seed: record for seed, record in runs.items() if seed == 0}
 
 
 def _against(axis, runs, attack, label, method):
-    """The first seed's accuracy against a number, with its interval."""
-    points = {number: values(each, attack, "last").get(0) for number, each in runs.items()}
-    points = {number: value for number, value in points.items() if value is not None}
-    if points:
-        heights = [100 * each.accuracy for each in points.values()]
-        bounds = np.abs(np.transpose([each.interval for each in points.values()]) * 100 - heights)
-        style = {"color": COLOURS[method], "linestyle": LINES[attack], "marker": MARKERS[method], "markersize": 4}
-        axis.errorbar(list(points), heights, bounds, label=label, elinewidth=0.8, capsize=2, **style)
+    """Accuracy of the last checkpoint against a number."""
+    found = {number: values(each, attack, "last") for number, each in runs.items()}
+    style = {"color": COLOURS[method], "linestyle": LINES[attack], "marker": MARKERS[method], "markersize": 4}
+    _dots(axis, found, label=label, elinewidth=0.8, capsize=2, **style)
+
+
+def _dots(axis, found, **style):
+    """At each place the mean over the seeds with its 95% interval over the images, and each seed as a small dot."""
+    found = {place: each for place, each in found.items() if each}
+    if not found:
+        return
+    means = [statistics.mean(each.accuracy for each in seeds.values()) for seeds in found.values()]
+    examples = [min(each.examples for each in seeds.values()) for seeds in found.values()]
+    bounds = np.transpose([wilson(*each) for each in zip(means, examples, strict=True)])
+    axis.errorbar(list(found), 100 * np.array(means), 100 * np.abs(bounds - means), **style)
+    for place, seeds in found.items():
+        if len(seeds) > 1:
+            heights = [100 * each.accuracy for each in seeds.values()]
+            axis.plot([place] * len(heights), heights, ".", color="black", markersize=2.5, zorder=3)
 
 
 def _stretch(axis):

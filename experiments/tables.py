@@ -26,6 +26,7 @@ TWO = ("pgd20", "apgd-t")
 NATURAL_TOO = ("natural", *TWO)
 SETS = {"misclassified": "S-", "correct": "S+"}
 TREATMENTS = {"natural": "unperturbed", "fgsm": "FGSM", "regularised": "with KL(p, q)"}
+CONTROL = {first.CONTROL: "AT, natural images too"}
 PARTS = {
     "mart": "MART", "no_weight": "without the weight", "no_kl": "without KL", "no_weight_no_kl": "without both",
     "ce": "CE for BCE", "natural_bce": "BCE on natural images", "kl_attack": "KL in the attack",
@@ -33,6 +34,7 @@ PARTS = {
 PANELS = {"a": ("mart", "no_weight", "no_kl", "no_weight_no_kl"), "b": ("mart", "ce", "natural_bce", "kl_attack")}
 SHARES = {0: "no_weight_no_kl", **{share: f"share-{share}" for share in second.SHARES}, 1: "mart"}  # and its runs
 LABELS = {"labelled": "the labelled alone", "unlabelled": "and the unlabelled", "all": "all with their labels"}
+OPTIMIZERS = {"adam": "Adam", "sgd": "SGD"}
 EPOCHS = (1, 2, 3, 5, 10)  # of those shown of a training's start
 MART_ON_CIFAR10 = "The paper's MART on CIFAR-10"
 ROBUST = ("at", "trades")  # the methods that MART's lead is told against
@@ -40,6 +42,8 @@ ROBUST = ("at", "trades")  # the methods that MART's lead is told against
 
 def accuracies(title, found, names, columns, which, base=None):
     """A table of variants against attacks, below a line that tells what it shows.
+
+    Differences of several runs come with the interval of their mean.
 
     Args:
         title: the line.
@@ -58,7 +62,9 @@ def accuracies(title, found, names, columns, which, base=None):
     head += [f"{ATTACKS[columns[number]]}, difference to {names[base]}" for number in compared]
     rows = []
     for variant, row in table.items():
-        changes = [difference(row[each], table[base][each]) if variant != base else "" for each in compared]
+        changes = [
+            difference(row[each], table[base][each], interval=True) if variant != base else "" for each in compared
+        ]
         rows.append([names[variant], *map(cell, row), *changes])
     return [title, markdown(head, [*rows, [*_counts(table.values()), *[""] * len(compared)]])]
 
@@ -75,10 +81,37 @@ def _counts(rows):
 def whitebox(studies):
     found = groups(studies["whitebox"])
     names = {method: NAMES[method] for method in white.METHODS}
-    blocks = []
-    for which in ("best", "last"):
-        blocks += accuracies(f"MNIST, {which} checkpoint:", found, names, FIVE, which)
-    return blocks + _beside_paper(found) + _gaps(found) + _leads(found) + _published()
+    others = {method: runs for method, runs in found.items() if not all(map(_ends_best, runs.values()))}
+    blocks = accuracies("MNIST, best checkpoint:", found, names, FIVE, "best")
+    blocks += accuracies("MNIST, last checkpoint, where it is not the best:", others, names, FIVE, "last")
+    return [*blocks, _pace(found), *_beside_paper(found), *_gaps(found), *_leads(found), *_published()]
+
+
+def _ends_best(record):
+    """Whether the last checkpoint is the best: it got the same images right."""
+    return all(each["outcomes"]["best"] == each["outcomes"]["last"] for each in record["evaluations"].values())
+
+
+def _pace(found):
+    """How many runs end with their best checkpoint, and how much was still gained at the end."""
+    judged = [record for runs in found.values() for record in runs.values() if record["evaluations"]]
+    told = []
+    for method in white.METHODS:
+        gains = []
+        for record in found.get(method, {}).values():
+            *_, before, last = [None, None, *_validations(record)]
+            if before is not None:
+                gains.append(last - before)
+        if gains:
+            told.append(f"{NAMES[method]} {points(statistics.mean(gains))}")
+    return (
+        f"The last checkpoint is the best in {sum(map(_ends_best, judged))} of {len(judged)} runs. What validation "
+        f"accuracy under PGD-20 gained from the last but one validation to the last: {', '.join(told) or NOTHING}."
+    )
+
+
+def _validations(record):
+    return [row["val_pgd20_accuracy"] for row in record["history"] if row.get("val_pgd20_accuracy") is not None]
 
 
 def _beside_paper(found):
@@ -95,7 +128,8 @@ def _beside_paper(found):
         f"whose authors' own reruns lie within {paper.RERUNS_WITHIN} points:"
     )
     head = ["", *(ATTACKS[attack] for attack in paper.MNIST["mart"].accuracy), "how certain"]
-    return [title, markdown(head, rows), _certainties(paper.MNIST)]
+    other = "The paper's MMA is another form of the method (see above)."
+    return [title, markdown(head, rows), f"{_certainties(paper.MNIST)} {other}"]
 
 
 def _certainties(*cited):
@@ -145,9 +179,8 @@ def _published():
 def start(studies):
     """Loss and accuracy on adversarial training images in some epochs, and those of the white-box table's AT."""
     recipe = white.recipe("", 1)
-    runs = {f"SGD, epsilon {run.flags['epsilon']}": run.name for run in beginning.runs(recipe)}
-    runs = {told: studies["start"].get(name) for told, name in runs.items()}
-    runs[f"Adam, epsilon {recipe['epsilon']}"] = studies.get("whitebox", {}).get("at-0")
+    runs = {_start(run.flags): studies["start"].get(run.name) for run in beginning.runs(recipe)}
+    runs[_start(recipe)] = studies.get("whitebox", {}).get("at-0")
     rows = []
     for name, record in runs.items():
         history = {int(row["epoch"]): row for row in record["history"]} if record else {}
@@ -160,9 +193,13 @@ def start(studies):
     return [title, markdown(head, rows)]
 
 
+def _start(flags):
+    return f"{OPTIMIZERS[flags['optimizer']]}, rate {flags['learning_rate']}, epsilon {flags['epsilon']}"
+
+
 def blackbox(studies):
     found, white_box = groups(studies["blackbox"]), groups(studies.get("whitebox", {}))
-    attacks = black.ATTACKS.split(",")
+    attacks = ["natural", *black.ATTACKS.split(",")]
     head = ["", *(ATTACKS[attack.removeprefix(TRANSFER)] for attack in attacks), "PGD-20, white box"]
     blocks = []
     for source in black.SOURCES:
@@ -193,14 +230,16 @@ def _cited(what, *cited):
 def figure1(studies):
     found = groups(studies["figure1"])
     pairs = {(one, chosen): f"{one}-{chosen}" for one in methods.TREATMENTS for chosen in first.SETS}
-    names = {"at": "AT"} | {name: f"{SETS[chosen]} {TREATMENTS[one]}" for (one, chosen), name in pairs.items()}
+    names = {name: f"{SETS[chosen]} {TREATMENTS[one]}" for (one, chosen), name in pairs.items()}
+    names = {"at": NAMES["at"], **CONTROL, **names}
     blocks = [_split(studies["figure1"]), *accuracies("Last checkpoint:", found, names, NATURAL_TOO, "last", base="at")]
     rows = []
     for one in methods.TREATMENTS:
         row = []
         for attack in TWO:
             ours, theirs = (values(found.get(pairs[one, chosen], {}), attack, "last") for chosen in first.SETS)
-            row += [", ".join(map(points, differences(ours, theirs).values())) or NOTHING, difference(ours, theirs)]
+            seeds = ", ".join(map(points, differences(ours, theirs).values())) or NOTHING
+            row += [seeds, difference(ours, theirs, interval=True)]
         if set(row) != {NOTHING}:
             rows.append([TREATMENTS[one], *row])
     head = ["", *(f"{ATTACKS[attack]}{each}" for attack in TWO for each in (", seed by seed", ", mean"))]
@@ -212,9 +251,10 @@ def _split(results):
     split = results.get("at-0", {}).get("split")
     if split is None:
         return ""
-    whole, wrong, size = split["training examples"], split["misclassified"], split["of each set"]
-    told = f"AT's network misclassifies {wrong:,} of {whole:,} training images ({percent(wrong / whole, '.1f')}%)"
-    return f"{told}; S- and S+ have {size:,} each."
+    whole, wrong, classes = split["training examples"], split["misclassified"], split["of each class"]
+    told = f"AT's network misclassifies {wrong:,} of {whole:,} training images ({percent(wrong / whole, '.1f')}%)."
+    sets = (f"{SETS[name]} has {sum(each):,} ({', '.join(map(str, each))})" for name, each in classes.items())
+    return f"{told} By classes, {'; '.join(sets)}."
 
 
 def figure2(studies):
@@ -224,11 +264,10 @@ def figure2(studies):
         names = {each: PARTS[each] for each in parts}
         title = f"({letter}) Last checkpoint:"
         blocks += accuracies(title, found, names, NATURAL_TOO, "last", base="mart")
-    first_seed = {name: {0: runs[0]} for name, runs in found.items() if 0 in runs}
     names = {name: f"{share:g}" for share, name in SHARES.items()}
-    title = "(c) Share of the training examples that the second term counts for; seed 0, last checkpoint:"
-    blocks += accuracies(title, first_seed, names, NATURAL_TOO, "last", base="mart")
-    return blocks + _betas(first_seed)
+    title = "(c) Share of the training examples that the second term counts for; last checkpoint:"
+    blocks += accuracies(title, found, names, NATURAL_TOO, "last", base="mart")
+    return blocks + _betas({name: {0: runs[0]} for name, runs in found.items() if 0 in runs})
 
 
 def _betas(found):
@@ -261,8 +300,24 @@ def unlabelled(studies):
     if rows:
         head = ["", *(ATTACKS[each] for each in FIVE)]
         blocks += [f"The same minus those of {LABELS['labelled']}:", markdown(head, rows)]
+    blocks.append(_fit(found))
     cited = (paper.UNLABELLED, paper.UNLABELLED_AUTOATTACK)
     return [*blocks, _cited("The paper's WRN-28-10 on CIFAR-10 with 500,000 unlabelled images", *cited)]
+
+
+def _fit(found):
+    """How much better the networks are on the images that they are trained on."""
+    told = []
+    for name, told_as in LABELS.items():
+        for record in found.get(name, {}).values():
+            if record["history"]:
+                row = record["history"][-1]
+                training, validation = (percent(row[each]) for each in ("adversarial_accuracy", "val_pgd20_accuracy"))
+                told.append(f"{told_as} {training} and {validation}")
+    if not told:
+        return ""
+    where = "in training (40 steps, with dropout) and in validation (PGD-20)"
+    return f"Accuracy on adversarial images in the last epoch, {where}: {'; '.join(told)}."
 
 
 def _labels(results):
