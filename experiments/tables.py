@@ -35,7 +35,7 @@ PANELS = {"a": ("mart", "no_weight", "no_kl", "no_weight_no_kl"), "b": ("mart", 
 SHARES = {0: "no_weight_no_kl", **{share: f"share-{share}" for share in second.SHARES}, 1: "mart"}  # and its runs
 LABELS = {"labelled": "the labelled alone", "unlabelled": "and the unlabelled", "all": "all with their labels"}
 OPTIMIZERS = {"adam": "Adam", "sgd": "SGD"}
-EPOCHS = (1, 2, 3, 5, 10)  # of those shown of a training's start
+EPOCHS = (1, 2, 3, 5)  # of those shown of a training's start
 MART_ON_CIFAR10 = "The paper's MART on CIFAR-10"
 ROBUST = ("at", "trades")  # the methods that MART's lead is told against
 
