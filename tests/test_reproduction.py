@@ -1,0 +1,246 @@
+"""experiments/report.py: the page that is made of the results."""
+
+import json
+import pathlib
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from experiments import cells, paper, report, whitebox
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def record(seed=0, history=(), lost=0.0, flags=None, **evaluations):
+    """What a study keeps of a run.
+
+    An evaluation is (examples, accuracies); the last checkpoint is by `lost` worse than the best. `flags`: evaluation
+    to its flags.
+    """
+    judged = {}
+    for name, (examples, accuracy) in evaluations.items():
+        best, last = (
+            {attack: packed(value - less, examples) for attack, value in accuracy.items()} for less in (0.0, lost)
+        )
+        both = {"best": {"examples": examples}, "last": {"examples": examples}}
+        judged[name] = {"flags": (flags or {}).get(name, {}), **both, "outcomes": {"best": best, "last": last}}
+    return {
+        "flags": {"dataset": "npz:somewhere/mnist-12000.npz", "epochs": 2, "seed": seed}, "seed": seed, "jobs": 2,
+        "machine": {"cpu": "a CPU", "cores": 2}, "seconds": {"train": 3600, **dict.fromkeys(evaluations, 90)},
+        "history": [{"epoch": 1.0 + n, "val_pgd20_accuracy": value} for n, value in enumerate(history)],
+        "evaluations": judged,
+    }  # fmt: skip
+
+
+def right(accuracy, examples):
+    """[examples] booleans, the first so many of which are true."""
+    return np.arange(examples) < round(accuracy * examples)
+
+
+def packed(accuracy, examples):
+    return np.packbits(right(accuracy, examples)).tobytes().hex()
+
+
+def white_box(seed, pgd20, autoattack=None, lost=0.0):
+    judged = {"paper": (100, {"natural": 0.9, "fgsm": 0.8, "pgd20": pgd20, "cw": 0.6})}
+    if autoattack is not None:
+        judged["autoattack"] = (50, {"natural": 1.0, "pgd20": autoattack + 0.2, "autoattack": autoattack})
+    return record(seed, (0.1, None, pgd20), lost, whitebox.EVALUATIONS, **judged)
+
+
+WHITE_BOX = {
+    "trades-0": white_box(0, 0.5),
+    "mart-0": white_box(0, 0.6, 0.4),
+    "mart-1": white_box(1, 0.7, 0.5),
+}
+STUDIES = {
+    "whitebox": WHITE_BOX,
+    "figure1": {
+        f"natural-{chosen}-{seed}": record(seed, (0.2,), pgd20=(100, {"natural": 0.5, "pgd20": accuracy}))
+        for chosen, accuracies in {"misclassified": (0.3, 0.2), "correct": (0.35, 0.4)}.items()
+        for seed, accuracy in enumerate(accuracies)
+    },
+    "wide_resnet": {"flags": {}, "machine": {"cpu": "a CPU"}, "seconds of each step": [1.5, 2.0], "parameters": 46160},
+}
+
+
+def section(text, title):
+    return text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def of(*accuracies, examples=100):
+    """Seed to `Value`."""
+    return {seed: cells.Value(right(each, examples)) for seed, each in enumerate(accuracies)}
+
+
+def test_a_cell_is_a_mean_with_its_range_or_one_run_with_its_interval():
+    assert cells.cell(of(0.5)) == "50.00 [40.4, 59.6]"  # Wilson's textbook interval of 50 in 100
+    assert cells.cell(of(0.5, 0.6, 0.76)) == "62.00 (50.00 to 76.00)"
+    assert cells.cell({}) == "-"
+
+
+def test_differences_are_of_runs_with_the_same_seed():
+    ours, theirs = of(0.6, 0.75), of(0.5, 0.45, 0.9)
+    assert cells.difference(ours, theirs) == "+20.00 (+10.00 to +30.00)"
+    assert cells.difference({5: ours[0]}, theirs) == "-"
+    assert cells.difference({0: ours[0]}, theirs).startswith("+10.00 [")
+
+
+def test_intervals_of_differences_compare_image_by_image():
+    def told(mean, squares):  # with two images more, whose differences cancel and whose squares add up to 1
+        centre = 100 * mean / 102
+        half = 1.96 * ((squares + 1) / 102 - (mean / 102) ** 2) ** 0.5 / 102**0.5
+        return f"[{centre - 100 * half:+.1f}, {centre + 100 * half:+.1f}]"
+
+    # 10 of 100 images are gained.
+    assert cells.difference(of(0.6), of(0.5)) == f"+10.00 {told(10, 10)}"
+    # Over two seeds, images 50 to 59 gain 1 and 60 to 69 gain 1/2.
+    both = cells.difference(of(0.6, 0.7), of(0.5, 0.5), interval=True)
+    assert both == f"+15.00 (+10.00 to +20.00) {told(15, 12.5)}"
+    assert cells.difference(of(0.5), of(0.5)) == f"+0.00 {told(0, 0)}"
+
+
+def test_differences_are_of_the_same_images():
+    assert cells.difference(of(0.6), of(0.5, examples=50)) == "-"
+
+
+def test_the_white_box_table_by_hand():
+    text = section(report.page(STUDIES), "The white-box table")
+    lines = text.splitlines()
+    # 65 is the mean of 60 and 70, 45 of 40 and 50. AutoAttack's 100% natural is of fewer images, and not taken.
+    everywhere = "90.00 (90.00 to 90.00) | 80.00 (80.00 to 80.00) | 65.00 (60.00 to 70.00) | 60.00 (60.00 to 60.00)"
+    assert f"| MART | {everywhere} | 45.00 (40.00 to 50.00) |" in lines
+    assert sum(line.startswith("| TRADES | 90.00 [82.6, 94.5] |") and line.endswith(" | - |") for line in lines) == 1
+    assert "| test images | 100 | 100 | 100 | 100 | 50 |" in lines
+    assert not [line for line in lines if line.startswith(("| Standard |", "| MMA | 9"))][1:]
+    assert "| MART | 98.74 (-8.74) | 97.87 (-17.87) | 96.48 (-31.48) | 96.10 (-36.10) | recalled |" in lines
+    assert "| AT | 99.11 | 97.17 | 94.62 | 94.25 | recalled |" in lines
+    assert "PGD-20 minus AutoAttack, best checkpoint: MART +20.00 (+20.00 to +20.00) [" in text
+    assert not [line for line in lines if line.startswith("| MART minus TRADES | +1")]  # which has not met AutoAttack
+    both = report.page({"whitebox": {**WHITE_BOX, "trades-0": white_box(0, 0.5, 0.3)}})
+    (lead,) = [line for line in both.splitlines() if line.startswith("| MART minus TRADES | +10.00 [")]
+    assert lead.endswith(" | 1 |")
+    assert "| MART minus TRADES | +5.32 | -1.96 to -0.56 | paper, recalled, public reruns |" in lines
+    assert "Runs: 2 of 13 are whole." in text.replace("\n", " ")
+    assert "train 3.0 h, paper 4 min, autoattack 3 min; together 3.1 h, 2 at a time" in text.replace("\n", " ")
+    assert "dataset mnist-12000, epochs 2" in text and "images/whitebox.png" in text
+
+
+def test_the_last_checkpoint_is_told_where_it_is_not_the_best():
+    results = {**WHITE_BOX, "mart-1": white_box(1, 0.7, 0.5, lost=0.1)}
+    text = section(report.page({"whitebox": results}), "The white-box table")
+    of_last = text.partition("MNIST, last checkpoint, where it is not the best:")[2].partition("\n\nThe last")[0]
+    # 85 is the mean of 90 and 80, 60 of 60 and 60.
+    assert "| MART | 85.00 (80.00 to 90.00) | 75.00 (70.00 to 80.00) | 60.00 (60.00 to 60.00) |" in of_last
+    assert "TRADES" not in of_last
+    text = text.replace("\n", " ")
+    assert "The last checkpoint is the best in 2 of 3 runs." in text
+    assert "last but one validation to the last: TRADES +40.00, MART +55.00." in text
+    assert "where it is not the best" not in report.page(STUDIES)
+
+
+def test_a_run_that_was_judged_otherwise_is_not_whole():
+    other = white_box(0, 0.6, 0.4)
+    other["evaluations"]["autoattack"]["flags"] = {"attacks": "pgd20,autoattack", "examples": 50}
+    text = report.page({"whitebox": {**WHITE_BOX, "mart-0": other}})
+    assert "Runs: 1 of 13 are whole." in text.replace("\n", " ")
+
+
+def test_pgd20_minus_autoattack_is_of_the_same_images():
+    judged = record(paper=(100, {"pgd20": 0.9}), autoattack=(50, {"pgd20": 0.8, "autoattack": 0.7}))
+    text = report.page({"whitebox": {"mart-0": judged}})
+    assert "PGD-20 minus AutoAttack, best checkpoint: MART +10.00 [" in text.replace("\n", " ")
+    assert "| MART | - | - | 90.00 [" in text  # of more images
+
+
+def test_figure_1_pairs_the_seeds():
+    lines = section(report.page(STUDIES), "Figure 1").splitlines()
+    assert "| S- unperturbed | 50.00 (50.00 to 50.00) | 25.00 (20.00 to 30.00) | - |" in lines
+    (pair,) = [line for line in lines if line.startswith("| unperturbed | -5.00, -20.00 | ")]
+    assert pair.split(" | ")[2].startswith("-12.50 (-20.00 to -5.00) [") and pair.endswith("] | - | - |")
+
+
+def test_figure_1_tells_the_split_and_holds_c_against_its_control():
+    classes = {"misclassified": [20, 10], "correct": [5, 25]}
+    split = {"training examples": 90, "misclassified": 30, "of each class": classes}
+    results = {**STUDIES["figure1"], "at-0": record(history=(0.2,)) | {"split": split}}
+    results["forwarded-0"] = record(history=(0.2,), pgd20=(100, {"natural": 0.5, "pgd20": 0.45}))
+    text = section(report.page({"figure1": results}), "Figure 1").replace("\n", " ")
+    assert "misclassifies 30 of 90 training images (33.3%). By classes, S- has 30 (20, 10); S+ has 30 (5, 25)." in text
+    assert "| AT, natural images too | 50.00 [40.4, 59.6] | 45.00 [35.6, 54.8] | - |" in text
+
+
+def test_figure_2_takes_mart_itself_for_share_1_and_its_own_beta():
+    def judged(accuracy):
+        return record(history=(0.2,), pgd20=(100, {"natural": 0.5, "pgd20": accuracy}))
+
+    results = {
+        "mart-0": judged(0.4),
+        "share-0.25-0": judged(0.3),
+        "no_kl-0": judged(0.35),
+        "no_weight_no_kl-0": judged(0.2),
+    }
+    results |= {"mart-beta-2-0": judged(0.38), "trades-beta-2-0": judged(0.28)}
+    lines = section(report.page({"figure2": results}), "Figure 2").splitlines()
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[2][:5] for line in lines if line.startswith("| ")}
+    expected = {"0": "20.00", "0.25": "30.00", "1": "40.00", "MART 5": "40.00", "MART 2": "38.00", "TRADES 2": "28.00"}
+    assert {name: rows[name] for name in expected} == expected
+    (without,) = [line for line in lines if line.startswith("| without KL |")]
+    assert "| -5.00 [" in without
+    assert rows["2"].startswith("+10.0")
+
+
+def test_black_box_stands_beside_the_same_networks_white_box():
+    attacks = {"natural": 0.95} | {f"transfer-{attack}": 0.85 for attack in ("fgsm", "pgd10", "pgd20", "cw")}
+    results = {"mart-0": record(standard=(100, attacks))} | {"standard-100": record(history=(0.2,))}
+    text = section(report.page({"whitebox": WHITE_BOX, "blackbox": results}), "The black-box table")
+    cells = " | ".join(["95.00 [88.8, 97.8]", *["85.00 [76.7, 90.7]"] * 4])
+    assert f"| MART | {cells} | 65.00 (60.00 to 70.00) |" in text.splitlines()
+    assert "Made on the network of Standard" in text and "Made on the network of AT" not in text
+
+
+def test_what_is_missing_is_said_with_its_command():
+    text = report.page({})
+    for each in report.SECTIONS:
+        part = text.partition(f"there is no `experiments/results/{each.name}.json`")[2].partition("\n## ")[0]
+        assert f"python -m experiments.{each.name} " in part
+    assert "images/" not in text and "Runs:" not in text
+    begun = report.page({each.name: {"mart-0": record()} for each in report.SECTIONS if each.runs})
+    assert begun.count("Runs: 0 of ") == sum(bool(each.runs) for each in report.SECTIONS) and "images/" not in begun
+
+
+def test_a_docstring_and_what_was_found_make_a_section(monkeypatch):
+    module = types.ModuleType("experiments.whitebox")
+    module.__doc__ = (
+        "A table: all of it.\n\nPaper: one\nclaim. Ours: less.\n\nAnd more.\n\n    a command\n\nResult: r.\n"
+    )
+    module.FOUND = "\nMuch the same.\n"
+    monkeypatch.setattr(report, "SECTIONS", [report.SECTIONS[0]._replace(module=module)])
+    text = section(report.page(STUDIES), "A table")
+    assert text.startswith("\nAll of it.\n\n**Paper:** one claim.\n\n**Ours:** less.\n\nAnd more.\n\n![")
+    assert "\n\n**What came out:** Much the same.\n\n" in text and text.endswith("```\na command\n```\n")
+
+
+def test_how_certain_each_cited_figure_is():
+    cited = [*paper.MNIST.values(), *paper.CIFAR10.values(), *paper.AUTOATTACK.values(), paper.BLACK_BOX]
+    cited += [paper.UNLABELLED, paper.UNLABELLED_AUTOATTACK]
+    assert {each.certainty for each in cited} == paper.CERTAINTY.keys()
+    text = section(report.page({"unlabelled": {"all": record()}}), "Unlabelled data").replace("\n", " ")
+    assert "natural 87.50 (paper), PGD-20 65.04 (paper), AutoAttack 56.29 (RobustBench)." in text
+
+
+def test_the_page_is_what_the_results_give():
+    given = report.page(report.read(ROOT / "experiments" / "results"))
+    assert (ROOT / "docs" / "reproduction.md").read_text() == given, "python -m experiments.report writes it"
+
+
+def test_the_command_writes_page_and_pictures(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    for name, results in STUDIES.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(results))
+    monkeypatch.setattr(sys, "argv", ["report", f"--results={tmp_path}", f"--docs={tmp_path / 'docs'}"])
+    report.main()
+    assert (tmp_path / "docs" / "reproduction.md").read_text() == report.page(STUDIES)
+    assert sorted(path.name for path in (tmp_path / "docs" / "images").iterdir()) == ["figure1.png", "whitebox.png"]
