@@ -21,6 +21,7 @@ ATTACKS = {
     "natural": "natural", "fgsm": "FGSM", "pgd10": "PGD-10", "pgd20": "PGD-20", "cw": "CW", "apgd-t": "APGD-T",
     "autoattack": "AutoAttack",
 }  # fmt: skip
+LONGER = {f"{method}-long": f"{NAMES[method]}, longer" for method in white.LONGER}
 FIVE = ("natural", "fgsm", "pgd20", "cw", "autoattack")
 TWO = ("pgd20", "apgd-t")
 NATURAL_TOO = ("natural", *TWO)
@@ -80,10 +81,9 @@ def _counts(rows):
 
 def whitebox(studies):
     found = groups(studies["whitebox"])
-    names = {method: NAMES[method] for method in white.METHODS}
     others = {method: runs for method, runs in found.items() if not all(map(_ends_best, runs.values()))}
-    blocks = accuracies("MNIST, best checkpoint:", found, names, FIVE, "best")
-    blocks += accuracies("MNIST, last checkpoint, where it is not the best:", others, names, FIVE, "last")
+    blocks = accuracies("MNIST, best checkpoint:", found, NAMES | LONGER, FIVE, "best")
+    blocks += accuracies("MNIST, last checkpoint, where it is not the best:", others, NAMES | LONGER, FIVE, "last")
     return [*blocks, _pace(found), *_beside_paper(found), *_gaps(found), *_leads(found), *_published()]
 
 
@@ -96,14 +96,14 @@ def _pace(found):
     """How many runs end with their best checkpoint, and how much was still gained at the end."""
     judged = [record for runs in found.values() for record in runs.values() if record["evaluations"]]
     told = []
-    for method in white.METHODS:
+    for method, name in (NAMES | LONGER).items():
         gains = []
         for record in found.get(method, {}).values():
             *_, before, last = [None, None, *_validations(record)]
             if before is not None:
                 gains.append(last - before)
         if gains:
-            told.append(f"{NAMES[method]} {points(statistics.mean(gains))}")
+            told.append(f"{name} {points(statistics.mean(gains))}")
     return (
         f"The last checkpoint is the best in {sum(map(_ends_best, judged))} of {len(judged)} runs. What validation "
         f"accuracy under PGD-20 gained from the last but one validation to the last: {', '.join(told) or NOTHING}."
@@ -143,21 +143,20 @@ def _common(runs):
 
 
 def _gaps(found):
-    pairs = {method: _common(found.get(method, {})) for method in white.METHODS}
-    told = [
-        f"{NAMES[method]} {difference(*pair, interval=True)}" for method, pair in pairs.items() if differences(*pair)
-    ]
+    pairs = {name: _common(found.get(method, {})) for method, name in (NAMES | LONGER).items()}
+    told = [f"{name} {difference(*pair, interval=True)}" for name, pair in pairs.items() if differences(*pair)]
     return [f"PGD-20 minus AutoAttack, best checkpoint: {'; '.join(told)}."] if told else []
 
 
 def _leads(found):
     """MART's lead under both attacks, and what of it AutoAttack leaves."""
     rows = []
-    for method in ROBUST:
-        pairs = list(zip(_common(found.get("mart", {})), _common(found.get(method, {})), strict=True))
+    names = NAMES | LONGER
+    for ours, theirs in [*(("mart", each) for each in ROBUST), *(("mart-long", f"{each}-long") for each in ROBUST)]:
+        pairs = list(zip(_common(found.get(ours, {})), _common(found.get(theirs, {})), strict=True))
         if any(differences(*pair) for pair in pairs):
             told = [difference(*pair, interval=True) for pair in pairs]
-            rows.append([f"MART minus {NAMES[method]}", *told, len(differences(*pairs[0]))])
+            rows.append([f"{NAMES['mart']} minus {names[theirs]}", *told, len(differences(*pairs[0]))])
     title = "MART's lead, best checkpoint: under PGD-20, and what AutoAttack leaves of it:"
     return [title, markdown(["", "PGD-20", "AutoAttack", "seeds"], rows)] if rows else []
 
