@@ -2,10 +2,12 @@ PYTHON ?= python3
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 BIN := .venv/bin
 
-# Where the experiments find their data, and how many runs share the cores: make reproduce-mnist MNIST=npz:mnist.npz JOBS=2
+# Where the experiments find their data and write what came out, and how many runs share the cores:
+# make reproduce-mnist MNIST=npz:mnist.npz JOBS=2
 MNIST ?= tfds:mnist
 CIFAR10 ?= tfds:cifar10
 JOBS ?= 1
+RESULTS ?= runs/results
 STUDY := $(BIN)/python -m experiments
 
 .PHONY: quickstart test lint reproduce reproduce-mnist reproduce-figures reproduce-unlabelled reproduce-large clean
@@ -24,23 +26,23 @@ lint: .venv/installed
 reproduce: reproduce-mnist reproduce-figures reproduce-unlabelled reproduce-large
 
 reproduce-mnist: .venv/installed
-	$(STUDY).whitebox --dataset=$(MNIST) --jobs=$(JOBS)
-	$(STUDY).start --dataset=$(MNIST) --jobs=$(JOBS)
-	$(STUDY).blackbox --dataset=$(MNIST) --jobs=$(JOBS)
-	$(STUDY).report
+	$(STUDY).whitebox --dataset=$(MNIST) --results=$(RESULTS) --jobs=$(JOBS)
+	$(STUDY).start --dataset=$(MNIST) --results=$(RESULTS) --jobs=$(JOBS)
+	$(STUDY).blackbox --dataset=$(MNIST) --results=$(RESULTS) --jobs=$(JOBS)
+	$(STUDY).report --results=$(RESULTS) --docs=$(RESULTS)
 
 reproduce-figures: .venv/installed
-	$(STUDY).figure1 --dataset=$(CIFAR10) --jobs=$(JOBS)
-	$(STUDY).figure2 --dataset=$(CIFAR10) --jobs=$(JOBS)
-	$(STUDY).report
+	$(STUDY).figure1 --dataset=$(CIFAR10) --results=$(RESULTS) --jobs=$(JOBS)
+	$(STUDY).figure2 --dataset=$(CIFAR10) --results=$(RESULTS) --jobs=$(JOBS)
+	$(STUDY).report --results=$(RESULTS) --docs=$(RESULTS)
 
 reproduce-unlabelled: .venv/installed
-	$(STUDY).unlabelled --dataset=$(MNIST) --jobs=$(JOBS)
-	$(STUDY).report
+	$(STUDY).unlabelled --dataset=$(MNIST) --results=$(RESULTS) --jobs=$(JOBS)
+	$(STUDY).report --results=$(RESULTS) --docs=$(RESULTS)
 
 reproduce-large: .venv/installed
-	$(STUDY).wide_resnet --dataset=$(CIFAR10) --precision=mixed_bfloat16
-	$(STUDY).report
+	$(STUDY).wide_resnet --dataset=$(CIFAR10) --precision=mixed_bfloat16 --results=$(RESULTS)
+	$(STUDY).report --results=$(RESULTS) --docs=$(RESULTS)
 
 # requirements.txt pins what setup.py asks for.
 .venv/installed: setup.py requirements.txt

@@ -9,7 +9,7 @@ has the most in common with it.
     python -m experiments.whitebox --dataset=npz:<path to mnist.npz>
     python -m experiments.blackbox --dataset=npz:<path to mnist.npz>
 
-Result: experiments/results/blackbox.json. Cost: docs/reproduction.md.
+Result: runs/results/blackbox.json. Cost: docs/reproduction.md.
 """
 
 import dataclasses

@@ -11,7 +11,7 @@ too" does that with beta 0, and is what (c) is to be held against.
 
     python -m experiments.figure1 --dataset=npz:<path to cifar10.npz>
 
-Result: experiments/results/figure1.json. Cost: docs/reproduction.md.
+Result: runs/results/figure1.json. Cost: docs/reproduction.md.
 """
 
 import keras

@@ -11,7 +11,7 @@ the same for every beta.
 
     python -m experiments.figure2 --dataset=npz:<path to cifar10.npz>
 
-Result: experiments/results/figure2.json. Cost: docs/reproduction.md.
+Result: runs/results/figure2.json. Cost: docs/reproduction.md.
 """
 
 from experiments import cifar, data, study

@@ -31,12 +31,13 @@ def begin(name, description, *, train_examples, epochs, dataset="tfds:mnist", cl
         parser.add_argument("--classes", type=int, default=classes, help="the first so many (default %(default)s)")
     parser.add_argument("--jobs", type=measure.positive, default=1, help="runs at a time, which share the cores")
     parser.add_argument("--root", type=pathlib.Path, default="runs", help="where the runs go (default %(default)s)")
-    parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
+    parser.add_argument("--results", type=pathlib.Path, help="where the results go (default: results in --root)")
     parser.add_argument("--only", default="", help="do only runs whose name holds this text")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     lock = _locked(options.root)
-    return Study(name, options.root, options.results, options.jobs, options.only, lock), options
+    results = options.results or options.root / "results"
+    return Study(name, options.root, results, options.jobs, options.only, lock), options
 
 
 def _locked(root):

@@ -36,9 +36,10 @@ make reproduce-unlabelled    # unlabelled data
 make reproduce-large         # a few steps of WRN-34-10
 ```
 
-Each goes on where it was broken off, leaves out what the results hold already, and writes this page anew.
+Each goes on where it was broken off, leaves out what its results (`runs/results/`) hold already, and writes them as
+such a page, `runs/results/reproduction.md`; what stands here is left alone.
 """
-ABSENT = "Not run yet: there is no `experiments/results/{name}.json`. The command:"
+ABSENT = "Not run yet. The command:"
 
 
 class Section(NamedTuple):
@@ -109,7 +110,7 @@ def _section(section, studies):
     blocks = [wrapped(block) for block in blocks]
     results, command = studies.get(section.name), f"```\n{told.command}\n```"
     if not results:
-        return [*blocks, ABSENT.format(name=section.name), command]
+        return [*blocks, ABSENT, command]
     if section.picture and any(record["history"] for record in results.values()):
         blocks += [f"![{told.title}](images/{section.name}.png)", wrapped(f"*{section.picture}*")]
     blocks += [block if block.startswith("|") else wrapped(block) for block in section.tables(studies) if block]

@@ -8,7 +8,7 @@ rate never lowered; and for 2 epochs in smaller balls. AT with Adam is the white
 
     python -m experiments.start --dataset=npz:<path to mnist.npz>
 
-Result: experiments/results/start.json. Cost: docs/reproduction.md.
+Result: runs/results/start.json. Cost: docs/reproduction.md.
 """
 
 from experiments import data, study, whitebox

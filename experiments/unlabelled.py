@@ -9,7 +9,7 @@ rest; of the rest a tenth is drawn for each epoch, so that about two thirds of t
 
     python -m experiments.unlabelled --dataset=npz:<path to mnist.npz>
 
-Result: experiments/results/unlabelled.json. Cost: docs/reproduction.md.
+Result: runs/results/unlabelled.json. Cost: docs/reproduction.md.
 """
 
 from experiments import data, study, whitebox

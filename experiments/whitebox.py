@@ -11,7 +11,7 @@ trained for 30 too, from one seed.
 
     python -m experiments.whitebox --dataset=npz:<path to mnist.npz>
 
-Result: experiments/results/whitebox.json. Cost: docs/reproduction.md.
+Result: runs/results/whitebox.json. Cost: docs/reproduction.md.
 """
 
 from experiments import data, study

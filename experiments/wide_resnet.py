@@ -4,7 +4,7 @@ Paper: WRN-34-10 on CIFAR-10 (its official code: 90 epochs). Ours: the recipe as
 
     python -m experiments.wide_resnet --dataset=npz:<path to cifar10.npz> --precision=mixed_bfloat16
 
-Any other flag of the command line is taken too. Result: experiments/results/wide_resnet.json. Cost: minutes a step on
+Any other flag of the command line is taken too. Result: runs/results/wide_resnet.json. Cost: minutes a step on
 two CPU cores; docs/reproduction.md.
 """
 
@@ -14,6 +14,7 @@ import statistics
 import sys
 
 import keras
+from absl import flags as absl
 
 from benchmarks import measure, step
 from keras_mart import files
@@ -21,11 +22,11 @@ from keras_mart.cli import build, flags
 
 CONFIG = "configs/cifar_wrn.cfg"
 STEPS = 4  # the first of which, with its tracing, does not count
-RESULT = pathlib.Path(__file__).parent / "results" / "wide_resnet.json"
 
 
 def main(given):
     """Runs the steps and writes what they took."""
+    results = absl.DEFINE_string("results", "runs/results", "The folder that what was measured is written to.")
     flags.parse(["wide_resnet", f"--flagfile={measure.ROOT / CONFIG}", *given])
     keras.config.set_dtype_policy(flags.FLAGS.precision)
     keras.utils.set_random_seed(flags.FLAGS.seed)
@@ -44,7 +45,9 @@ def main(given):
         "steps of an epoch": steps,
         "days of the recipe's training steps, without validation": round(days, 1),
     }
-    with files.whole(RESULT) as unfinished:
+    folder = pathlib.Path(results.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.whole(folder / "wide_resnet.json") as unfinished:
         unfinished.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

@@ -204,7 +204,8 @@ def test_black_box_stands_beside_the_same_networks_white_box():
 def test_what_is_missing_is_said_with_its_command():
     text = report.page({})
     for each in report.SECTIONS:
-        part = text.partition(f"there is no `experiments/results/{each.name}.json`")[2].partition("\n## ")[0]
+        title = report.description(each.module.__doc__).title
+        part = section(text, title).partition("Not run yet.")[2]
         assert f"python -m experiments.{each.name} " in part
     assert "images/" not in text and "Runs:" not in text
     begun = report.page({each.name: {"mart-0": record()} for each in report.SECTIONS if each.runs})
