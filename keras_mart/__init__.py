@@ -1,6 +1,6 @@
 """Adversarial training of image classifiers with Keras: MART and the methods it is compared with."""
 
-from keras_mart import datasets, distribution, folding, layers, losses, optimizers, zoo
+from keras_mart import datasets, distribution, folding, layers, losses, optimizers, serving, zoo
 from keras_mart.attacks import (
     APGDCE,
     APGDDLR,
@@ -61,5 +61,6 @@ __all__ = [
     "losses",
     "optimizers",
     "report",
+    "serving",
     "zoo",
 ]

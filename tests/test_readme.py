@@ -1,9 +1,10 @@
-"""The README's Python runs as it stands there, its links lead somewhere, and its table of methods is complete."""
+"""Documents: their Python runs as it stands there, their links lead somewhere, the table of methods is complete."""
 
 import pathlib
 import re
 
 import keras
+import pytest
 
 import keras_mart as km
 from keras_mart.methods import METHODS
@@ -24,12 +25,23 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "best.keras").exists() and (tmp_path / "serving/digits/1/saved_model.pb").exists()
 
 
-def test_every_method_is_in_the_table():
+def test_methods_of_ones_own_run():
+    names = {}
+    for example in re.findall(r"```python\n(.+?)```", (ROOT / "docs" / "methods.md").read_text(), flags=re.DOTALL):
+        exec(compile(example, "methods.md", "exec"), names)
+    assert names["model"].gamma == 1.0 and int(names["model"].step) > 0
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/methods.md"])
+def test_every_method_is_in_the_table(page):
     for method in METHODS.values():
-        assert f"`{method.__name__}`" in README
+        assert f"`{method.__name__}`" in (ROOT / page).read_text()
 
 
-def test_links_lead_somewhere():
-    targets = re.findall(r"\]\((?!http|#)([^)]+)\)", README)
-    assert len(targets) > 3
-    assert not [target for target in targets if not (ROOT / target).exists()]
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))])
+def test_links_lead_somewhere(page):
+    page = ROOT / page
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    targets = re.findall(r"\]\((?!http|#)([^)#]+)", prose)
+    assert len(targets) > 3 or page.name != "README.md"
+    assert not [target for target in targets if not (page.parent / target).exists()]
