@@ -3,7 +3,7 @@
 Paper: the recipe for all methods (that of the same authors' earlier paper, as we believe) is SGD, momentum 0.9, a rate
 of 0.01 and 50 epochs, in the ball of 0.3.
 Ours: AT with SGD in the ball of 0.3 at that rate and at three times of it, for half as many steps as the white-box
-table's runs have (about 850; the recipe has 21,000 and batches of 128) and with their network, data and batches, the
+table's runs have (about 850; the recipe has 21,500 and batches of 128) and with their network, data and batches, the
 rate never lowered; and for 2 epochs in smaller balls. AT with Adam is the white-box table's.
 
     python -m experiments.start --dataset=npz:<path to mnist.npz>
