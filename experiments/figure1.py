@@ -54,7 +54,7 @@ def split(directory, dataset):
     chosen = {name: np.sort(each[:size]) for name, each in zip(SETS, numbers, strict=True)}
     for name, each in chosen.items():
         data.write(directory.path / f"{name}.npz", chosen=each)
-    classes = {name: np.bincount(labels[each]).tolist() for name, each in chosen.items()}
+    classes = {name: np.bincount(labels[each], minlength=labels.max() + 1).tolist() for name, each in chosen.items()}
     return {"training examples": len(labels), "misclassified": int(np.sum(~right)), "of each class": classes}
 
 

@@ -150,9 +150,10 @@ def wrapped(text):
 
 
 def recipe(results):
-    """The flags that all runs have in common."""
+    """The flags that all runs have in common, but for empty ones."""
     every = [record["flags"] for record in results.values()]
     common = {name: value for name, value in every[0].items() if all(flags.get(name) == value for flags in every)}
+    common = {name: value for name, value in common.items() if value != ""}
     if "dataset" in common:
         common["dataset"] = data.stem(common["dataset"])
     return f"Common to all runs: {measure.line(common)}."

@@ -198,5 +198,5 @@ def test_the_sets_of_figure_1_are_the_misclassified_and_as_many_others(numbered,
     wrong, correct = (np.load(directory.path / f"{name}.npz")["chosen"] for name in ("misclassified", "correct"))
     assert correct.tolist() == np.flatnonzero(labels == 0).tolist()
     assert len(set(wrong)) == len(wrong) == len(correct) and (labels[wrong] > 0).all()
-    counts = {"misclassified": np.bincount(labels[wrong]).tolist(), "correct": [len(correct)]}
+    counts = {"misclassified": np.bincount(labels[wrong]).tolist(), "correct": [len(correct), 0, 0]}
     assert found == {"training examples": 36, "misclassified": 36 - len(correct), "of each class": counts}
