@@ -105,9 +105,17 @@ def test_where_one_fails_the_others_are_stopped(end, status, words):
     assert result[3] < 10
 
 
-def test_the_cause_is_named_though_a_worker_that_lost_it_ends_first():
-    program = f"""
+def deaf(path):
+    """Program text: both workers ignore SIGTERM from here on, before one of them can end."""
+    return f"""
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open({str(path)!r} + str(me), "w").close()
+while not os.path.exists({str(path)!r} + str(1 - me)): time.sleep(0.02)
+"""
+
+
+def test_the_cause_is_named_though_a_worker_that_lost_it_ends_first(tmp_path):
+    program = f"""{deaf(tmp_path / "deaf")}
 if me == 0: sys.exit({watch.WORKER_LOST})
 time.sleep(0.5); sys.exit(7)
 """
@@ -116,8 +124,8 @@ time.sleep(0.5); sys.exit(7)
     assert "worker 1 failed with exit status 7" in err
 
 
-def test_a_worker_that_does_not_stop_is_killed():
-    program = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(0.5 if me else 60); sys.exit(5)"
+def test_a_worker_that_does_not_stop_is_killed(tmp_path):
+    program = f"{deaf(tmp_path / 'deaf')}\ntime.sleep(0 if me else 60); sys.exit(5)"
     status, _, _, seconds = run(program)
     assert status == 5
     assert 2 < seconds < 15
