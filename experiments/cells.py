@@ -47,6 +47,12 @@ def groups(results):
     return found
 
 
+def validations(record):
+    """Epoch to validation accuracy under PGD-20, for the epochs that a run validated after."""
+    rows = ((int(row["epoch"]), row.get("val_pgd20_accuracy")) for row in record["history"])
+    return {epoch: accuracy for epoch, accuracy in rows if accuracy is not None}
+
+
 def values(runs, attack, which, evaluation=None):
     """Seed to `Value` of those runs that were judged by the attack: in the evaluation, or that with most examples."""
     found = {}

@@ -8,7 +8,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from experiments import tables
 from experiments import whitebox as white
-from experiments.cells import groups, values
+from experiments.cells import groups, validations, values
 from experiments.figure2 import BETAS
 from experiments.tables import ATTACKS, FIVE, NAMES, PANELS, PARTS, SETS, SHARES
 from keras_mart.evaluation.table import wilson
@@ -106,9 +106,8 @@ def _curve(axis, runs, label, **style):
     """The mean over the seeds of each epoch's validation and a band from the lowest to the highest."""
     epochs = {}
     for record in runs.values():
-        for row in record["history"]:
-            if row.get("val_pgd20_accuracy") is not None:
-                epochs.setdefault(int(row["epoch"]), []).append(100 * row["val_pgd20_accuracy"])
+        for epoch, accuracy in validations(record).items():
+            epochs.setdefault(epoch, []).append(100 * accuracy)
     if epochs:
         numbers = sorted(epochs)
         axis.plot(numbers, [statistics.mean(epochs[each]) for each in numbers], label=label, **style)

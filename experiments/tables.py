@@ -9,7 +9,18 @@ from experiments import figure2 as second
 from experiments import methods, paper
 from experiments import start as beginning
 from experiments import whitebox as white
-from experiments.cells import NOTHING, cell, difference, differences, groups, markdown, percent, points, values
+from experiments.cells import (
+    NOTHING,
+    cell,
+    difference,
+    differences,
+    groups,
+    markdown,
+    percent,
+    points,
+    validations,
+    values,
+)
 from experiments.figure2 import BETAS
 from keras_mart.evaluation.presets import TRANSFER
 from keras_mart.methods import MART
@@ -99,7 +110,7 @@ def _pace(found):
     for method, name in (NAMES | LONGER).items():
         gains = []
         for record in found.get(method, {}).values():
-            *_, before, last = [None, None, *_validations(record)]
+            *_, before, last = [None, None, *validations(record).values()]
             if before is not None:
                 gains.append(last - before)
         if gains:
@@ -108,10 +119,6 @@ def _pace(found):
         f"The last checkpoint is the best in {sum(map(_ends_best, judged))} of {len(judged)} runs. What validation "
         f"accuracy under PGD-20 gained from the last but one validation to the last: {', '.join(told) or NOTHING}."
     )
-
-
-def _validations(record):
-    return [row["val_pgd20_accuracy"] for row in record["history"] if row.get("val_pgd20_accuracy") is not None]
 
 
 def _beside_paper(found):
@@ -152,7 +159,7 @@ def _leads(found):
     """MART's lead under both attacks, and what of it AutoAttack leaves."""
     rows = []
     names = NAMES | LONGER
-    for ours, theirs in [*(("mart", each) for each in ROBUST), *(("mart-long", f"{each}-long") for each in ROBUST)]:
+    for ours, theirs in [(f"mart{length}", f"{each}{length}") for length in ("", "-long") for each in ROBUST]:
         pairs = list(zip(_common(found.get(ours, {})), _common(found.get(theirs, {})), strict=True))
         if any(differences(*pair) for pair in pairs):
             told = [difference(*pair, interval=True) for pair in pairs]
