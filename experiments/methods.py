@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_mart import checks, losses
 from keras_mart.attacks import FGSM
-from keras_mart.methods import MART
+from keras_mart.methods import MART, TRADES
 from keras_mart.methods.weighted import WeightedModel
 from keras_mart.threats import per_example
 
@@ -88,9 +88,7 @@ class Altered(MART):
     def attack_objective(self, x, labels):
         if self.alteration != "kl_attack":
             return super().attack_objective(x, labels)
-        logits = self.inference()
-        natural = ops.stop_gradient(logits(x))
-        return lambda candidates: losses.kl_divergence(natural, logits(candidates))
+        return TRADES.attack_objective(self, x, labels)
 
     def training_loss(self, labels, outputs):
         natural, adversarial = outputs.natural, outputs.adversarial

@@ -6,13 +6,15 @@ import os
 import keras
 import tensorflow as tf
 
+from keras_mart import checks
 from keras_mart.evaluation import check, evaluate
 
 
 class RobustAccuracy(keras.callbacks.Callback):
     """Puts the accuracy under attacks into the logs, as `val_<name>_accuracy`.
 
-    It measures after the first epoch, after every `every`-th and after the last. In other epochs the key is left
+    It measures after the first epoch, after every `every`-th and after the last: the last of `epochs`, or one in which
+    a callback that stands before it in the list has stopped the training. In other epochs the key is left
     out, never NaN, which would spoil `ModelCheckpoint`'s best value for ever. Callbacks that monitor the key stand
     behind it in the list.
 
@@ -31,8 +33,7 @@ class RobustAccuracy(keras.callbacks.Callback):
 
     def __init__(self, data, attacks, every=1, *, batch_size=128, seed=0, verbose=1):
         super().__init__()
-        if not isinstance(every, int) or every < 1:
-            raise ValueError(f"`every` must be a positive number of epochs. Received: every={every}")
+        checks.positive_integer(every, "every")
         if not attacks:
             raise ValueError("`attacks` must name at least one attack. Received: none.")
         self.data = data
@@ -46,7 +47,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         check(self.model, self.data, self.attacks)
 
     def on_epoch_end(self, epoch, logs=None):
-        last = epoch + 1 == self.params.get("epochs")
+        last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
         if epoch > 0 and (epoch + 1) % self.every and not last:
             return
         table = evaluate(

@@ -17,7 +17,7 @@ _CLASSES = weakref.WeakKeyDictionary()
 
 
 def did_you_mean(name, names):
-    """" Did you mean 'x'?" with the nearest of the names, or nothing where none is near."""
+    """Asks, behind a space, whether the nearest of the names was meant; nothing where none is near."""
     near = difflib.get_close_matches(str(name), [str(each) for each in names], n=1, cutoff=0.4)
     return f" Did you mean {near[0]!r}?" if near else ""
 
@@ -173,7 +173,7 @@ def first_batch(x, y=None):
         inputs = tf.nest.map_structure(np.asarray, tuple(x) if isinstance(x, list) else x)
         return x, inputs, None if y is None else np.asarray(y)
     if isinstance(x, keras.utils.PyDataset):
-        first = x[0] if len(x) else None
+        first = None if x.num_batches == 0 else x[0]
     elif hasattr(x, "__next__"):
         first = next(x, None)
         x = _put_back(first, x)

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import tensorflow as tf
 
-from keras_mart import clusters, watch
+from keras_mart import checks, clusters, watch
 
 STRATEGIES = ("auto", "none", "mirrored", "multiworker")
 CHUNK = 4096  # sizes are sent in two parts, as float32 holds integers up to 2**24 alone
@@ -32,8 +32,7 @@ def strategy(name="auto"):
         RuntimeError: "multiworker" after TensorFlow was used.
         watch.WorkerLost: a worker that does not come.
     """
-    if name not in STRATEGIES:
-        raise ValueError(f"`strategy` must be one of {', '.join(STRATEGIES)}. Received: {name!r}")
+    checks.one_of(name, STRATEGIES, "strategy")
     if name in ("auto", "multiworker"):
         workers = clusters.of_environment()
         if workers is None and name == "multiworker":

@@ -76,9 +76,7 @@ def ascend(attack, objective, images, epsilon, seed):
         return count + 1, _look(state, windows[count], attack.rho)
 
     start = threat.rim(images, seed, epsilon)
-    gradient, scale, value, fooled = gradients.scaled_gradient(
-        objective, start, gradients.first_scale(images), samples
-    )
+    gradient, scale, value, fooled = gradients.scaled_gradient(objective, start, gradients.first_scale(images), samples)
     state = _State(
         start, start, gradient, scale,
         value=ops.zeros_like(value),  # the official code compares the first step with 0, not with the start
@@ -122,8 +120,8 @@ def _windows(steps):
 
 
 @dataclasses.dataclass(frozen=True)
-class _APGD(base.Climb):
-    """What the untargeted attacks share."""
+class _APGD(base.Attack):
+    """What the untargeted attacks share; they give `loss(labels, logits)`."""
 
     steps: int = 100
     _: dataclasses.KW_ONLY
@@ -138,17 +136,13 @@ class _APGD(base.Climb):
     def gradients(self):
         return (self.steps + 1) * self.gradient_samples
 
-    def maximise(self, objective, x, epsilon=None, seed=None, score=None):
-        """As `Climb.maximise`; of the images met, those of largest value. There are no restarts to score."""
-        return ops.stop_gradient(ascend(self, gradients.unmarked(objective), x, epsilon, base.as_seed(seed))[0])
-
     def perturb(self, logits, images, labels, seed):
         return adversarial(self, logits, images, labels, seed, self.loss)
 
 
 @keras.saving.register_keras_serializable("keras_mart")
 @dataclasses.dataclass(frozen=True)
-class APGDCE(_APGD):
+class APGDCE(_APGD, base.Climb):
     """Auto-PGD on the cross-entropy: a misclassified image where one was met, else the one of largest loss.
 
     Starts on the rim of the ball; takes steps of 2 epsilon at first, with momentum; looks back after 22, 41, 57, ... of
@@ -171,11 +165,15 @@ class APGDCE(_APGD):
     Reference: Croce and Hein, arXiv 2003.01690, algorithm 1; github.com/fra31/auto-attack.
     """
 
+    def maximise(self, objective, x, epsilon=None, seed=None, score=None):
+        """As `Climb.maximise`; of the images met, those of largest value. There are no restarts to score."""
+        return ops.stop_gradient(ascend(self, gradients.unmarked(objective), x, epsilon, base.as_seed(seed))[0])
+
 
 @keras.saving.register_keras_serializable("keras_mart")
 @dataclasses.dataclass(frozen=True)
 class APGDDLR(_APGD):
-    """Auto-PGD on the difference of logits ratio (`losses.dlr`), else as `APGDCE`.
+    """Auto-PGD on the difference of logits ratio (`losses.dlr`), else as `APGDCE`; training methods do not take it.
 
     Differences: with 2 classes, where the ratio is undefined, it climbs the logit margin.
 

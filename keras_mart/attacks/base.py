@@ -83,7 +83,7 @@ class Attack:
         signature = [
             tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32"), tf.TensorSpec([2], "int32"),
         ]  # fmt: skip
-        return traced(network, self, self.perturb, signature)(images, labels, seed)
+        return traced(network, _key(self), self.perturb, signature)(images, labels, seed)
 
     def round_on_network(self, network, images, labels, seed, number, candidates):
         """What `Rounds` does in a round; other attacks have one, in which they do all they do."""
@@ -168,7 +168,22 @@ class Rounds(Attack):
             tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32"), tf.TensorSpec([2], "int32"),
         )  # fmt: skip
         signature = [of_images, of_labels, of_seed, tf.TensorSpec([], "int32"), of_images]
-        return traced(network, self, self.perturb, signature)(images, labels, seed, number, candidates)
+        return traced(network, _key(self), self.perturb, signature)(images, labels, seed, number, candidates)
+
+
+def _key(attack):
+    """The attack, by whose value what is traced of it is found again: nothing else may tell it from others.
+
+    Raises:
+        ValueError: a class that keeps more than its fields.
+    """
+    unseen = sorted(vars(attack).keys() - {field.name for field in dataclasses.fields(attack)})
+    if unseen:
+        raise ValueError(
+            "All that an attack keeps must be fields of a frozen dataclass, by which attacks are told apart. "
+            f"Received: {type(attack).__name__}, which keeps {', '.join(unseen)} besides"
+        )
+    return attack
 
 
 def worst_of(times, run, score, images, seed):
@@ -187,6 +202,7 @@ def worst_of(times, run, score, images, seed):
     def again(number, worst, worst_score):
         candidates = run(tf.random.fold_in(seed, number))
         scores = score(candidates)
+        scores = ops.where(ops.isnan(scores), float("inf"), scores)  # no network is right about what it cannot say
         worse = scores > worst_score
         return number + 1, choose(worse, candidates, worst), ops.where(worse, scores, worst_score)
 

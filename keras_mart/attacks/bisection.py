@@ -11,7 +11,8 @@ def bisection(margin, images, direction, radius, max_radius, steps):
     Args:
         margin: maps [batch, ...] images to [batch]; negative on the near side of the boundary.
         images: [batch, ...] where the margin is negative.
-        direction: [batch, ...], of length 1 in the norm that measures the radius.
+        direction: [batch, ...], of length 1 in the norm that measures the radius, or less: the radius is then told
+            in its length.
         radius: [batch], where to look first.
         max_radius: the largest radius looked at, returned (but for the last halving) where nothing is found.
         steps: number of halvings.

@@ -28,6 +28,9 @@ def inference(network, as_it_is=False):
 def traced(network, key, function, signature, as_it_is=False):
     """`function(logits, *tensors)` as a `tf.function`, traced once for each network, key and signature.
 
+    A network with other variables, such as a quantised one, is traced again. What else of it may change while it is
+    traced no more: Python attributes that its `call` reads keep the value that they had, as in Keras's `predict`.
+
     Args:
         network: a Keras classifier; its traces live as long as it does.
         key: hashable, tells this function from others.
@@ -36,7 +39,8 @@ def traced(network, key, function, signature, as_it_is=False):
         as_it_is: as in `inference`.
     """
     traces = _TRACES.setdefault(network, {})
-    key = (key, as_it_is or not folding.enabled(), *signature)
+    variables = tuple(map(id, network.variables))
+    key = (key, as_it_is or not folding.enabled(), variables, *signature)
     if key not in traces:
         # A trace that held its network would keep it alive for ever. A partial, not a closure: TensorFlow warns of
         # retracing where many traced functions share their code.

@@ -98,7 +98,8 @@ class CW(PGD):
     """The paper's CW-inf: PGD that climbs the logit margin, max over k != y of z_k - z_y.
 
     Not the optimisation of Carlini and Wagner's own paper (arXiv 1608.04644), only its objective: the MART paper
-    and others it compares with call this attack CW. It is weak for few steps; AutoAttack judges better.
+    and others it compares with call this attack CW. It is weak for few steps; AutoAttack judges better. In training
+    it climbs what the method has it climb, as every attack there: then it is a PGD.
 
     Args:
         threat: the ball.
@@ -129,4 +130,3 @@ class FGSM(base.Climb):
     def maximise(self, objective, x, epsilon=None, seed=None, score=None):
         single_step = PGD(self.threat, steps=1, step_size=self.threat.epsilon, start="zero")
         return single_step.maximise(objective, x, epsilon, seed)
-

@@ -108,7 +108,9 @@ class _Survivors:
     def confront(self, which, found):
         """Takes in what was found for the examples at `which`, and lets go of those that it fools."""
         labels = tf.gather(self.labels, which)
-        now = judge(self.network, found, labels)
+        rows = _filled(np.arange(len(which)), len(self.left))
+        judged = judge(self.network, tf.gather(found, rows), tf.gather(labels, rows))
+        now = Judgement(judged.predicted[: len(which)], judged.margins[: len(which)], judged.classes)
         fooled = now.predicted != labels.numpy()  # also at a margin of 0, where another class may be predicted
         better = fooled | (now.margins > self.margins[which])
         self.adversarial = _replace(self.adversarial, which[better], tf.boolean_mask(found, better))
@@ -119,16 +121,20 @@ class _Survivors:
 
 def _one_round(attack, network, state, which, seed, number):
     """[len(which), ...] what a round of the attack finds for some of the examples."""
-    padded = which
-    if distribution.prefers_xla():
-        size = min(1 << (len(which) - 1).bit_length(), len(state[0]))
-        padded = np.resize(which, size)
-    images, labels, candidates = (each if len(which) == len(each) else tf.gather(each, padded) for each in state)
+    filled = _filled(which, len(state[0]))
+    images, labels, candidates = (each if len(which) == len(each) else tf.gather(each, filled) for each in state)
     if hasattr(attack, "round_on_network"):
         found = attack.round_on_network(network, images, labels, seed, number, candidates)
     else:
         found = attack(network, images, labels, seed=seed)
     return found[: len(which)]
+
+
+def _filled(which, most):
+    """The numbers of examples; where XLA compiles, repeated up to a power of two of them, or to the most there are."""
+    if not distribution.prefers_xla():
+        return which
+    return np.resize(which, min(1 << (len(which) - 1).bit_length(), most))
 
 
 def _replace(images, which, others):

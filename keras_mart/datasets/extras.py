@@ -70,7 +70,7 @@ def pseudo_labels(network, images):
 def unpacked(element):
     """(images, index, labels, weights) of what a dataset gives; `None` for what is not there."""
     inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(element)
-    images, index = inputs if isinstance(inputs, tuple) else (inputs, None)
+    images, index = inputs if isinstance(inputs, (tuple, list)) else (inputs, None)
     return images, index, labels, weights
 
 

@@ -14,7 +14,7 @@ from keras import ops
 
 from keras_mart import distribution, losses
 from keras_mart.attacks.inference import inference
-from keras_mart.methods import averaging, finite
+from keras_mart.methods import averaging, clipping, finite
 from keras_mart.methods.perturbation import AWP
 from keras_mart.methods.wrapper import NetworkModel, images_of
 
@@ -72,9 +72,9 @@ class AdversarialModel(NetworkModel):
     `val_loss` is the method's loss on what it found. Weight regularisation counts once; activity regularisation counts
     for the last training forward of a step, the adversarial one.
 
-    On several replicas a step means what it means on one: its loss is that of the whole batch. BatchNormalization alone
-    normalises with the statistics of each replica's part; the running ones are the replicas' averages, weighted by
-    their numbers of examples, and equal everywhere.
+    On several replicas a step means what it means on one: its loss is that of the whole batch, and so is the gradient
+    that an optimizer clips. BatchNormalization alone normalises with the statistics of each replica's part; the running
+    ones are the replicas' averages, weighted by their numbers of examples, and equal everywhere.
 
     Args:
         network: a Keras classifier that returns logits [batch, classes]; kept as `.network`.
@@ -83,8 +83,9 @@ class AdversarialModel(NetworkModel):
             (so `keras.utils.set_random_seed` fixes it). On several workers the first one's holds.
         weight_average: decay in (0, 1) of a moving average of the weights (BatchNormalization's running statistics
             included), `None` for none. Evaluation, validation, predictions, attacks on the model and exports use the
-            averaged network, `.averaged_network`; training goes on with `.network`. The decay of step n is at most
-            n / (n + 9), so that early weights are soon forgotten.
+            averaged network, `.averaged_network`; training goes on with `.network`, whose weight regularisation is
+            the one in `val_loss` too. The decay of step n is at most n / (n + 9), so that early weights are soon
+            forgotten.
         weight_perturbation: a `keras_mart.AWP`, `None` for none.
 
     Raises:
@@ -222,7 +223,8 @@ class AdversarialModel(NetworkModel):
         """Assigns what a pass came to: weights, optimizer, the network's states, the weights' average."""
         trained = [*self.trainable_variables, *self.optimizer.variables]
         with finite.kept_unless(counts, trained) if self.on_nan == "skip" else contextlib.nullcontext():
-            self.optimizer.apply_gradients(zip(found.gradients, self.trainable_variables, strict=True))
+            gradients = clipping.of_whole_batch(self.optimizer, found.gradients)
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         states = [self.network.non_trainable_variables[number] for number in found.states]
         values = zip(states, found.states.values(), strict=True)
         distribution.assign(states, [tf.where(counts, new, old) for old, new in values])
@@ -240,9 +242,11 @@ class AdversarialModel(NetworkModel):
     def _values(self, batch, outputs):
         """[batch] the weighted losses, each with the regularisation losses of the network added.
 
-        Their sum over all replicas, divided by the number of examples of all replicas, is the loss.
+        Their sum over all replicas, divided by the number of examples of all replicas, is the loss. It is NaN for
+        labels that are no class of the network, of which a one-hot code makes nothing at all.
         """
         values = batch.weights * self.training_loss(batch.labels, outputs)
+        values = tf.where(finite.is_class(batch.labels, outputs.natural), values, float("nan"))
         return values + sum(ops.cast(loss, "float32") for loss in self.losses)
 
     def _measure(self, batch, values, outputs):

@@ -35,7 +35,8 @@ def agree(model, batch, found, examples):
         The batch and the pass, with the states averaged, and without examples where the step does not count; whether
         it counts.
     """
-    terms = {"loss": found.values, **found.terms}
+    strange = tf.where(is_class(batch.labels, found.outputs.natural), 0.0, 1.0)
+    terms = {"loss": found.values, **found.terms, "share of labels that are no class": strange}
     terms = {name: tf.reduce_sum(tf.where(batch.real > 0, each, 0.0)) / examples for name, each in terms.items()}
     terms = distribution.total({**terms, "replicas whose gradient is not finite": _overflows(found.gradients)})
     overflows = terms["replicas whose gradient is not finite"]
@@ -53,6 +54,11 @@ def agree(model, batch, found, examples):
     found = found._replace(gradients=gradients, states=states, values=tf.where(counts, found.values, 0.0))
     # Neither the metrics nor a method's memory may see a step that does not count.
     return batch._replace(real=tf.where(counts, batch.real, 0.0)), found, counts
+
+
+def is_class(labels, logits):
+    """[batch] whether each label is one of the classes that [batch, classes] logits tell."""
+    return (labels >= 0) & (labels < logits.shape[-1])
 
 
 def _overflows(gradients):

@@ -1,13 +1,11 @@
 """Max-margin adversarial training."""
 
-import numbers
-
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_mart import distribution, losses
+from keras_mart import checks, distribution, losses
 from keras_mart.attacks.bisection import bisection
 from keras_mart.methods import base
 from keras_mart.threats import per_example
@@ -26,6 +24,9 @@ class MMA(base.AdversarialModel):
     dropped where the boundary lies at or beyond `max_epsilon`.
 
     The training data are ((image, index), label[, weight]): `datasets.load(..., with_index=True)`.
+
+    As in the official code, distances are told in the radius that the attack was given: where the image range cuts
+    the perturbation short, in L2 above all, the boundary is nearer than its margin says.
 
     Differences: correctness and the bisection are judged in evaluation mode (the official code does both in
     training mode, the second by oversight), and the boundary image is clipped to [0, 1].
@@ -56,9 +57,8 @@ class MMA(base.AdversarialModel):
         self.max_epsilon = max_epsilon
         self.min_margin = min_margin
         self.bisection_steps = bisection_steps
-        for name in ("num_examples", "bisection_steps"):
-            if not isinstance(getattr(self, name), numbers.Integral) or getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={getattr(self, name)}")
+        checks.positive_integer(num_examples, "num_examples")
+        checks.positive_integer(bisection_steps, "bisection_steps")
         if not 0 < min_margin <= max_epsilon < float("inf"):
             raise ValueError(
                 "`max_epsilon` and `min_margin` must be positive and the second not larger. "
@@ -103,7 +103,7 @@ class MMA(base.AdversarialModel):
         }
 
     def check_training_inputs(self, inputs):
-        if not isinstance(inputs, tuple) or len(inputs) != 2:
+        if not isinstance(inputs, (tuple, list)) or len(inputs) != 2:
             raise ValueError(
                 "MMA keeps a margin for each example: its training data must be ((image, index), label[, weight]), "
                 "as `datasets.load(..., with_index=True)` gives. Received: data without an index."

@@ -122,7 +122,9 @@ class NetworkModel(keras.Model):
         arguments["validation_data"] = distribution.by_examples(validation, self.distribute_strategy)
         callbacks = arguments.get("callbacks")
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(_EpochCounter())
+            counter = _EpochCounter()
+            counter.set_model(self)
+            callbacks.callbacks.insert(0, counter)
         else:
             arguments["callbacks"] = [_EpochCounter(), *keras.tree.flatten(callbacks or [])]
         try:
@@ -137,9 +139,13 @@ class NetworkModel(keras.Model):
             x = distribution.by_examples(self._check(x, y), self.distribute_strategy)
         return super().evaluate(x, y, *args, **kwargs)
 
-    def train_on_batch(self, x, *args, **kwargs):
-        self._build_all(images_of(x))
-        return super().train_on_batch(x, *args, **kwargs)
+    def train_on_batch(self, x, y=None, *args, **kwargs):
+        self._check(x, y, training=True)
+        return super().train_on_batch(x, y, *args, **kwargs)
+
+    def test_on_batch(self, x, y=None, *args, **kwargs):
+        self._check(x, y)
+        return super().test_on_batch(x, y, *args, **kwargs)
 
     def _check(self, x, y=None, training=False):
         """Raises ValueError where the first batch is no good; returns the x to go on with."""
