@@ -21,6 +21,7 @@ test: .venv/installed
 
 lint: .venv/installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 # The paper's experiments (docs/reproduction.md): each goes on where it was, and does again nothing that is done.
 reproduce: reproduce-mnist reproduce-figures reproduce-unlabelled reproduce-large

@@ -20,6 +20,7 @@ setup(
         "absl-py",
         "importlib_resources",  # imported by tensorflow-datasets 4.9.10, which does not ask for it
         "keras>=3.15",
+        "ml_dtypes",
         "numpy",
         "tensorflow>=2.21",
         "tensorflow-datasets",

@@ -32,12 +32,14 @@ def main(out, name, *cases):
     np.savez(f"{out}-{km.distribution.worker(strategy)[0]}.npz", **results)
 
 
-def replace_random_numbers():
+def replace_random_numbers(setattr=setattr):
     """Every random start or noise becomes one fixed function of the image, the same wherever the image lies."""
-    km.Linf.sample = lambda threat, images, seed, epsilon=None: threat.project(
-        images + 0.05 * keras.ops.cos(50 * images), images, epsilon
-    )
-    tf.random.stateless_normal = lambda shape, seed, **_: 0.02 * tf.ones(shape)
+
+    def start(threat, images, seed, epsilon=None):
+        return threat.project(images + 0.05 * keras.ops.cos(50 * images), images, epsilon)
+
+    setattr(km.Linf, "sample", start)
+    setattr(tf.random, "stateless_normal", lambda shape, seed, **_: 0.02 * tf.ones(shape))
 
 
 def run(case, strategy):

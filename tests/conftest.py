@@ -45,3 +45,30 @@ def images_and_labels(examples=8, shape=(6, 6, 1), classes=3, low=0.0, high=1.0)
     random = np.random.default_rng(0)
     images = random.uniform(low, high, size=(examples, *shape)).astype("float32")
     return images, random.integers(classes, size=examples)
+
+
+class Plain(keras.Model):
+    """Logits of 3 classes from a subclass as many write it: without a config, and without `training`."""
+
+    def __init__(self):
+        super().__init__()
+        self.flatten, self.dense = keras.layers.Flatten(), keras.layers.Dense(3)
+
+    def call(self, images):
+        return self.dense(self.flatten(images))
+
+
+class Counting(keras.layers.Layer):
+    """Counts how often Python passes: once for each time it is traced or called eagerly."""
+
+    calls = 0
+
+    def call(self, images):
+        Counting.calls += 1
+        return images
+
+
+def relative(got, expected):
+    """The norm of the error over that of what is expected."""
+    got, expected = np.asarray(got, "float64"), np.asarray(expected, "float64")
+    return np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import conv_network, images_and_labels, linear_network
+from conftest import Counting, conv_network, images_and_labels, linear_network
 from keras import ops
 
 import keras_mart as km
@@ -37,16 +37,6 @@ every_threat = pytest.mark.parametrize("threat", THREATS, ids=repr)
 
 def every_attack(test):
     return pytest.mark.parametrize("name", ATTACKS)(every_threat(test))
-
-
-class Counting(keras.layers.Layer):
-    """Counts how often Python passes: once for each time it is traced or called eagerly."""
-
-    calls = 0
-
-    def call(self, images):
-        Counting.calls += 1
-        return images
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +75,30 @@ def test_a_smaller_batch_and_an_equal_attack_are_not_traced_again(name, threat, 
     assert Counting.calls == calls
 
 
-@every_attack
-def test_serialisation(name, threat):
-    attack = ATTACKS[name](threat)
-    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(attack))
-    assert type(again) is type(attack) and again == attack and hash(again) == hash(attack)
+def test_an_attack_that_keeps_more_than_its_fields_is_refused():
+    class Mine(km.PGD):
+        def __init__(self, threat, sharpness):
+            super().__init__(threat)
+            self.sharpness = sharpness  # which equality, and so the trace, would not know of
+
+    with pytest.raises(ValueError, match=r"fields of a frozen dataclass.* Received: Mine, which keeps sharpness"):
+        Mine(THREATS[0], 5)(conv_network(), X, Y)
+
+
+def test_a_network_with_other_variables_is_traced_again():
+    network = linear_network(2 * np.eye(3), np.zeros(3))
+    images, labels = np.eye(3, dtype="float32"), np.arange(3)
+    attack = km.FGSM(km.Linf(0.1))
+    before = attack(network, images, labels)
+    dense = network.layers[-1]
+    dense.enable_lora(1)
+    dense.lora_kernel_a.assign(np.float32([[1], [0], [0]]))
+    dense.lora_kernel_b.assign(np.float32([[-4, 0, 0]]))
+    # Before, the first value of an image spoke for class 0, now it speaks against it.
+    table = km.evaluate(network, (images, labels), {"fgsm": attack}, verbose=0)
+    assert table["natural"] == pytest.approx(2 / 3)
+    after = attack(network, images, labels)
+    assert np.array(before)[1, 0] == pytest.approx(0.1) and np.array(after)[1, 0] == 0
 
 
 def test_attacks_are_equal_by_value():
@@ -283,6 +292,15 @@ def two_hills():
     to_logits = [[0, *12 * others], [0, 13.5, *0 * others[1:]]]
     network.set_weights([np.array([[-1, 1]]), np.array([0.5, -0.5]), np.array(to_logits), np.array([0, *-5 * others])])
     return network, np.full((16, 1), 0.5, "float32"), np.zeros(16, "int32")
+
+
+def test_restarts_keep_what_the_network_gives_no_number_for():
+    def objective(candidates):
+        values = ops.sum(candidates, axis=(1, 2, 3))
+        return ops.where(values > ops.sum(X, axis=(1, 2, 3)) + 1, float("nan"), values)
+
+    found = km.PGD(km.Linf(0.1), 1, step_size=0.1, restarts=3).maximise(objective, tf.constant(X), seed=1)
+    assert np.all(np.isnan(objective(found)))
 
 
 def test_restarts_keep_the_worst_of_each_example():

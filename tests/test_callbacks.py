@@ -47,6 +47,16 @@ def test_measures_after_the_first_epoch_every_so_many_and_the_last(every, epochs
     assert keys == [KEYS if epoch in measured else [] for epoch in range(1, epochs + 1)]
 
 
+def test_measures_too_where_a_callback_before_it_stops_the_training():
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 3
+
+    recorder = Recorder()
+    fit(Stop(), km.RobustAccuracy((IMAGES, LABELS), ATTACKS, every=3, verbose=0), recorder, epochs=9)
+    assert [KEYS[0] in logs for logs in recorder.logs] == [True, False, True, True]
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_the_value_is_that_of_evaluate(wrapped):
     recorder = Recorder()
@@ -80,7 +90,7 @@ def test_shows_progress(capsys):
 
 @pytest.mark.parametrize(
     "attacks, every, message",
-    [(ATTACKS, 0, "`every` must be a positive number of epochs. Received: every=0"), ({}, 1, "at least one attack")],
+    [(ATTACKS, 0, "`every` must be a positive integer. Received: every=0"), ({}, 1, "at least one attack")],
 )
 def test_constructor_errors(attacks, every, message):
     with pytest.raises(ValueError, match=message):

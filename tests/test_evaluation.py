@@ -181,6 +181,7 @@ def test_the_seed_decides(threshold):
 
 # --- the table ---
 
+
 def table(right, **fields):
     """A table of 1,000 examples of label 0, of which PGD leaves so many right."""
     predictions = {"natural": np.zeros(1000, int), "pgd20": np.arange(1000) // right, "square": np.zeros(1000, int)}

@@ -224,6 +224,15 @@ def test_the_terms_are_parts_of_the_loss(case):
         np.testing.assert_allclose(terms[name], method(case, beta=0).training_loss(Y, outputs), rtol=1e-6)
 
 
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_that_are_no_class_are_found_in_every_batch(label):
+    model = build()
+    data = tf.data.Dataset.from_tensor_slices((X, np.array([*Y[:6], label, Y[7]]))).batch(4)
+    with pytest.raises(FloatingPointError, match=r"at step 2: loss = nan, .*labels that are no class = 0\.25"):
+        model.fit(data, verbose=0)
+    assert np.isnan(model.evaluate(data, return_dict=True, verbose=0)["loss"])
+
+
 def test_an_unknown_way_is_refused():
     with pytest.raises(ValueError, match=r"`on_nan`.*stop, skip.*'ignore'"):
         build(on_nan="ignore")

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import conv_network, images_and_labels
+from conftest import conv_network, images_and_labels, relative
 from keras import layers, ops
 
 import keras_mart as km
@@ -39,11 +39,6 @@ def shake(network):
             fan_in = max(1, int(np.prod(variable.shape[:-1])))
             variable.assign(generator.normal(0, fan_in**-0.5, variable.shape))
     return network
-
-
-def relative(got, expected):
-    got, expected = np.asarray(got, "float64"), np.asarray(expected, "float64")
-    return np.linalg.norm(got - expected) / np.linalg.norm(expected)
 
 
 def logits_and_gradient(function, images):

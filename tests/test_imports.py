@@ -33,7 +33,9 @@ def imported_parts(path):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        yield from (name.split(".")[1] for name in names if name.startswith("keras_mart."))
+        parts = (name.partition(".") for name in names)
+        # The package itself holds all public names, `export` among them.
+        yield from (part.partition(".")[0] or "serving" for package, _, part in parts if package == "keras_mart")
 
 
 def sources():

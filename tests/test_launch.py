@@ -219,12 +219,6 @@ def test_the_command_line_starts_workers_that_start_none(through, command, tmp_p
     assert program == [sys.executable, "-m", "keras_mart.main", *given, "--workers=1"]
 
 
-def test_workers_need_a_strategy_for_them(command):
-    status, launched, err = command("--workers=2", "--strategy=mirrored")
-    assert (status, launched) == (2, [])
-    assert "--strategy must be auto or multiworker" in err
-
-
 def test_a_cluster_starts_no_workers_of_its_own(command, monkeypatch):
     cluster = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}
     monkeypatch.setenv("TF_CONFIG", json.dumps(cluster))

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import relative
 
 from keras_mart import layers
 
@@ -15,11 +16,6 @@ OUTER = np.round(8 * RANDOM.normal(0, 1, SHAPE)).astype("float32") / 8
 ROUNDING = {"float64": 1e-12, "float32": 1e-5, "mixed_bfloat16": 2.0**-8, "mixed_float16": 2.0**-11}
 HALF = ("mixed_bfloat16", "mixed_float16")
 NORMALISATIONS = (layers.BatchNormalization, keras.layers.BatchNormalization)
-
-
-def relative(got, expected):
-    got, expected = np.asarray(got, "float64"), np.asarray(expected, "float64")
-    return np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30)
 
 
 def built(cls, shape=SHAPE, trainable=True, **options):

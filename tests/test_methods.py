@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from agreement import replace_random_numbers
+from conftest import Plain, images_and_labels
 
 import keras_mart as km
 from keras_mart.methods import METHODS
@@ -17,17 +19,12 @@ CASES = [*METHODS, "alp-original", "clp-original"]
 every_method = pytest.mark.parametrize("case", CASES)
 
 
-def images_and_labels(examples=EXAMPLES, classes=CLASSES):
-    random = np.random.default_rng(0)
-    return random.uniform(size=(examples, *SHAPE)).astype("float32"), random.integers(classes, size=examples)
-
-
-X, Y = images_and_labels()
+X, Y = images_and_labels(EXAMPLES)
 INDEX = np.arange(EXAMPLES)
 
 
-def network(batch_norm=True, classes=CLASSES, regularizer=None, seed=0):
-    keras.utils.set_random_seed(seed)
+def network(batch_norm=True, classes=CLASSES, regularizer=None):
+    keras.utils.set_random_seed(0)
     layers = [keras.layers.Conv2D(3, 3, kernel_regularizer=regularizer), keras.layers.BatchNormalization()]
     return keras.Sequential(
         [
@@ -40,13 +37,12 @@ def network(batch_norm=True, classes=CLASSES, regularizer=None, seed=0):
     )
 
 
-def build(case, wrapped=None, compiled=True, optimizer=None, **compile_arguments):
+def build(case, wrapped=None, compiled=True, **compile_arguments):
     name, _, form = case.partition("-")
     arguments = ARGUMENTS.get(name, {"attack": ATTACK}) | ({"form": form} if form else {})
     model = METHODS[name](wrapped or network(), seed=1, **arguments)
     if compiled:
-        optimizer = optimizer or km.optimizers.SGD(0.1, momentum=0.9, weight_decay=1e-3)
-        model.compile(optimizer, **compile_arguments)
+        model.compile(km.optimizers.SGD(0.1, momentum=0.9, weight_decay=1e-3), **compile_arguments)
     return model
 
 
@@ -108,24 +104,13 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(case):
             same_weights(runs[0], other)
 
 
-def replace_random_numbers(monkeypatch):
-    """Every random start or noise becomes one fixed function of the image, the same wherever the image lies."""
-
-    def start(threat, images, seed, epsilon=None):
-        return threat.project(images + 0.05 * keras.ops.cos(50 * images), images, epsilon)
-
-    monkeypatch.setattr(km.Linf, "sample", start)
-    noise = lambda shape, seed, **_: 0.02 * tf.cast(tf.ones(shape), "float32")  # noqa: E731
-    monkeypatch.setattr(tf.random, "stateless_normal", noise)
-
-
 # XLA takes long to compile: one method with it is enough for every day.
 WITH_XLA = [pytest.param(case, True, marks=[] if case == "mart" else pytest.mark.slow) for case in CASES]
 
 
 @pytest.mark.parametrize(("case", "jit_compile"), [*((case, False) for case in CASES), *WITH_XLA])
 def test_two_replicas_do_what_one_device_does(case, jit_compile, two_replicas, monkeypatch):
-    replace_random_numbers(monkeypatch)
+    replace_random_numbers(monkeypatch.setattr)
 
     def run(strategy):
         with strategy.scope():
@@ -139,6 +124,24 @@ def test_two_replicas_do_what_one_device_does(case, jit_compile, two_replicas, m
     same_weights(one[0], two[0], tolerance=1e-5)
     for name, values in one[1].items():
         np.testing.assert_allclose(values, two[1][name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("limit", ["clipnorm", "global_clipnorm", "clipvalue"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_two_replicas_clip_the_gradient_of_the_whole_batch(limit, scaled, two_replicas):
+    def run(strategy):
+        with strategy.scope():
+            model = km.Standard(network(batch_norm=False), seed=0)
+            optimizer = keras.optimizers.SGD(1.0, **{limit: 1e-3})
+            model.compile(keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer)
+        before = model.network.get_weights()
+        model.fit(X, Y, batch_size=7, shuffle=False, verbose=0)
+        return [after - old for after, old in zip(model.network.get_weights(), before, strict=True)]
+
+    one, two = run(tf.distribute.get_strategy()), run(two_replicas)
+    for left, right in zip(one, two, strict=True):
+        np.testing.assert_allclose(right, left, atol=1e-6)
+        assert np.any(np.abs(left) > 1e-5)
 
 
 def test_statistics_of_two_replicas_are_averaged_by_their_examples(two_replicas):
@@ -184,7 +187,7 @@ def test_an_overflow_on_one_replica_skips_the_step_on_all(two_replicas):
 
 def test_a_strategy_takes_an_unbuilt_network_and_data_of_its_own(two_replicas):
     with two_replicas.scope():
-        model = build("mart", subclassed())
+        model = build("mart", Plain())
     data = two_replicas.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices((X, Y)).batch(11))
     assert np.isfinite(model.fit(data, verbose=0).history["loss"]).all()
     assert model.step.numpy() == 2
@@ -192,7 +195,7 @@ def test_a_strategy_takes_an_unbuilt_network_and_data_of_its_own(two_replicas):
 
 @pytest.mark.parametrize("case", ["standard", "mart", "mma"])
 def test_xla_changes_nothing_but_the_random_numbers(case, monkeypatch):
-    replace_random_numbers(monkeypatch)  # TensorFlow's differ under XLA
+    replace_random_numbers(monkeypatch.setattr)  # TensorFlow's differ under XLA
     models = [build(case, jit_compile=jit_compile) for jit_compile in (False, True)]
     losses = [fit(case, model, batch_size=11)["loss"] for model in models]
     np.testing.assert_allclose(*losses, rtol=1e-5)
@@ -233,13 +236,9 @@ def first_loss(case="mart", x=X, y=Y, wrapped=None, **arguments):
 
 
 def test_weights_scale_each_example_and_the_mean_is_over_examples():
-    weights = np.zeros(EXAMPLES)
-    weights[:5] = 2
-    singled_out = first_loss(sample_weight=weights)
     per_class = sum(first_loss(class_weight={c: float(c == k) for c in range(CLASSES)}) for k in range(CLASSES))
     assert first_loss(sample_weight=2 * np.ones(EXAMPLES)) == pytest.approx(2 * first_loss(), rel=1e-6)
     assert per_class == pytest.approx(first_loss(), rel=1e-5)
-    assert 0 < singled_out < 2 * first_loss()
 
 
 @pytest.mark.parametrize("case", ["standard", "at", "mart"])
@@ -255,21 +254,8 @@ def test_labels_may_have_a_last_axis_of_one_and_batches_may_be_single():
 
 
 def test_two_classes():
-    x, y = images_and_labels(classes=2)
+    x, y = images_and_labels(EXAMPLES, classes=2)
     assert np.isfinite(fit("mart", build("mart", network(classes=2)), x, y)["loss"]).all()
-
-
-def subclassed():
-    class Subclassed(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.flatten = keras.layers.Flatten()
-            self.dense = keras.layers.Dense(CLASSES)
-
-        def call(self, images):  # no `training`: not every network has one
-            return self.dense(self.flatten(images))
-
-    return Subclassed()
 
 
 def functional():
@@ -289,7 +275,7 @@ def application():
     )
 
 
-@pytest.mark.parametrize("factory", [subclassed, functional, application])
+@pytest.mark.parametrize("factory", [Plain, functional, application])
 def test_any_keras_classifier_can_be_hardened(factory):
     model = build("mart", factory())
     assert np.isfinite(list(fit("mart", model, batch_size=11, validation_data=(X, Y)).values())).all()
@@ -328,8 +314,7 @@ def test_data_may_come_in_every_way_that_fit_takes():
         yield from ((X[i : i + 11], Y[i : i + 11]) for i in (0, 11))
 
     class Sequence(keras.utils.PyDataset):
-        def __len__(self):
-            return 2
+        num_batches = 2
 
         def __getitem__(self, number):
             return X[11 * number :][:11], Y[11 * number :][:11]
@@ -339,6 +324,14 @@ def test_data_may_come_in_every_way_that_fit_takes():
     for data in (batches(), Sequence(), as_dataset):
         losses += build("mart").fit(data, shuffle=False, verbose=0).history["loss"]
     assert losses == 3 * fit("mart", build("mart"), batch_size=11)["loss"]
+
+
+def test_a_list_of_callbacks_may_be_keras_s_own():
+    seen = []
+    own = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(int(model.epoch)))
+    model = build("mart")
+    fit("mart", model, epochs=2, callbacks=keras.callbacks.CallbackList([own], add_history=True, model=model))
+    assert seen == [0, 1]
 
 
 # What single methods promise.
@@ -431,9 +424,10 @@ def test_bad_data_is_refused(message, x, y):
         refused(message, tf.data.Dataset.from_tensor_slices((x, y)).batch(EXAMPLES))
 
 
-def test_evaluate_refuses_bad_data_too():
+@pytest.mark.parametrize("method", ["evaluate", "train_on_batch", "test_on_batch"])
+def test_other_methods_refuse_bad_data_too(method):
     with pytest.raises(ValueError, match="255"):
-        build("mart").evaluate(255 * X, Y, verbose=0)
+        getattr(build("mart"), method)(255 * X, Y)
 
 
 def test_mma_refuses_data_without_indices():
@@ -457,6 +451,7 @@ def test_mma_refuses_data_without_indices():
         ("`form`.*original", lambda: km.ALP(network(), ATTACK, form="originl")),
         ("`num_examples`", lambda: km.MMA(network(), ATTACK, num_examples=0, max_epsilon=0.1)),
         ("`attack`", lambda: km.AT(network(), km.PGD)),
+        ("`attack`.*climb.*DLR", lambda: km.AT(network(), km.APGDDLR(km.Linf(0.1)))),
         ("`num_examples`", lambda: km.MMA(network(), ATTACK, num_examples=1.5, max_epsilon=0.1)),
         ("min_margin=0.2", lambda: km.MMA(network(), ATTACK, num_examples=9, max_epsilon=0.1, min_margin=0.2)),
         ("`max_epsilon`", lambda: km.MMA(network(), ATTACK, num_examples=9, max_epsilon=0)),

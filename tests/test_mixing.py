@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from agreement import replace_random_numbers
 from conftest import linear_network
-from test_methods import build, network, replace_random_numbers, same_weights
+from test_methods import build, network, same_weights
 
 import keras_mart as km
 from keras_mart import datasets
@@ -218,7 +219,7 @@ def test_indices_are_those_of_all_examples_each_its_own():
 
 
 def test_two_replicas_do_what_one_device_does(two_replicas, monkeypatch):
-    replace_random_numbers(monkeypatch)
+    replace_random_numbers(monkeypatch.setattr)
 
     def run(strategy):
         with strategy.scope():

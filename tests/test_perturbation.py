@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import test_training_step as step
-from test_methods import CASES, X, Y, build, fit, network, replace_random_numbers, same_weights
+from agreement import replace_random_numbers
+from test_methods import CASES, X, Y, build, fit, network, same_weights
 
 import keras_mart as km
 
@@ -51,8 +52,7 @@ def test_a_step_agrees_with_float64(method, monkeypatch):
     random = np.random.default_rng(0)
     x = random.uniform(size=(step.BATCH, step.SIDE, step.SIDE, 1))
     y = random.integers(step.CLASSES, size=step.BATCH)
-    start = lambda self, images, seed, epsilon=None: keras.ops.clip(images + 0.05 * keras.ops.cos(50 * images), 0, 1)  # noqa: E731
-    monkeypatch.setattr(km.Linf, "sample", start)
+    replace_random_numbers(monkeypatch.setattr)
     wrapped = step.build_network()
     loss, parameters, moved = reference(method.__name__.lower(), wrapped.get_weights(), x, y)
 
@@ -111,7 +111,7 @@ def test_every_method_takes_it(case):
 
 
 def test_two_replicas_do_what_one_device_does(two_replicas, monkeypatch):
-    replace_random_numbers(monkeypatch)
+    replace_random_numbers(monkeypatch.setattr)
 
     def run(strategy):
         with strategy.scope():
@@ -163,7 +163,7 @@ def test_gradients_may_be_sparse():
 
 @pytest.mark.slow
 def test_xla_changes_nothing(monkeypatch):
-    replace_random_numbers(monkeypatch)
+    replace_random_numbers(monkeypatch.setattr)
     models = [perturbed("mart", km.AWP(GAMMA), jit_compile=jit_compile) for jit_compile in (False, True)]
     losses = [fit("mart", model, batch_size=11)["loss"] for model in models]
     np.testing.assert_allclose(*losses, rtol=1e-5)

@@ -34,8 +34,9 @@ def test_methods_of_ones_own_run():
 
 @pytest.mark.parametrize("page", ["README.md", "docs/methods.md"])
 def test_every_method_is_in_the_table(page):
+    rows = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("|")]
     for method in METHODS.values():
-        assert f"`{method.__name__}`" in (ROOT / page).read_text()
+        assert any(f"`{method.__name__}`" in row for row in rows)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))])

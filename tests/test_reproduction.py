@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from experiments import cells, paper, report, whitebox
+from experiments import cells, paper, report, start, whitebox
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -64,6 +64,26 @@ STUDIES = {
     },
     "wide_resnet": {"flags": {}, "machine": {"cpu": "a CPU"}, "seconds of each step": [1.5, 2.0], "parameters": 46160},
 }
+
+
+# What only the other studies' tables and pictures read.
+MORE = STUDIES | {
+    "figure2": {
+        name: record(history=(0.2, 0.3), pgd20=(100, {"natural": 0.5, "pgd20": 0.4}))
+        for name in ("mart-0", "ce-0", "share-0.5-0", "trades-beta-2-0")
+    },
+    "start": {
+        run.name: record(history=(0.1,)) | {"flags": run.flags}
+        for run in start.runs(whitebox.recipe("npz:mnist.npz", 10))
+        if run.name == "sgd-0.3-0"
+    },
+    "unlabelled": {
+        "labeller": record() | {"labels": {"images": 200, "right": 190}},
+        "all": record(history=(0.1, 0.4), paper=(100, {"natural": 0.9, "pgd20": 0.5})),
+    },
+}
+MORE["start"]["sgd-0.3-0"]["history"] = [{"epoch": 1.0, "loss": 2.3125, "adversarial_accuracy": 0.125}]
+MORE["unlabelled"]["all"]["history"][-1]["adversarial_accuracy"] = 0.75
 
 
 def section(text, title):
@@ -201,6 +221,14 @@ def test_black_box_stands_beside_the_same_networks_white_box():
     assert "Made on the network of Standard" in text and "Made on the network of AT" not in text
 
 
+def test_what_the_other_studies_tell():
+    text = report.page(MORE)
+    assert "| SGD, rate 0.01, epsilon 0.3 | 2.312, 12.5 |" in section(text, "The start of training on MNIST")
+    unlabelled = section(text, "Unlabelled data").replace("\n", " ")
+    assert "the standard network gives 200 images 95.00% are right." in unlabelled
+    assert "in validation (PGD-20): all with their labels 75.00 and 40.00." in unlabelled
+
+
 def test_what_is_missing_is_said_with_its_command():
     text = report.page({})
     for each in report.SECTIONS:
@@ -239,9 +267,10 @@ def test_the_page_is_what_the_results_give():
 
 def test_the_command_writes_page_and_pictures(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    for name, results in STUDIES.items():
+    for name, results in MORE.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(results))
     monkeypatch.setattr(sys, "argv", ["report", f"--results={tmp_path}", f"--docs={tmp_path / 'docs'}"])
     report.main()
-    assert (tmp_path / "docs" / "reproduction.md").read_text() == report.page(STUDIES)
-    assert sorted(path.name for path in (tmp_path / "docs" / "images").iterdir()) == ["figure1.png", "whitebox.png"]
+    assert (tmp_path / "docs" / "reproduction.md").read_text() == report.page(MORE)
+    pictures = sorted(path.name for path in (tmp_path / "docs" / "images").iterdir())
+    assert pictures == ["figure1.png", "figure2.png", "whitebox.png"]

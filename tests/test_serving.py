@@ -1,3 +1,5 @@
+"""Exported models: what they answer, in processes without this package too, and what cannot be exported."""
+
 import os
 import subprocess
 import sys
@@ -6,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import Plain
 
 from keras_mart import serving
 
@@ -42,15 +45,6 @@ class Wrapper(keras.Model):
 
     def call(self, images, training=None):
         return self.network(images, training=training)
-
-
-class Subclassed(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.flatten, self.dense = keras.layers.Flatten(), keras.layers.Dense(3)
-
-    def call(self, images):
-        return self.dense(self.flatten(images))
 
 
 def small_network(shape=(HEIGHT, WIDTH, 3), **options):
@@ -199,7 +193,7 @@ def test_a_network_of_open_size_takes_files_of_any_one_size(tmp_path):
 
 
 def test_a_subclassed_model_built_by_its_first_call(tmp_path):
-    model = Subclassed()
+    model = Plain()
     images = random_images(2, HEIGHT, WIDTH, 3)
     logits = model(images).numpy()
     np.testing.assert_allclose(served(serving.export(model, tmp_path))(images=images)["logits"], logits, atol=1e-5)
@@ -215,9 +209,8 @@ def test_tensors_that_a_layer_keeps_are_written_too(tmp_path):
 
 
 @pytest.mark.parametrize("inside_scope", [False, True])
-def test_a_network_of_a_mirrored_strategy(inside_scope, tmp_path):
-    strategy = tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices("CPU")])
-    with strategy.scope():
+def test_a_network_of_a_mirrored_strategy(inside_scope, tmp_path, two_replicas):
+    with two_replicas.scope():
         network = small_network()
         path = serving.export(network, tmp_path) if inside_scope else None
     path = path or serving.export(network, tmp_path)
@@ -305,8 +298,8 @@ def two_outputs():
     ("model", "message"),
     [
         (lambda: keras.Sequential([keras.layers.Dense(2)]), "must be built: call it on a batch of images or fit it"),
-        (Subclassed, "must be built"),
-        (lambda: Wrapper(Subclassed()), "must be built"),
+        (Plain, "must be built"),
+        (lambda: Wrapper(Plain()), "must be built"),
         (lambda: "model.keras", "must be a keras.Model"),
         (lambda: keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), r"input shape \(None, 4\)"),
         (lambda: keras.Sequential([small_network(), keras.layers.Softmax()]), "must return logits"),

@@ -8,6 +8,7 @@ coupled weight decay. Every derivative below is written out; nothing of TensorFl
 import keras
 import numpy as np
 import pytest
+from agreement import replace_random_numbers
 
 import keras_mart as km
 
@@ -168,8 +169,7 @@ def relative_error(got, expected):
 def test_steps_agree_with_float64(method, steps, monkeypatch, record_property):
     random = np.random.default_rng(0)
     x, y = random.uniform(size=(BATCH, SIDE, SIDE, 1)), random.integers(CLASSES, size=BATCH)
-    start = lambda self, images, seed, epsilon=None: keras.ops.clip(images + 0.05 * keras.ops.cos(50 * images), 0, 1)  # noqa: E731
-    monkeypatch.setattr(km.Linf, "sample", start)
+    replace_random_numbers(monkeypatch.setattr)
     network = build_network()
     losses, attacked, expected = reference_steps(method.__name__.lower(), network.get_weights(), x, y, steps)
 

@@ -14,11 +14,6 @@ NETWORKS = {
 CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # the usual mean and std of CIFAR-10's channels
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    keras.utils.set_random_seed(0)
-
-
 def trainable(network):
     return sum(int(np.prod(variable.shape)) for variable in network.trainable_variables)
 
