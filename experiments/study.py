@@ -46,7 +46,10 @@ class Study:
         self.jobs = jobs
         self.only = only
         self.lock = lock
-        self.results = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.results = self._read()
+
+    def _read(self):
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def directory(self, run):
         return Directory(self.root / (run.trained or self.name) / run.name)
@@ -113,6 +116,7 @@ class Study:
 
     def record(self, run, **found):
         """Adds to what is kept of a run, and writes the results."""
+        self.results = self._read()  # another --root may have written there meanwhile
         kept = self.results.setdefault(run.name, {"seconds": {}, "history": [], "evaluations": {}})
         kept |= {"flags": run.flags, "seed": run.flags.get("seed", 0), "machine": measure.machine(), "jobs": self.jobs}
         for name, value in found.items():

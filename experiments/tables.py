@@ -237,8 +237,11 @@ def figure1(studies):
     found = groups(studies["figure1"])
     pairs = {(one, chosen): f"{one}-{chosen}" for one in methods.TREATMENTS for chosen in first.SETS}
     names = {name: f"{SETS[chosen]} {TREATMENTS[one]}" for (one, chosen), name in pairs.items()}
-    names = {"at": NAMES["at"], **CONTROL, **names}
-    blocks = [_split(studies["figure1"]), *accuracies("Last checkpoint:", found, names, NATURAL_TOO, "last", base="at")]
+    regularised = {name: told for name, told in names.items() if name.startswith("regularised")}
+    others = {"at": NAMES["at"], **{name: told for name, told in names.items() if name not in regularised}}
+    blocks = [_split(studies["figure1"])]
+    blocks += accuracies("(a), (b) Last checkpoint:", found, others, NATURAL_TOO, "last", base="at")
+    blocks += accuracies("(c) Last checkpoint:", found, CONTROL | regularised, NATURAL_TOO, "last", base=first.CONTROL)
     rows = []
     for one in methods.TREATMENTS:
         row = []

@@ -12,6 +12,8 @@ rest; of the rest a tenth is drawn for each epoch, so that about two thirds of t
 Result: runs/results/unlabelled.json. Cost: docs/reproduction.md.
 """
 
+import sys
+
 from experiments import data, study, whitebox
 from experiments.options import begin
 from keras_mart import datasets, serving
@@ -37,6 +39,8 @@ def runs(part, rest, epochs, labeller):
 
 if __name__ == "__main__":
     table, options = begin("unlabelled", __doc__, train_examples=6000, epochs=10)
+    if options.train_examples < 1:
+        sys.exit("--train_examples must leave some without labels here. Received: 0, which is all")
     part = data.first(options.dataset, options.train_examples, options.root)
     others, arrays = rest(options.dataset, options.train_examples, options.root)
     labeller = study.Run("labeller", whitebox.recipe(part, options.epochs) | {"method": "standard", "seed": 0})

@@ -17,8 +17,8 @@ import keras
 from absl import flags as absl
 
 from benchmarks import measure, step
-from keras_mart import files
-from keras_mart.cli import build, flags
+from keras_mart import files, folding
+from keras_mart.cli import build, flags, rules
 
 CONFIG = "configs/cifar_wrn.cfg"
 STEPS = 4  # the first of which, with its tracing, does not count
@@ -28,9 +28,11 @@ def main(given):
     """Runs the steps and writes what they took."""
     results = absl.DEFINE_string("results", "runs/results", "The folder that what was measured is written to.")
     flags.parse(["wide_resnet", f"--flagfile={measure.ROOT / CONFIG}", *given])
+    rules.check()
+    folding.enable() if flags.FLAGS.fold else folding.disable()
     keras.config.set_dtype_policy(flags.FLAGS.precision)
     keras.utils.set_random_seed(flags.FLAGS.seed)
-    model, clock = build.model("mart"), step.Clock()
+    model, clock = build.model(flags.FLAGS.method[0]), step.Clock()
     history = model.fit(build.training_data(model, lambda: 0).take(STEPS), callbacks=[clock], verbose=2)
     seconds = [end - begin for begin, end in zip(clock.ends, clock.ends[1:], strict=False)]
     steps = build.steps()

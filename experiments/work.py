@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from keras_mart import files
 from keras_mart.evaluation.table import Table
 
 DIGITS = 6  # significant digits of what the results keep of the history
@@ -33,6 +34,8 @@ class Work:
         command = [sys.executable, "-m", "experiments.train", *(f"--{name}={value}" for name, value in flags.items())]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         print(f"{self.study.name}: {self.run.name}: {stage}", flush=True)
+        self.spent = self.log.with_name(f"{self.run.name}.{stage}.seconds")  # over all attempts
+        self.before = float(self.spent.read_text()) if self.spent.exists() else 0.0
         with self.log.open("a") as log:
             environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": str(_threads(self.study.jobs))}
             self.process = subprocess.Popen(
@@ -40,15 +43,14 @@ class Work:
                 start_new_session=True,  # Ctrl-C is for this process, which lets them save
                 pass_fds=[self.study.lock.fileno()] if self.study.lock else [],  # locked as long as one of them lives
             )  # fmt: skip
-        self.spent = self.log.with_name(f"{self.run.name}.{stage}.seconds")  # over all attempts
-        self.before = float(self.spent.read_text()) if self.spent.exists() else 0.0
         self.begun = time.time()
 
     def go_on(self):
         """Starts the next stage where one is over; returns whether all is well."""
         status = self.process.poll()
         seconds = self.before + time.time() - self.begun
-        self.spent.write_text(f"{seconds:.1f}\n")
+        with files.whole(self.spent) as unfinished:
+            unfinished.write_text(f"{seconds:.1f}\n")
         if status is None:
             return True
         if status:

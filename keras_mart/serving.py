@@ -83,7 +83,7 @@ def _load_saved_model(folder):
     newest = max(_versions(folder), default=None)
     folder = folder if newest is None else folder / str(newest)
     try:
-        layer = keras.layers.TFSMLayer(str(folder), call_endpoint="serving_default")
+        layer = keras.layers.TFSMLayer(str(folder), call_endpoint="serving_default", dtype="float32")
     except (ValueError, OSError) as error:
         raise ValueError(f"There must be a SavedModel in the folder. Received: {str(folder)!r} ({error})") from error
     signature = layer.call_endpoint_fn

@@ -138,6 +138,32 @@ def test_evaluation_and_export_are_of_the_best_checkpoint(finished, tiny):
     np.testing.assert_allclose(served(images=images)["logits"], logits, atol=1e-5)
 
 
+def test_a_finished_run_keeps_what_was_measured_and_takes_no_fewer_epochs(tiny, run):
+    before = {file.name for file in run.iterdir()}
+    assert "trained already" in command(*tiny, f"--workdir={run}", "--resume", "--mode=train").out
+    assert {file.name for file in run.iterdir()} == before
+    (run / "history.csv").write_text("epoch\n1\n2\n")
+    flags_before = (run / "flags.cfg").read_text()
+    result = command(*tiny, f"--workdir={run}", "--resume", "--mode=train")
+    assert result.status == 2 and "has 2 epochs behind it. Received: --epochs=1" in result.err
+    assert (run / "flags.cfg").read_text() == flags_before
+
+
+def test_a_run_does_not_go_on_with_data_of_another_size(tiny, run, tmp_path):
+    count = TRAIN + 2 * BATCH
+    images = np.zeros([count, 8, 8], "uint8"), np.arange(count) % CLASSES
+    (path,) = [pathlib.Path(flag.partition(":")[2]) for flag in tiny if flag.startswith("--dataset=")]
+    whole = path.read_bytes()
+    try:
+        np.savez(path, **arrays(x_train=images[0], y_train=images[1]))
+        result = command(*tiny, f"--workdir={run}", "--resume", "--mode=train", "--epochs=2")
+    finally:
+        path.write_bytes(whole)
+    assert result.status == 2
+    assert f"those that the run was begun with: {STEPS} batches an epoch. Received: {STEPS + 2}" in result.err
+    assert history(run)
+
+
 def test_existing_run_is_refused(run, tiny):
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     result = command(*tiny, f"--workdir={run}")
@@ -151,6 +177,8 @@ def test_a_finished_run_takes_more_epochs(run, tiny):
     result = command(*tiny, f"--workdir={run}", "--resume", "--epochs=2", "--mode=train")
     assert result.status == 0, result.err
     assert "epochs 2 to 2" in result.out
+    of_the_test_set = ("evaluation.json", "best.npz", "last.npz", "diagnosis.json", "gallery.npz")
+    assert not [name for name in of_the_test_set if (run / name).exists()]  # it was of other checkpoints
     rows = history(run)
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert rows[0] == first and np.isfinite(float(rows[1]["loss"]))
@@ -225,6 +253,16 @@ def test_evaluate_in_a_wider_ball(run):
     result = command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm", "--epsilon=1/8")
     assert "linf ball of 0.125" in result.out and "Note" not in result.out
     assert json.loads((run / "evaluation.json").read_text())["attacks"] == {"fgsm": repr(FGSM(Linf(1 / 8)))}
+
+
+@pytest.mark.parametrize("ball", ["--epsilon=1/8", "--threat=l2", "--threat=l2 --epsilon=1/2"])
+def test_another_ball_needs_another_evaluation_epsilon_where_the_run_keeps_one(ball, run):
+    with (run / "flags.cfg").open("a") as flagfile:
+        flagfile.write("--evaluation_epsilon=8/255\n")
+    given = ["--mode=evaluate", f"--workdir={run}", "--attacks=fgsm", *ball.split()]
+    result = command(*given)
+    assert result.status == 2 and "judged at its own --evaluation_epsilon, 0.0313725" in result.err
+    assert " ball of 0.125" in command(*given, "--evaluation_epsilon=1/8").out
 
 
 @pytest.mark.parametrize(("arguments", "fast"), [([], True), (["--nofold"], False)])

@@ -148,12 +148,18 @@ def test_a_network_labels_what_has_no_labels():
 
 
 def test_a_wrapped_network_labels_as_the_one_that_is_judged():
-    model = km.Standard(network(), weight_average=0.9)
+    model = km.Standard(network(batch_norm=False), weight_average=0.9)
     model.averaged_network.set_weights([-weight for weight in model.network.get_weights()])
     images = np.random.default_rng(0).uniform(size=(40, *SHAPE)).astype("float32")
     expected = model.averaged_network(images, training=False).numpy().argmax(1)
     assert np.any(expected != model.network(images, training=False).numpy().argmax(1))
     np.testing.assert_array_equal(datasets.pseudo_labels(model, images), expected)
+
+
+def test_labels_of_no_numbers_are_refused():
+    labeller = linear_network(np.full([36, CLASSES], np.nan), np.zeros(CLASSES), SHAPE)
+    with pytest.raises(ValueError, match=r"finite logits\. Received: NaN"):
+        datasets.pseudo_labels(labeller, EXTRA_IMAGES)
 
 
 def test_extra_data_may_be_a_dataset_put_in_the_order_of_its_index():

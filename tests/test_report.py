@@ -228,16 +228,23 @@ def test_runs_that_were_judged_differently(tmp_path):
     def differently(content):
         content["threat"] = {"norm": "L2", "epsilon": 8 / 255}
         content["best"]["examples"] = 4000
+        content |= {"dataset": "tfds:mnist", "sample": 1, "source": "at.keras"}
         content["attacks"]["pgd20"] = "PGD(threat=L2(epsilon=0.0313), steps=50)"
         content["attacks"]["autoattack"] = "AutoAttack(threat=L2(epsilon=0.0313), version='standard')"
 
     change(runs[0] / "evaluation.json", differently)
+    for run in runs[1:]:
+        other = {"dataset": "npz:mnist.npz", "sample": 0, "source": "standard.keras"}
+        change(run / "evaluation.json", lambda content, other=other: content.update(other))
     shown = read(runs, tmp_path)
     for part in ("summary", "attacks"):
         assert "not judged alike" in shown.text[part]
         assert "The norm is L2 for at; L∞ for trades and mart." in shown.text[part]
         assert "Epsilon is 8/255 for at; 0.1 for trades and mart." in shown.text[part]
         assert "The number of test examples is 4,000 for at; 40 for trades and mart." in shown.text[part]
+        assert "The dataset is tfds:mnist for at; npz:mnist.npz for trades and mart." in shown.text[part]
+        assert "chose the test examples is 1 for at; 0 for trades and mart." in shown.text[part]
+        assert "transfer attacks is at.keras for at; standard.keras for trades and mart." in shown.text[part]
         assert "The parameters of pgd20 are not the same for all." in shown.text[part]
     assert f"trades and mart: {PGD}" in shown.text["attacks"]
 
@@ -279,11 +286,20 @@ def test_epsilon_draws_a_line_a_band_and_the_ball(shown):
 
 def test_epsilon_of_two_norms_takes_two_charts(tmp_path):
     runs = [make_run(tmp_path / "at", "at", flags=""), make_run(tmp_path / "mart", flags="--epsilon=8/255\n")]
-    change(runs[0] / "evaluation.json", lambda content: content.update(threat={"norm": "L2", "epsilon": 0.5}))
+    for name in ("evaluation.json", "diagnosis.json"):
+        change(runs[0] / name, lambda content: content.update(threat={"norm": "L2", "epsilon": 0.5}))
     shown = read(runs, tmp_path)
     assert len(shown.find("epsilon", "svg", role="img")) == 4
     assert "epsilon in L2" in shown.text["epsilon"] and "epsilon in L∞" in shown.text["epsilon"]
     assert "trained at 8/255" in shown.text["epsilon"] and "evaluated at 0.5" not in shown.text["epsilon"]  # outside
+
+
+def test_what_was_checked_in_another_ball_than_judged_says_so(tmp_path):
+    run = make_run(tmp_path / "mart")
+    change(run / "evaluation.json", lambda content: content.update(threat={"norm": "L2", "epsilon": 0.5}))
+    shown = read([run], tmp_path)
+    assert "epsilon in L∞" in shown.text["epsilon"] and "evaluated at 0.5" not in shown.text["epsilon"]
+    assert "(on 40 examples, L∞, epsilon 0.1)" in shown.text["checks"]
 
 
 def test_gap_between_pgd_and_autoattack(shown):
@@ -301,7 +317,7 @@ def test_checks_with_verdict_figure_and_meaning(tmp_path):
 
     change(runs[0] / "diagnosis.json", otherwise)
     text = read(runs, tmp_path).text["checks"]
-    assert "at: 2 of 2 flagged; mart: 1 of 3 flagged (on 40 examples)." in text
+    assert "at: 2 of 2 flagged; mart: 1 of 3 flagged (on 40 examples, L∞, epsilon 0.1)." in text
     assert "gradients not vanishing at: They vanish. mart: They flow. at ! flagged 0.2% exact zeros mart ✓ pas" in text
     assert "forward is deterministic Not looked at. at not run mart - skipped" in text
 

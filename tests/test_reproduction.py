@@ -187,9 +187,11 @@ def test_figure_1_tells_the_split_and_holds_c_against_its_control():
     split = {"training examples": 90, "misclassified": 30, "of each class": classes}
     results = {**STUDIES["figure1"], "at-0": record(history=(0.2,)) | {"split": split}}
     results["forwarded-0"] = record(history=(0.2,), pgd20=(100, {"natural": 0.5, "pgd20": 0.45}))
+    results["regularised-misclassified-0"] = record(history=(0.2,), pgd20=(100, {"natural": 0.5, "pgd20": 0.55}))
     text = section(report.page({"figure1": results}), "Figure 1").replace("\n", " ")
     assert "misclassifies 30 of 90 training images (33.3%). By classes, S- has 30 (20, 10); S+ has 30 (5, 25)." in text
     assert "| AT, natural images too | 50.00 [40.4, 59.6] | 45.00 [35.6, 54.8] | - |" in text
+    assert "| S- with KL(p, q) | 50.00 [40.4, 59.6] | 55.00 [45.2, 64.4] | - | +10.00 [" in text
 
 
 def test_figure_2_takes_mart_itself_for_share_1_and_its_own_beta():

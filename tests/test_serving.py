@@ -332,6 +332,18 @@ def test_a_directory_without_write_permission(network, tmp_path):
 # --- load ---
 
 
+def test_a_saved_model_answers_in_float32_whatever_the_policy_is(trained, version):
+    images = random_images(3, HEIGHT, WIDTH, 3)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        loaded = serving.load(version)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    logits = trained.network(images, training=False)
+    np.testing.assert_allclose(loaded(images), logits, atol=1e-5)
+    np.testing.assert_allclose(loaded(tf.constant(images)), logits, atol=1e-5)
+
+
 @pytest.mark.parametrize("form", ["keras file", "version", "folder of versions", "of Keras itself"])
 def test_a_loaded_classifier_answers_and_has_gradients(form, trained, version, tmp_path):
     if form == "keras file":

@@ -21,6 +21,7 @@ from keras_mart.evaluation.table import side_by_side
 # Exit statuses; SIGTERM and Ctrl-C have 143 and 130, as shells have it.
 WRONG_USE, NOT_FINITE = 2, 3
 WORKER_LOST = watch.WORKER_LOST  # where another worker failed, died or hangs
+BALL = ("threat", "epsilon")
 
 
 def run():
@@ -137,6 +138,13 @@ def _recall(directory):
     trained = {flag.name: flag.value for flag in flags.own_flags()}
     FLAGS.unparse_flags()
     flags.parse([*command, *given])
+    kept = trained["evaluation_epsilon"]
+    if FLAGS.evaluation_epsilon == kept is not None and any(FLAGS[each].value != trained[each] for each in BALL):
+        given = " ".join(f"--{each}={FLAGS[each].value}" for each in BALL)
+        raise ValueError(
+            f"The run is judged at its own --evaluation_epsilon, {kept:.6g}: another ball needs another one. "
+            f"Received: {given} alone"
+        )
     if not set(FLAGS.method) <= set(trained["method"]):
         methods = ", ".join(trained["method"])
         raise ValueError(f"The run in {directory.path} trained {methods}. Received: --method={','.join(FLAGS.method)}")

@@ -37,6 +37,7 @@ def evaluate_run(directory, strategy):
             )  # fmt: skip
             print(tables[which])
     if distribution.is_chief(strategy):
+        directory.evaluation.unlink(missing_ok=True)  # written last: it speaks of the predictions beside it
         for which, table in tables.items():
             table.save(directory.predictions(which))
         _record(directory, attacks, tables)
@@ -55,6 +56,8 @@ def _record(directory, attacks, tables):
     record = {
         "threat": {"norm": type(threat).__name__, "epsilon": threat.epsilon},
         "attacks": {name: repr(attack) for name, attack in attacks.items()},
+        "dataset": FLAGS.dataset,
+        "sample": None if FLAGS.examples is None else FLAGS.seed,  # which test images, where not all are taken
         "seed": FLAGS.seed,
         "source": FLAGS.source,
         "versions": {

@@ -105,7 +105,7 @@ class Saver(keras.callbacks.Callback):
     def save(self):
         """Saves the state, if it is not yet; what was measured of this epoch must be in `metrics`."""
         if self._place() != self.saved and self._writes():
-            facts = {"progress": dataclasses.asdict(self.progress), "metrics": self.metrics}
+            facts = {"progress": dataclasses.asdict(self.progress), "metrics": self.metrics, "steps": self.steps}
             self.directory.save(self.number(), state.arrays(self.model), facts)
         self.saved = self._place()
 

@@ -83,6 +83,12 @@ def _saver(model, directory, requests):
     numbers = distribution.gathered(-1 if checkpoint is None else checkpoint.number, strategy)
     if len(set(numbers)) > 1:
         raise ValueError(f"All workers must see one run directory. Received: {directory.path}, at steps {numbers}")
+    steps = build.steps()
+    if checkpoint is not None and checkpoint.facts.get("steps", steps) != steps:
+        raise ValueError(
+            "The training data must be those that the run was begun with: "
+            f"{checkpoint.facts['steps']} batches an epoch. Received: {steps}"
+        )
     if distribution.is_chief(strategy):
         directory.go_back(checkpoint)
     progress, metrics = Progress(), None
@@ -90,7 +96,7 @@ def _saver(model, directory, requests):
         state.restore(model, checkpoint.arrays)
         progress, metrics = Progress(**checkpoint.facts["progress"]), checkpoint.facts["metrics"]
     monitor = f"val_{VALIDATION_ATTACK}_accuracy" if model.has_adversary else "val_natural_accuracy"
-    return Saver(directory, progress, build.steps(), FLAGS.save_every, monitor, requests, metrics)
+    return Saver(directory, progress, steps, FLAGS.save_every, monitor, requests, metrics)
 
 
 def _validates(epoch):

@@ -41,6 +41,10 @@ class RunDirectory(Run):
             raise ValueError(f"{self.path} holds files but no run (flags.cfg is missing). Choose another --workdir.")
         if self.best.exists() and not self.checkpoints.path.exists():
             raise ValueError(f"{self.checkpoints.path} is missing: the run cannot go on. Choose another --workdir.")
+        if len(self.rows()) > flags.FLAGS.epochs:
+            raise ValueError(
+                f"{self.path} has {len(self.rows())} epochs behind it. Received: --epochs={flags.FLAGS.epochs}"
+            )
         kept, given = (_demanded(each) for each in (self.flags.read_text(), text))
         if kept != given:
             begun, received = (" ".join(sorted(lines)) or "nothing" for lines in (kept - given, given - kept))
@@ -80,13 +84,19 @@ class RunDirectory(Run):
             raise ValueError(f"The checkpoint {checkpoint} cannot be read: {error}") from error
 
     def record(self, model, rows, is_best):
-        """Writes history.csv, last.keras and, if it is the best yet, best.keras."""
+        """Writes history.csv, last.keras and, if it is the best yet, best.keras; removes what was measured before."""
+        self.forget_measured()
         with files.whole(self.last) as unfinished:
             model.save(unfinished)
         if is_best:
             with files.whole(self.best) as unfinished:
                 shutil.copyfile(self.last, unfinished)
         self._write_rows(rows)
+
+    def forget_measured(self):
+        """Removes what was measured of the checkpoints."""
+        for each in (self.evaluation, *map(self.predictions, ("best", "last")), self.diagnosis, self.gallery):
+            each.unlink(missing_ok=True)
 
     def save(self, number, arrays, facts):
         """Saves the state of the run, and with it the best checkpoint that belongs to it."""
@@ -96,13 +106,16 @@ class RunDirectory(Run):
         """Makes the directory what it was when a state was saved; `None` for the beginning."""
         self.checkpoints.path.mkdir(exist_ok=True)  # from now on, a run without it is one that lost it
         self.checkpoints.forget_after(-1 if checkpoint is None else checkpoint.number)
+        rows = [] if checkpoint is None else checkpoint.facts["progress"]["rows"]
+        if len(self.rows()) > len(rows):
+            self.forget_measured()
         best = None if checkpoint is None else checkpoint.files.get(self.best.name)
         if best is None:
             self.best.unlink(missing_ok=True)
         else:
             with files.whole(self.best) as unfinished:
                 shutil.copyfile(best, unfinished)
-        self._write_rows([] if checkpoint is None else checkpoint.facts["progress"]["rows"])
+        self._write_rows(rows)
 
     def _write_rows(self, rows):
         names = list(dict.fromkeys(name for row in rows for name in row))

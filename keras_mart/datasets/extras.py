@@ -53,7 +53,7 @@ def pseudo_labels(network, images):
         images: [examples, height, width, channels] uint8 array, or floats in [0, 1].
 
     Raises:
-        ValueError: images of another form, or a network that does not take them or returns no logits.
+        ValueError: images of another form, or a network that does not take them or returns no finite logits.
     """
     images, _ = arrays.examples(images, None, "the images to label")
     probe = batches.scaled(tf.constant(images[: checks.PROBED_IMAGES]))
@@ -61,10 +61,14 @@ def pseudo_labels(network, images):
 
     @tf.function(input_signature=[tf.TensorSpec([None, *images.shape[1:]], images.dtype)], autograph=False)
     def classify(some):
-        return tf.argmax(network(batches.scaled(some), training=False), axis=-1, output_type=tf.int32)
+        logits = tf.cast(network(batches.scaled(some), training=False), tf.float32)
+        return tf.argmax(logits, axis=-1, output_type=tf.int32), tf.reduce_all(tf.math.is_finite(logits))
 
     parts = range(0, len(images), LABELLED_AT_ONCE)
-    return np.concatenate([classify(images[first : first + LABELLED_AT_ONCE]).numpy() for first in parts])
+    found, finite = zip(*(classify(images[first : first + LABELLED_AT_ONCE]) for first in parts), strict=True)
+    if not all(finite):
+        raise ValueError("A network that labels images must return finite logits. Received: NaN or infinite ones")
+    return np.concatenate([each.numpy() for each in found])
 
 
 def unpacked(element):

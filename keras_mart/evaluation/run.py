@@ -9,7 +9,8 @@ class Run:
     """The files of one run of one method.
 
     flags.cfg, history.csv, tensorboard/, best.keras, last.keras, checkpoints/, export/<version>/, and from the test set
-    evaluation.json, best.npz and last.npz (each checkpoint's predictions), diagnosis.json, gallery.npz.
+    evaluation.json, best.npz and last.npz (each checkpoint's predictions), diagnosis.json, gallery.npz. What is from
+    the test set is of the checkpoints beside it: training that goes on removes it.
 
     Args:
         path: the directory.

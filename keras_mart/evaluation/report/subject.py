@@ -39,11 +39,19 @@ class Subject:
     @property
     def threat(self):
         """(norm, epsilon) of the ball it was judged in, or `None`."""
-        threat = self.evaluation.get("threat") or self.diagnosis.get("threat")
+        threat = self.evaluation.get("threat")
         if threat:
             return threat["norm"], float(threat["epsilon"])
+        if self.diagnosed:
+            return self.diagnosed
         balls = filter(None, map(BALL.search, self.evaluation.get("attacks", {}).values()))
         return next(((ball[1], float(ball[2])) for ball in balls), None)
+
+    @property
+    def diagnosed(self):
+        """(norm, epsilon) of the ball it was checked for false robustness in, or `None`."""
+        threat = self.diagnosis.get("threat")
+        return (threat["norm"], float(threat["epsilon"])) if threat else None
 
     @property
     def trained_epsilon(self):

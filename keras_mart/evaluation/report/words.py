@@ -8,6 +8,11 @@ NORMS = {"Linf": "L∞", "L2": "L2"}
 NAMES = {"natural": "natural", "worst_case": "worst case"}
 
 
+def text(value):
+    """The value as text; `None` stays."""
+    return None if value is None else str(value)
+
+
 def percent(share, digits=2):
     """84.25% for 0.8425."""
     return f"{share:.{digits}%}"

@@ -30,7 +30,10 @@ def _count(subjects):
     looked = ", ".join(
         f"{number:,} examples" + (f" of {titles}" if len(examples) > 1 else "") for number, titles in examples.items()
     )
-    return tag("p", "; ".join(counts), f" (on {looked})." if looked else ".", class_="footnote")
+    balls = words.grouped((each.title, each.diagnosed and words.threat(*each.diagnosed)) for each in subjects)
+    where = "; ".join(ball + (f" for {titles}" if len(balls) > 1 else "") for ball, titles in balls.items())
+    told = ", ".join(filter(None, (f"on {looked}" if looked else "", where)))
+    return tag("p", "; ".join(counts), f" ({told})." if told else ".", class_="footnote")
 
 
 def _row(name, found):

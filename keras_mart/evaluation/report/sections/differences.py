@@ -23,6 +23,9 @@ def _differences(subjects):
     respects = {
         "The norm": lambda each: each.threat and words.NORMS.get(each.threat[0], each.threat[0]),
         "Epsilon": lambda each: each.threat and words.epsilon(each.threat[1]),
+        "The dataset": lambda each: each.evaluation.get("dataset"),
+        "The seed that chose the test examples": lambda each: words.text(each.evaluation.get("sample")),
+        "The source of transfer attacks": lambda each: each.evaluation.get("source"),
         "The number of test examples": lambda each: each.examples and f"{each.examples:,}",
         "The list of attacks": lambda each: words.listing(each.attacks),
     }

@@ -29,7 +29,8 @@ def epsilon(subjects):
 
 
 def _norm(subject):
-    return subject.threat[0] if subject.threat else None
+    ball = subject.diagnosed or subject.threat
+    return ball[0] if ball else None
 
 
 def _points(subject):
@@ -107,7 +108,7 @@ def _marks(subjects):
     """(epsilon, text) of the sizes that the runs were trained and evaluated at."""
     roles = {}
     for subject in subjects:
-        evaluated = subject.threat[1] if subject.threat else None
+        evaluated = subject.threat[1] if subject.threat and subject.threat[0] == _norm(subject) else None
         for size, role in ((subject.trained_epsilon, "trained"), (evaluated, "evaluated")):
             if size:
                 roles.setdefault(words.epsilon(size), {"size": size})[role] = True
