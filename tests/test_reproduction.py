@@ -29,7 +29,10 @@ def record(seed=0, history=(), lost=0.0, flags=None, **evaluations):
     return {
         "flags": {"dataset": "npz:somewhere/mnist-12000.npz", "epochs": 2, "seed": seed}, "seed": seed, "jobs": 2,
         "machine": {"cpu": "a CPU", "cores": 2}, "seconds": {"train": 3600, **dict.fromkeys(evaluations, 90)},
-        "history": [{"epoch": 1.0 + n, "val_pgd20_accuracy": value} for n, value in enumerate(history)],
+        "history": [
+            {"epoch": 1.0 + n, "loss": 2.0, "adversarial_accuracy": 0.5, "val_pgd20_accuracy": value}
+            for n, value in enumerate(history)
+        ],
         "evaluations": judged,
     }  # fmt: skip
 
@@ -82,7 +85,7 @@ MORE = STUDIES | {
         "all": record(history=(0.1, 0.4), paper=(100, {"natural": 0.9, "pgd20": 0.5})),
     },
 }
-MORE["start"]["sgd-0.3-0"]["history"] = [{"epoch": 1.0, "loss": 2.3125, "adversarial_accuracy": 0.125}]
+MORE["start"]["sgd-0.3-0"]["history"][0] |= {"loss": 2.3125, "adversarial_accuracy": 0.125, "val_pgd20_accuracy": 0.25}
 MORE["unlabelled"]["all"]["history"][-1]["adversarial_accuracy"] = 0.75
 
 
@@ -225,7 +228,9 @@ def test_black_box_stands_beside_the_same_networks_white_box():
 
 def test_what_the_other_studies_tell():
     text = report.page(MORE)
-    assert "| SGD, rate 0.01, epsilon 0.3 | 2.312, 12.5 |" in section(text, "The start of training on MNIST")
+    start_table = section(text, "The start of training on MNIST")
+    assert "| AT, SGD, rate 0.01, epsilon 0.3 | 2.312, 12.5 |  |  |  |  | 25.00 |" in start_table
+    assert "| MART, SGD, rate 0.03, epsilon 0.3 | 2.000, 50.0 | 2.000, 50.0 | 2.000, 50.0 |  |  | 60.00 |" in start_table
     unlabelled = section(text, "Unlabelled data").replace("\n", " ")
     assert "the standard network gives 200 images 95.00% are right." in unlabelled
     assert "in validation (PGD-20): all with their labels 75.00 and 40.00." in unlabelled
