@@ -19,17 +19,6 @@ from experiments.options import begin
 
 SOURCES = ("standard", "at")
 SOURCE_SEED = 100
-FOUND = """That all of them hold far better than against white-box attacks shows for every method; the standard network
-alone falls to the other standard network's examples.
-
-That MART holds better than the others does not show: it comes last of the adversarially trained in every column, and
-the intervals are narrower than its distance to TRADES and MMA. Its natural accuracy is the lowest; of that, the
-attacks take about as much from it as from AT, TRADES and MMA. Three seeds of MART and of TRADES agree on this, of the
-others there is one.
-
-Under PGD-20 and CW, adversarially trained networks mostly lose a little more to the adversarially trained source than
-to the standard one, under FGSM mostly a little less; the standard network loses far less to it. Examples of PGD-10,
-whose ten steps together are as long as the ball's radius, fool the adversarially trained networks less than FGSM's."""
 ATTACKS = "transfer-fgsm,transfer-pgd10,transfer-pgd20,transfer-cw"
 EXAMPLES = 1000
 

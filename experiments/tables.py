@@ -3,6 +3,7 @@
 import math
 import statistics
 
+from benchmarks import measure
 from experiments import blackbox as black
 from experiments import figure1 as first
 from experiments import figure2 as second
@@ -353,7 +354,8 @@ def wide_resnet(studies):
     for name, found in studies["wide_resnet"].items():
         if name not in ("flags", "machine"):
             rows.append([name, ", ".join(map(str, found)) if isinstance(found, list) else _number(found)])
-    return [markdown(["", "measured"], rows)]
+    flags = studies["wide_resnet"]["flags"]
+    return [markdown(["", "measured"], rows), flags and f"Flags: {measure.line(flags)}."]
 
 
 def _number(value):

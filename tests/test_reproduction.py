@@ -65,7 +65,12 @@ STUDIES = {
         for chosen, accuracies in {"misclassified": (0.3, 0.2), "correct": (0.35, 0.4)}.items()
         for seed, accuracy in enumerate(accuracies)
     },
-    "wide_resnet": {"flags": {}, "machine": {"cpu": "a CPU"}, "seconds of each step": [1.5, 2.0], "parameters": 46160},
+    "wide_resnet": {
+        "flags": {"depth": 10},
+        "machine": {"cpu": "a CPU"},
+        "seconds of each step": [1.5, 2.0],
+        "parameters": 46160,
+    },
 }
 
 
@@ -230,7 +235,10 @@ def test_what_the_other_studies_tell():
     text = report.page(MORE)
     start_table = section(text, "The start of training on MNIST")
     assert "| AT, SGD, rate 0.01, epsilon 0.3 | 2.312, 12.5 |  |  |  |  | 25.00 |" in start_table
-    assert "| MART, SGD, rate 0.03, epsilon 0.3 | 2.000, 50.0 | 2.000, 50.0 | 2.000, 50.0 |  |  | 60.00 |" in start_table
+    assert (
+        "| MART, SGD, rate 0.03, epsilon 0.3 | 2.000, 50.0 | 2.000, 50.0 | 2.000, 50.0 |  |  | 60.00 |" in start_table
+    )
+    assert "Flags: depth 10." in section(text, "The large network")
     unlabelled = section(text, "Unlabelled data").replace("\n", " ")
     assert "the standard network gives 200 images 95.00% are right." in unlabelled
     assert "in validation (PGD-20): all with their labels 75.00 and 40.00." in unlabelled

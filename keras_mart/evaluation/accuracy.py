@@ -35,7 +35,7 @@ def evaluate(model, data, attacks, *, batch_size=128, limit=None, stop_early=Fal
         data: batches of (images, labels), as a `tf.data.Dataset` or any iterable; or a pair of arrays.
         attacks: name to attack.
         batch_size: used where the data are arrays.
-        limit: number of examples, the first ones; all by default.
+        limit: number of examples, the first ones (of a DistributedDataset, the first of each worker); all by default.
         stop_early: `True` runs each attack only on what was classified correctly under all before it. That saves time
             where the worst case is all that matters; an attack's row is then the accuracy under it and all before it.
         seed: integer; the same seed gives the same table.
