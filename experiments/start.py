@@ -15,8 +15,8 @@ Result: runs/results/start.json. Cost: docs/reproduction.md.
 from experiments import data, study, whitebox
 from experiments.options import begin
 
-FOUND = """At the recipe's rate AT stays at chance for three epochs; the smaller the ball, the sooner it starts. At three
-times the rate it starts in the second epoch. At ten times, MART starts and falls back to chance, from which it does
+FOUND = """At the recipe's rate AT stays at chance for three epochs; the smaller the ball, the sooner it starts. At
+three times the rate it starts in the second epoch. At ten times, MART starts and falls back to chance, from which it does
 not come again. Adam starts in the first epoch and is overtaken: after as many epochs of the same schedule, AT and MART
 are both far less robust with it than with SGD at three times the rate.
 
