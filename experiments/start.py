@@ -16,9 +16,9 @@ from experiments import data, study, whitebox
 from experiments.options import begin
 
 FOUND = """At the recipe's rate AT stays at chance for three epochs; the smaller the ball, the sooner it starts. At
-three times the rate it starts in the second epoch. At ten times, MART starts and falls back to chance, from which it does
-not come again. Adam starts in the first epoch and is overtaken: after as many epochs of the same schedule, AT and MART
-are both far less robust with it than with SGD at three times the rate.
+three times the rate it starts in the second epoch. At ten times, MART starts and falls back to chance, where it stays.
+Adam starts in the first epoch and is overtaken: after as many epochs of the same schedule, AT and MART are both far
+less robust with it than with SGD at three times the rate.
 
 One seed each, so that epochs may shift. The rate was chosen by these validation figures of AT and MART; the other
 methods might do better with another."""
