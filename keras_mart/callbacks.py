@@ -47,14 +47,18 @@ class RobustAccuracy(keras.callbacks.Callback):
         check(self.model, self.data, self.attacks)
 
     def on_epoch_end(self, epoch, logs=None):
-        last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
-        if epoch > 0 and (epoch + 1) % self.every and not last:
+        if not (is_measured(epoch + 1, self.params.get("epochs"), self.every) or self.model.stop_training):
             return
         table = evaluate(
             self.model, self.data, self.attacks, batch_size=self.batch_size, seed=self.seed, verbose=self.verbose
         )
         for name in self.attacks:
             logs[f"val_{name}_accuracy"] = table[name]
+
+
+def is_measured(epoch, epochs, every):
+    """Whether `RobustAccuracy` measures after an epoch, counted from 1: the first, every so many, and the last."""
+    return epoch in (1, epochs) or epoch % every == 0
 
 
 class EpochScalars(keras.callbacks.Callback):

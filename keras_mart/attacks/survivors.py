@@ -109,7 +109,8 @@ class _Survivors:
         """Takes in what was found for the examples at `which`, and lets go of those that it fools."""
         labels = tf.gather(self.labels, which)
         rows = _filled(np.arange(len(which)), len(self.left))
-        judged = judge(self.network, tf.gather(found, rows), tf.gather(labels, rows))
+        filled = (each if len(rows) == len(which) else tf.gather(each, rows) for each in (found, labels))
+        judged = judge(self.network, *filled)
         now = Judgement(judged.predicted[: len(which)], judged.margins[: len(which)], judged.classes)
         fooled = now.predicted != labels.numpy()  # also at a margin of 0, where another class may be predicted
         better = fooled | (now.margins > self.margins[which])

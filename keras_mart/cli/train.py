@@ -5,7 +5,7 @@ import sys
 import keras
 
 from keras_mart import distribution
-from keras_mart.callbacks import EpochScalars, RobustAccuracy
+from keras_mart.callbacks import EpochScalars, RobustAccuracy, is_measured
 from keras_mart.cli import build, state
 from keras_mart.cli.flags import FLAGS
 from keras_mart.cli.saving import Progress, Saver
@@ -100,8 +100,7 @@ def _saver(model, directory, requests):
 
 
 def _validates(epoch):
-    """As RobustAccuracy does: after the first epoch, every so many, and the last."""
-    return epoch in (1, FLAGS.epochs) or epoch % FLAGS.validate_every == 0
+    return is_measured(epoch, FLAGS.epochs, FLAGS.validate_every)
 
 
 def _callbacks(model, validation, directory):

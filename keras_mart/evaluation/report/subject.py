@@ -39,19 +39,16 @@ class Subject:
     @property
     def threat(self):
         """(norm, epsilon) of the ball it was judged in, or `None`."""
-        threat = self.evaluation.get("threat")
-        if threat:
-            return threat["norm"], float(threat["epsilon"])
-        if self.diagnosed:
-            return self.diagnosed
+        named = _ball(self.evaluation) or self.diagnosed
+        if named:
+            return named
         balls = filter(None, map(BALL.search, self.evaluation.get("attacks", {}).values()))
         return next(((ball[1], float(ball[2])) for ball in balls), None)
 
     @property
     def diagnosed(self):
         """(norm, epsilon) of the ball it was checked for false robustness in, or `None`."""
-        threat = self.diagnosis.get("threat")
-        return (threat["norm"], float(threat["epsilon"])) if threat else None
+        return _ball(self.diagnosis)
 
     @property
     def trained_epsilon(self):
@@ -104,6 +101,12 @@ class Subject:
         """(epoch, value) pairs of a column of history.csv, without empty cells."""
         pairs = ((row.get("epoch"), row.get(column)) for row in self.rows)
         return [pair for pair in pairs if None not in pair]
+
+
+def _ball(measured):
+    """(norm, epsilon) of the ball that a file names, or `None`."""
+    threat = measured.get("threat")
+    return (threat["norm"], float(threat["epsilon"])) if threat else None
 
 
 def attacks(names):
