@@ -323,7 +323,9 @@ def test_data_may_come_in_every_way_that_fit_takes():
     losses = []
     for data in (batches(), Sequence(), as_dataset):
         losses += build("mart").fit(data, shuffle=False, verbose=0).history["loss"]
-    assert losses == 3 * fit("mart", build("mart"), batch_size=11)["loss"]
+    # Arrays alone come with a batch size known beforehand, which some processors' code rounds differently.
+    expected = fit("mart", build("mart"), batch_size=11)["loss"]
+    assert losses == pytest.approx(3 * expected, rel=1e-6)
 
 
 def test_a_list_of_callbacks_may_be_keras_s_own():
