@@ -67,8 +67,8 @@ SECTIONS = (
     Section(
         whitebox, tables.whitebox, [*whitebox.runs({}), *whitebox.longer("", 1)],
         f"Left: 1,200 validation images under PGD-20 during training; {_curves}, dashed ones are of the longer "
-        "trainings. Right: the best checkpoint; bars are 95% intervals over the test images, small dots the seeds. "
-        "Both axes are stretched towards 100%.",
+        "trainings, each seed by itself. Right: the best checkpoint; bars are 95% intervals over the test images, "
+        "small dots the seeds. Both axes are stretched towards 100%.",
     ),
     Section(start, tables.start, list(start.runs(whitebox.recipe("", 1)))),
     Section(

@@ -126,12 +126,15 @@ def _pace(found):
 def _beside_paper(found):
     """The paper's figures for MNIST, and how far ours lie from them."""
     rows = []
-    for method, cited in paper.MNIST.items():
+    for method, name in (NAMES | LONGER).items():
+        cited = paper.MNIST.get(method.removesuffix("-long"))
+        if cited is None or (method in LONGER and method not in found):
+            continue
         cells = []
         for attack, theirs in cited.accuracy.items():
             ours = [each.accuracy for each in values(found.get(method, {}), attack, "best").values()]
             cells.append(f"{theirs:.2f} ({100 * statistics.mean(ours) - theirs:+.2f})" if ours else f"{theirs:.2f}")
-        rows.append([NAMES[method], *cells, cited.certainty])
+        rows.append([name, *cells, cited.certainty])
     title = (
         "The paper's figures for MNIST and, in brackets, ours (best checkpoint, mean over seeds) minus the paper's, "
         f"whose authors' own reruns lie within {paper.RERUNS_WITHIN} points:"
