@@ -37,8 +37,9 @@ def whitebox(results):
     for number, method in enumerate(white.METHODS):
         runs, style = found.get(method, {}), {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 4}
         _curve(left, runs, NAMES[method], linewidth=1.2, **style)
-        for seed, record in found.get(f"{method}-long", {}).items():
-            _curve(left, {seed: record}, None, linestyle="--", linewidth=1.2, **style)
+        for length, line in {"long": "--", "slow": ":"}.items():
+            for seed, record in found.get(f"{method}-{length}", {}).items():
+                _curve(left, {seed: record}, None, linestyle=line, linewidth=1.2, **style)
         place = 0.11 * (number - (len(white.METHODS) - 1) / 2)
         dots = {position + place: values(runs, attack, "best") for position, attack in enumerate(FIVE)}
         _dots(right, dots, linestyle="none", linewidth=1, **style)

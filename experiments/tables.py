@@ -34,7 +34,12 @@ ATTACKS = {
     "natural": "natural", "fgsm": "FGSM", "pgd10": "PGD-10", "pgd20": "PGD-20", "cw": "CW", "apgd-t": "APGD-T",
     "autoattack": "AutoAttack",
 }  # fmt: skip
-LONGER = {f"{method}-long": f"{NAMES[method]}, longer" for method in white.LONGER}
+LONGER = {
+    f"{method}-{name}": f"{NAMES[method]}, longer at {rate}"
+    for name, (rate, methods) in white.LONGER.items()
+    for method in methods
+}
+LENGTHS = ("", *(f"-{name}" for name in white.LONGER))  # of the white-box table's trainings
 FIVE = ("natural", "fgsm", "pgd20", "cw", "autoattack")
 TWO = ("pgd20", "apgd-t")
 NATURAL_TOO = ("natural", *TWO)
@@ -127,7 +132,7 @@ def _beside_paper(found):
     """The paper's figures for MNIST, and how far ours lie from them."""
     rows = []
     for method, name in (NAMES | LONGER).items():
-        cited = paper.MNIST.get(method.removesuffix("-long"))
+        cited = paper.MNIST.get(method.partition("-")[0])
         if cited is None or (method in LONGER and method not in found):
             continue
         cells = []
@@ -164,7 +169,7 @@ def _leads(found):
     """MART's lead under both attacks, and what of it AutoAttack leaves."""
     rows = []
     names = NAMES | LONGER
-    for ours, theirs in [(f"mart{length}", f"{each}{length}") for length in ("", "-long") for each in ROBUST]:
+    for ours, theirs in [(f"mart{length}", f"{each}{length}") for length in LENGTHS for each in ROBUST]:
         pairs = list(zip(_common(found.get(ours, {})), _common(found.get(theirs, {})), strict=True))
         if any(differences(*pair) for pair in pairs):
             told = [difference(*pair, interval=True) for pair in pairs]
