@@ -26,9 +26,9 @@ show on CIFAR-10 too: PGD-20 flatters MART more than the others, and AutoAttack 
 
 The rate of 0.03, which short trainings need, is too high for long ones. Both of TRADES's and one of MART's two fall
 back to chance under attack, and far on natural images too, and recover in part; AT's does not. This is not bfloat16's
-doing: continued from TRADES's last sound checkpoint, 4 epochs at 0.01 gain steadily, 4 at 0.03 lose ground, and in float32 at 0.03 the
-training falls to chance within an epoch (a diagnosis made once by hand, not among the results). So the rows "longer
-at 0.03" tell of that breakdown, and not of the methods.
+doing: continued from TRADES's last sound checkpoint, 4 epochs at 0.01 gain steadily, 4 at 0.03 lose ground, and in
+float32 at 0.03 the training falls to chance within an epoch (a diagnosis made once by hand, not among the results). So
+the rows "longer at 0.03" tell of that breakdown, and not of the methods.
 
 What we suppose of the distance to the paper: a fifth of the images, a fraction of the epochs, and for all but TRADES
 and MART a single seed, while seeds lie up to three points apart. MMA's lead among the short trainings may come from
