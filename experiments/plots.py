@@ -37,7 +37,7 @@ def whitebox(results):
     for number, method in enumerate(white.METHODS):
         runs, style = found.get(method, {}), {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 4}
         _curve(left, runs, NAMES[method], linewidth=1.2, **style)
-        for length, line in {"long": "--", "slow": ":"}.items():
+        for length, line in {"long": "--", "slow": ":", "whole": "-."}.items():
             for seed, record in found.get(f"{method}-{length}", {}).items():
                 _curve(left, {seed: record}, None, linestyle=line, linewidth=1.2, **style)
         place = 0.11 * (number - (len(white.METHODS) - 1) / 2)

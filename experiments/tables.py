@@ -35,11 +35,11 @@ ATTACKS = {
     "autoattack": "AutoAttack",
 }  # fmt: skip
 LONGER = {
-    f"{method}-{name}": f"{NAMES[method]}, longer at {rate}"
-    for name, (rate, methods) in white.LONGER.items()
-    for method in methods
+    f"{method}-{suffix}": f"{NAMES[method]}, {more.name}"
+    for suffix, more in white.LONGER.items()
+    for method in more.methods
 }
-LENGTHS = ("", *(f"-{name}" for name in white.LONGER))  # of the white-box table's trainings
+LENGTHS = ("", *(f"-{suffix}" for suffix in white.LONGER))  # of the white-box table's trainings
 FIVE = ("natural", "fgsm", "pgd20", "cw", "autoattack")
 TWO = ("pgd20", "apgd-t")
 NATURAL_TOO = ("natural", *TWO)
