@@ -18,7 +18,19 @@ from keras_mart.attacks import (
 from keras_mart.callbacks import RobustAccuracy
 from keras_mart.evaluation import diagnose, evaluate, report
 from keras_mart.launching import launch
-from keras_mart.methods import ALP, AT, AWP, CLP, MART, MMA, TRADES, AdversarialModel, Outputs, Standard
+from keras_mart.methods import (
+    ALP,
+    AT,
+    AWP,
+    CLP,
+    MART,
+    MMA,
+    TRADES,
+    AdversarialModel,
+    Hyperparameter,
+    Outputs,
+    Standard,
+)
 from keras_mart.serving import export
 from keras_mart.threats import L2, Linf
 
@@ -43,6 +55,7 @@ __all__ = [
     "AdversarialModel",
     "Attack",
     "AutoAttack",
+    "Hyperparameter",
     "Linf",
     "Noise",
     "Outputs",

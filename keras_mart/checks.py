@@ -2,18 +2,26 @@
 
 import difflib
 import numbers
-import weakref
+from collections.abc import Mapping
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_mart import memory
+
 # A softmax's rows sum to 1 within this, also in bfloat16.
 PROBABILITY_TOLERANCE = 2e-2
-# So many images are looked at to see what a network returns.
+# The number of images that a network is tried on to see what it returns.
 PROBED_IMAGES = 4
-# The number of classes of each network that was probed.
-_CLASSES = weakref.WeakKeyDictionary()
+# Images may leave [0, 1] by this much, as resizing makes them; they are clipped.
+ROUNDING = 1e-6
+# An image has at most this many channels, where an axis must be told from its height or width.
+MOST_CHANNELS = 4
+IMAGE_RULE = (
+    "Divide images of 0 to 255 by 255; normalise by mean and deviation inside the network, so that epsilon keeps its "
+    "meaning."
+)
 
 
 def did_you_mean(name, names):
@@ -36,45 +44,94 @@ def positive_integer(value, name):
 
 
 def images(values, where=""):
-    """Raises ValueError unless [batch, ...] image values are numbers in [0, 1]; `where` ends the message."""
+    """Raises ValueError unless [batch, ...] image values are numbers in [0, 1]; `where` ends the message.
+
+    Rounding (1e-6) is let pass: whoever uses the images clips them.
+    """
     values = np.asarray(values)
     if values.size == 0:
         raise ValueError(f"The data must not be empty. Received: images of shape {values.shape}{where}")
     low, high = float(np.min(values)), float(np.max(values))
     if np.isnan(low) or np.isnan(high):
         raise ValueError(f"Images must not contain NaN. Received: {np.isnan(values).sum()} NaN values{where}")
-    if low < 0 or high > 1:
+    if low < -ROUNDING or high > 1 + ROUNDING:
         raise ValueError(
-            f"Images must lie in [0, 1]. Received: values from {low:g} to {high:g}{where}. Divide images of 0 to 255 "
-            "by 255; normalise by mean and deviation inside the network, so that epsilon keeps its meaning."
+            f"Images must lie in [0, 1]. Received: values from {low:.9g} to {high:.9g}{where}. {IMAGE_RULE}"
+        )
+
+
+def channels_last(shape, where=""):
+    """Raises ValueError for images whose shape looks like [batch, channels, height, width]; `where` ends the message.
+
+    For what looks at where a pixel lies; only images of at most 4 channels can be told.
+    """
+    if len(shape) != 4:
+        return
+    first, *_, last = (MOST_CHANNELS if size is None else size for size in shape[1:])
+    if first < MOST_CHANNELS < last or keras.config.image_data_format() == "channels_first":
+        raise ValueError(
+            "Images must have their channels last, [batch, height, width, channels]. Received: shape "
+            f"{tuple(shape)}{where}, image_data_format={keras.config.image_data_format()!r}. Turn them by "
+            "`np.moveaxis(images, 1, -1)`, and the network by a `keras.layers.Permute((3, 1, 2))` in front of it."
         )
 
 
 def labels(values, num_classes, where=""):
     """Raises ValueError unless [batch] or [batch, 1] labels are integers in [0, num_classes)."""
     values = np.asarray(values)
-    if values.ndim not in (1, 2) or (values.ndim == 2 and values.shape[1] != 1):
-        raise ValueError(
-            f"Labels must be class indices of shape [batch] or [batch, 1]. Received: shape {values.shape}{where}. "
-            "Turn one-hot labels into indices with `labels.argmax(axis=-1)`."
-        )
-    if not np.issubdtype(values.dtype, np.integer):
-        raise ValueError(
-            f"Labels must be integers. Received: dtype {values.dtype}{where}. Use `labels.astype('int32')`."
-        )
+    _label_form(values, where)
     if values.size and not (0 <= values.min() and values.max() < num_classes):
         raise ValueError(
             f"Labels must lie in [0, {num_classes}). Received: labels from {values.min()} to {values.max()}{where}"
         )
 
 
+def _label_form(values, where=""):
+    """Raises ValueError unless an array or a `tf.TensorSpec` has the shape and the dtype of labels."""
+    rank = len(values.shape)
+    if rank not in (1, 2) or (rank == 2 and values.shape[1] != 1):
+        raise ValueError(
+            f"Labels must be class indices of shape [batch] or [batch, 1]. Received: shape {tuple(values.shape)}"
+            f"{where}. Turn one-hot labels into indices with `labels.argmax(axis=-1)`."
+        )
+    dtype = getattr(values.dtype, "as_numpy_dtype", values.dtype)
+    if not np.issubdtype(dtype, np.integer):
+        raise ValueError(
+            f"Labels must be integers. Received: dtype {np.dtype(dtype)}{where}. Use `labels.astype('int32')`."
+        )
+
+
 def network(candidate):
-    """Raises ValueError unless this is a Keras model that does not end in a softmax or sigmoid."""
+    """Raises ValueError unless this is a Keras model from images to logits, as far as it can be seen."""
     if not isinstance(candidate, keras.Model):
         raise ValueError(f"`network` must be a keras.Model. Received: {candidate!r}")
     if getattr(candidate, "wraps_network", False):
         raise ValueError(f"`network` must not be wrapped already; pass its `.network`. Received: {candidate!r}")
+    _one_in_one_out(candidate)
     _does_not_squash(candidate)
+
+
+def _one_in_one_out(candidate):
+    """Raises ValueError for a functional model of several inputs or outputs."""
+    for name, what, how in (
+        ("input", "take one tensor of images", "Wrap it in a model that makes the other inputs"),
+        ("output", "return one tensor of logits [batch, classes]", "Wrap it in a `keras.Model` that returns only them"),
+    ):
+        if isinstance(candidate, keras.Sequential) or getattr(candidate, name + "s", None) is None:
+            continue
+        if not isinstance(getattr(candidate, name), keras.KerasTensor):
+            raise ValueError(
+                f"`network` must {what}. Received: a network of the {name}s {_named(getattr(candidate, name))}. {how}."
+            )
+
+
+def _named(structure):
+    """What a structure holds, in words."""
+    if isinstance(structure, Mapping):
+        return f"{{{', '.join(map(repr, structure))}}}"
+    if isinstance(structure, (tuple, list)):
+        return f"[{', '.join(str(getattr(each, 'name', None) or type(each).__name__) for each in structure)}]"
+    return type(structure).__name__
 
 
 def _does_not_squash(candidate):
@@ -92,6 +149,10 @@ def _does_not_squash(candidate):
 
 def logits(values):
     """Raises ValueError unless [batch, classes] outputs look like logits; returns the number of classes."""
+    if isinstance(values, (Mapping, tuple, list)):
+        raise ValueError(
+            f"`network` must return one tensor of logits [batch, classes]. Received: outputs {_named(values)}"
+        )
     values = np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(values, "float32")))
     if values.ndim != 2 or values.shape[1] < 2:
         raise ValueError(f"`network` must return logits [batch, classes >= 2]. Received: shape {values.shape}")
@@ -103,22 +164,95 @@ def logits(values):
     return values.shape[1]
 
 
+def unpacked(data):
+    """Returns (images, index, labels, weights) of a batch; `None` for what is not there.
+
+    Args:
+        data: (images, labels[, weights]), where images may be (images, index); images alone; or a dictionary with
+            "image" and "label", as tensorflow-datasets gives it. What it holds may be anything: arrays, tensors, specs.
+
+    Raises:
+        ValueError: a dictionary of other names, or images in a structure.
+    """
+    if isinstance(data, Mapping):
+        if not {"image", "label"} <= data.keys():
+            raise ValueError(
+                "The data must be (images, labels), or dictionaries with 'image' and 'label'. "
+                f"Received: dictionaries with {_named(data)}"
+            )
+        data = data["image"], data["label"]
+    inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+    return *indexed(inputs), labels, weights
+
+
+def indexed(inputs):
+    """Returns (images, index) of a model's inputs; the index is `None` where there is none.
+
+    Raises:
+        ValueError: they are neither images nor a pair of images and index.
+    """
+    if not isinstance(inputs, (Mapping, tuple, list)):
+        return inputs, None
+    if isinstance(inputs, Mapping) or len(inputs) != 2 or not _is_index(inputs[1]):
+        raise ValueError(
+            "Images must be one tensor [batch, ...], or a pair (images, index) with a [batch] index. "
+            f"Received: {_named(inputs)}"
+        )
+    return tuple(inputs)
+
+
+def _is_index(values):
+    shape = values.shape if hasattr(values, "shape") else np.shape(values)
+    return shape == tf.TensorShape(None) or len(shape) == 1
+
+
 def batch(classifier, image_values, label_values):
     """Raises ValueError unless the classifier can be trained or judged on this batch.
 
     Args:
         classifier: a Keras model; an unbuilt one is built by its first images.
-        image_values: [batch, ...] array-like.
-        label_values: [batch] or [batch, 1] array-like.
+        image_values: [batch, ...] array-like; or a `tf.TensorSpec`, of which shape and dtype are looked at.
+        label_values: [batch] or [batch, 1] array-like, or a `tf.TensorSpec`.
     """
-    image_values = np.asarray(image_values)
-    _takes(classifier, image_values.shape, "the network")
-    images(image_values)
     if label_values is None:
         raise ValueError("The data must be (images, labels). Received: no labels.")
+    if isinstance(image_values, tf.TensorSpec):
+        if None in (image_values.shape.rank, label_values.shape.rank):
+            return
+        _form(classifier, image_values, label_values)
+        if None not in image_values.shape[1:]:
+            classes(classifier, np.zeros((1, *image_values.shape[1:]), "float32"))
+        return
+    image_values, label_values = _array(image_values), np.asarray(label_values)
+    if image_values.size:
+        _form(classifier, image_values, label_values)
+    images(image_values)
     if len(label_values) != len(image_values):
         raise ValueError(f"Each image needs a label. Received: {len(image_values)} images, {len(label_values)} labels")
     labels(label_values, classes(classifier, image_values))
+
+
+def _array(image_values):
+    """Images as an array; ValueError where they are none."""
+    if isinstance(image_values, Mapping):
+        indexed(image_values)
+    try:
+        return np.asarray(image_values)
+    except ValueError:  # several, of unequal shapes
+        raise ValueError(f"Images must be one tensor [batch, ...]. Received: {_named(image_values)}") from None
+
+
+def _form(classifier, image_values, label_values):
+    """Raises ValueError where the shapes or dtypes of a batch, of arrays or specs, are wrong."""
+    if len(label_values.shape) == 0:
+        raise ValueError(
+            f"The data must come in batches, as `dataset.batch(128)` gives them. Received: images of shape "
+            f"{tuple(image_values.shape)} with a single label."
+        )
+    if isinstance(classifier, keras.Model) and not getattr(classifier, "wraps_network", False):
+        _one_in_one_out(classifier)
+    _takes(classifier, image_values.shape, "the network")
+    _label_form(label_values)
 
 
 def classes(classifier, image_values):
@@ -127,11 +261,14 @@ def classes(classifier, image_values):
     Raises:
         ValueError: it does not return logits.
     """
-    if classifier not in _CLASSES:
+    known = memory.of(classifier)
+    if "classes" not in known:
         _does_not_squash(classifier)
         probe = keras.ops.cast(image_values[:PROBED_IMAGES], "float32")
-        _CLASSES[classifier] = logits(classifier(probe, training=False))
-    return _CLASSES[classifier]
+        found = logits(classifier(probe, training=False))
+        known = memory.of(classifier)  # the call may have built it
+        known["classes"] = found
+    return known["classes"]
 
 
 def same_task(source, network, image_values):
@@ -160,19 +297,24 @@ def _fits(shape, expected):
     )
 
 
-def first_batch(x, y=None):
+def first_batch(x, y=None, readable_again=False):
     """The first batch of anything that `fit` takes; of arrays all there is.
 
+    A `tf.data.Dataset` may be over a stream that can be read only once: unless it is `readable_again`, its specs stand
+    for the batch. A generator is handed back with its first batch put back.
+
     Returns:
-        (x to go on with, first inputs, first labels or None): a generator is handed back with its first batch put back.
+        (x to go on with, first batch as `unpacked` takes it).
 
     Raises:
         ValueError: there is no first batch.
     """
     if y is not None or isinstance(x, (np.ndarray, tf.Tensor, list, tuple)):
         inputs = tf.nest.map_structure(np.asarray, tuple(x) if isinstance(x, list) else x)
-        return x, inputs, None if y is None else np.asarray(y)
-    if isinstance(x, keras.utils.PyDataset):
+        return x, (inputs, None if y is None else np.asarray(y))
+    if isinstance(x, tf.data.Dataset) and not readable_again:
+        first = None if x.cardinality() == 0 else x.element_spec
+    elif isinstance(x, keras.utils.PyDataset):
         first = None if x.num_batches == 0 else x[0]
     elif hasattr(x, "__next__"):
         first = next(x, None)
@@ -181,8 +323,7 @@ def first_batch(x, y=None):
         first = next(iter(x), None)
     if first is None:
         raise ValueError("The data must not be empty. Received: no batch.")
-    inputs, first_labels, _ = keras.utils.unpack_x_y_sample_weight(tf.nest.map_structure(_local, first))
-    return x, inputs, first_labels
+    return x, tf.nest.map_structure(_local, first)
 
 
 def _put_back(first, rest):

@@ -129,6 +129,12 @@ def total(value):
     return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
+def everywhere(value):
+    """[replicas] what a float scalar is on each replica."""
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    return total(tf.where(tf.range(replicas) == replica_id(), value, tf.zeros_like(value)))
+
+
 def local(value):
     """An array of this machine's part of a value: of a batch that a strategy has split, all replicas' parts."""
     parts = tf.distribute.get_strategy().experimental_local_results(value)

@@ -5,6 +5,7 @@ stands in for the threat's own and is a scalar or [batch], one ball for each exa
 """
 
 import dataclasses
+import math
 import numbers
 
 import keras
@@ -13,6 +14,8 @@ from keras import ops
 
 # Below this L2 norm a gradient counts as zero: dividing by it would only blow up rounding noise.
 SMALLEST_NORM = 1e-30
+# A length may be longer than the longest by this share.
+ROUNDING = 1e-6
 
 
 def per_example(value, images):
@@ -42,7 +45,8 @@ class Threat:
         epsilon: radius in input units (images in [0, 1]); 0 leaves the natural image.
 
     Raises:
-        ValueError: `epsilon` is negative or not finite.
+        ValueError: `epsilon` is negative or not finite, or the ball holds every image; in `L2` that is found out when
+            an attack meets the first images.
     """
 
     epsilon: float
@@ -51,6 +55,21 @@ class Threat:
         if not isinstance(self.epsilon, numbers.Real) or not 0 <= self.epsilon < float("inf"):
             raise ValueError(f"`epsilon` must be finite and not negative. Received: epsilon={self.epsilon!r}")
         object.__setattr__(self, "epsilon", float(self.epsilon))
+
+    def check_length(self, length, name, shape=None):
+        """Raises ValueError for a length that is farther than images of [0, 1] lie apart, such as 8 for 8 / 255.
+
+        Args:
+            length: in input units.
+            name: what the message calls it.
+            shape: [batch, ...] of the images; without it, only what is too long for images of any shape is found.
+        """
+        furthest = self._furthest(shape)
+        if length > furthest * (1 + ROUNDING):
+            raise ValueError(
+                f"`{name}` must be at most {furthest:g}, the largest {type(self).__name__} distance of two images in "
+                f"[0, 1]. Received: {name}={length:g}. Did you mean {length:g} / 255?"
+            )
 
     def get_config(self):
         return {"epsilon": self.epsilon}
@@ -84,6 +103,13 @@ class Threat:
 class Linf(Threat):
     """The ball of all images that differ by at most `epsilon` in each value: |x' - x|_inf <= epsilon."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_length(self.epsilon, "epsilon")
+
+    def _furthest(self, shape):
+        return 1.0
+
     def ascend(self, candidates, gradient, step_size, seed=None):
         """Candidates moved by `step_size` (scalar or [batch]) along the sign of the gradient."""
         del seed  # the sign is defined everywhere
@@ -108,6 +134,10 @@ class Linf(Threat):
 @keras.saving.register_keras_serializable("keras_mart")
 class L2(Threat):
     """The Euclidean ball: the square root of the summed squared differences is at most `epsilon`."""
+
+    def _furthest(self, shape):
+        sizes = [None] if shape is None else shape[1:]
+        return math.inf if None in sizes else math.sqrt(math.prod(sizes))
 
     def ascend(self, candidates, gradient, step_size, seed=None):
         """Candidates moved by `step_size` along the normalised gradient, a random direction where it is zero.

@@ -58,7 +58,7 @@ class Attack:
         network = network_of(model)
         if not tf.is_symbolic_tensor(x):
             checks.batch(network, x, labels)
-        images = ops.convert_to_tensor(x, "float32")
+        images = ops.clip(ops.convert_to_tensor(x, "float32"), 0.0, 1.0)
         self.check_images(images.shape)
         labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
         return self.on_network(network, images, labels, as_seed(seed))
@@ -73,6 +73,7 @@ class Attack:
 
     def check_images(self, shape):
         """Raises ValueError where it cannot attack images of this shape, [batch, ...]."""
+        self.threat.check_length(self.threat.epsilon, "epsilon", shape)
 
     def rounds(self, classes):
         """In how many rounds it runs on a network of so many classes; `Rounds` says more."""

@@ -85,7 +85,8 @@ def gradient_of(objective, images, scale=None):
         tape.watch(images)
         values, marks = objective(images)
     gradient = tape.gradient(values, images, output_gradients=scale, unconnected_gradients="zero")
-    return gradient, ops.stop_gradient(values), marks
+    # A network from a SavedModel gives its gradient no shape, which loops need.
+    return tf.ensure_shape(gradient, images.shape), ops.stop_gradient(values), marks
 
 
 def loop(body, state, times):

@@ -6,9 +6,7 @@ import weakref
 import tensorflow as tf
 from keras import ops
 
-from keras_mart import distribution, folding
-
-_TRACES = weakref.WeakKeyDictionary()
+from keras_mart import distribution, folding, memory
 
 
 def network_of(model):
@@ -28,8 +26,7 @@ def inference(network, as_it_is=False):
 def traced(network, key, function, signature, as_it_is=False):
     """`function(logits, *tensors)` as a `tf.function`, traced once for each network, key and signature.
 
-    A network with other variables, such as a quantised one, is traced again. What else of it may change while it is
-    traced no more: Python attributes that its `call` reads keep the value that they had, as in Keras's `predict`.
+    A network whose layers or variables changed is traced again (`memory.of`).
 
     Args:
         network: a Keras classifier; its traces live as long as it does.
@@ -38,9 +35,8 @@ def traced(network, key, function, signature, as_it_is=False):
         signature: list of `tf.TensorSpec`.
         as_it_is: as in `inference`.
     """
-    traces = _TRACES.setdefault(network, {})
-    variables = tuple(map(id, network.variables))
-    key = (key, as_it_is or not folding.enabled(), variables, *signature)
+    traces = memory.of(network)
+    key = ("trace", key, as_it_is or not folding.enabled(), *signature)
     if key not in traces:
         # A trace that held its network would keep it alive for ever. A partial, not a closure: TensorFlow warns of
         # retracing where many traced functions share their code.

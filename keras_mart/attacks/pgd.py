@@ -6,14 +6,15 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mart import checks, losses
+from keras_mart import checks, losses, threats
 from keras_mart.attacks import base, gradients
 
 STARTS = ("uniform", "gaussian", "zero")
 # Standard deviation of the Gaussian start in the official TRADES and MART code.
 GAUSSIAN_START = 0.001
-# An attack that is not told its step size takes steps of this fraction of epsilon, as the MART paper's evaluation does.
-DEFAULT_STEP = 0.1
+# Steps that no one chose are this fraction of epsilon, but in all at least this multiple of it, which reaches the far
+# side of the ball from every start (Madry et al.'s code for MNIST), and never longer than the ball is wide.
+DEFAULT_STEP, REACH, DIAMETER = 0.1, 2.5, 2.0
 
 
 @keras.saving.register_keras_serializable("keras_mart")
@@ -30,12 +31,14 @@ class PGD(base.Climb):
     Args:
         threat: the ball, `Linf` or `L2`.
         steps: number of gradient steps.
-        step_size: length of a step in input units; epsilon / 10 by default.
+        step_size: length of a step in input units; by default max(epsilon / 10, 2.5 epsilon / steps), at most
+            2 epsilon.
         start: "uniform" in the ball, "gaussian" (x + 0.001 * N(0, 1)), or "zero" (x itself).
         restarts: number of independent runs.
 
     Raises:
-        ValueError: `steps`, `step_size` or `restarts` not positive, or an unknown `start`.
+        ValueError: `steps`, `step_size` or `restarts` not positive, a step longer than the ball is wide, or an unknown
+            `start`.
 
     Reference: Madry et al., arXiv 1706.06083.
     """
@@ -48,12 +51,18 @@ class PGD(base.Climb):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.step_size is None:
-            object.__setattr__(self, "step_size", DEFAULT_STEP * self.threat.epsilon)
         checks.positive_integer(self.steps, "steps")
         checks.positive_integer(self.restarts, "restarts")
+        if self.step_size is None:
+            share = min(max(DEFAULT_STEP, REACH / self.steps), DIAMETER)
+            object.__setattr__(self, "step_size", share * self.threat.epsilon)
         if not 0 <= self.step_size < float("inf") or (self.step_size == 0 and self.threat.epsilon > 0):
             raise ValueError(f"`step_size` must be positive. Received: step_size={self.step_size}")
+        if self.step_size > DIAMETER * self.threat.epsilon * (1 + threats.ROUNDING):
+            raise ValueError(
+                f"`step_size` must be at most 2 epsilon, as wide as the ball. Received: step_size={self.step_size:g}, "
+                f"epsilon={self.threat.epsilon:g}. Did you mean {self.step_size:g} / 255?"
+            )
         checks.one_of(self.start, STARTS, "start")
 
     @property

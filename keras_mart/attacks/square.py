@@ -59,8 +59,10 @@ class Square(base.Rounds):
             raise ValueError(f"`p_init` must lie in (0, 1]. Received: p_init={self.p_init!r}")
 
     def check_images(self, shape):
+        super().check_images(shape)
         if len(shape) != 4:
             raise ValueError(f"Square needs images [batch, height, width, channels]. Received: shape {tuple(shape)}")
+        checks.channels_last(shape)
         if isinstance(self.threat, L2) and min(shape[1:3]) < TILES:
             raise ValueError(f"Square in L2 needs images of {TILES} x {TILES} or more. Received: shape {tuple(shape)}")
 

@@ -14,9 +14,6 @@ from keras_mart.evaluation.presets import presets
 from keras_mart.methods import AWP, METHODS
 from keras_mart.threats import L2, Linf
 
-# Training steps are this fraction of epsilon unless told otherwise: with 10 steps the usual 2/255 for 8/255.
-TRAINING_STEP = 0.25
-
 
 def data(split, batch_size=None):
     """Batches of a split that is not trained on, of --batch_size by default."""
@@ -97,8 +94,7 @@ def _threat(epsilon):
 
 def training_attack():
     """The PGD that training runs."""
-    step_size = TRAINING_STEP * FLAGS.epsilon if FLAGS.step_size is None else FLAGS.step_size
-    return PGD(_threat(FLAGS.epsilon), FLAGS.steps, step_size=step_size, start=FLAGS.start)
+    return PGD(_threat(FLAGS.epsilon), FLAGS.steps, step_size=FLAGS.step_size, start=FLAGS.start)
 
 
 def evaluation_batch_size():

@@ -67,7 +67,7 @@ _integer(METHOD, "bisection_steps", None, "Halvings of the bisection (mma), 10 b
 _choice(ATTACK, "threat", "linf", ("linf", "l2"), "The norm of the ball round each image that the attack stays in.")
 _number(ATTACK, "epsilon", "8/255", "Radius of the ball, for images in [0, 1].")
 _integer(ATTACK, "steps", 10, "Steps of PGD.")
-_number(ATTACK, "step_size", None, "Length of a step; a quarter of epsilon by default.")
+_number(ATTACK, "step_size", None, "Length of a step; by default max(epsilon / 10, 2.5 epsilon / steps).")
 _choice(ATTACK, "start", "uniform", STARTS, "Where PGD starts.")
 
 _text(DATA, "dataset", "digits", "digits, tfds:<name>, npz:<path> or folder:<path>.")

@@ -3,7 +3,6 @@
 import numpy as np
 
 from keras_mart import files
-from keras_mart.attacks import PGD
 from keras_mart.cli import build
 from keras_mart.cli.evaluate import verbosity
 from keras_mart.cli.flags import FLAGS
@@ -43,7 +42,7 @@ def _check(directory, model, images, labels):
 
 
 def _keep_pictures(directory, model, images, labels):
-    attack = PGD(build.evaluation_threat())
+    attack = build.attacks(["pgd20"])["pgd20"]
     adversarial = np.asarray(attack(model, images, labels, seed=FLAGS.seed))
     natural, predicted = (np.argmax(model.predict(each, verbose=0), axis=1) for each in (images, adversarial))
     broken, held = np.flatnonzero((natural == labels) & (predicted != labels)), np.flatnonzero(predicted == labels)

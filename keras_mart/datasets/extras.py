@@ -1,6 +1,5 @@
 """Extra training data as arrays, and the labels that a network gives them."""
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -29,13 +28,13 @@ def examples(extra, network):
 
 def _read(extra):
     """(images, labels or `None`) of a dataset as arrays, in the order of its index if it has one."""
-    images, _, _, weights = unpacked(extra.element_spec)
+    images, _, _, weights = checks.unpacked(extra.element_spec)
     if extra.cardinality() == tf.data.INFINITE_CARDINALITY or weights is not None or not are_batches(images):
         raise ValueError(
             "`extra` must be arrays or a finite tf.data.Dataset of batches of images, (images, labels) or "
             f"((images, index), labels). Received: {extra.element_spec}, batches: {int(extra.cardinality())}"
         )
-    parts = [unpacked(element)[:3] for element in extra.as_numpy_iterator()]
+    parts = [checks.unpacked(element)[:3] for element in extra.as_numpy_iterator()]
     if not parts:
         raise ValueError("The data must not be empty. Received: no batch in `extra`")
     parts = zip(*parts, strict=True)
@@ -69,13 +68,6 @@ def pseudo_labels(network, images):
     if not all(finite):
         raise ValueError("A network that labels images must return finite logits. Received: NaN or infinite ones")
     return np.concatenate([each.numpy() for each in found])
-
-
-def unpacked(element):
-    """(images, index, labels, weights) of what a dataset gives; `None` for what is not there."""
-    inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(element)
-    images, index = inputs if isinstance(inputs, (tuple, list)) else (inputs, None)
-    return images, index, labels, weights
 
 
 def are_batches(images):

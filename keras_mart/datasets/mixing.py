@@ -87,7 +87,7 @@ def _image_shape(labelled):
     rule = "`labelled` must be a tf.data.Dataset of batches of (images, labels) or ((images, index), labels)."
     if not isinstance(labelled, tf.data.Dataset):
         raise ValueError(f"{rule} Received: {type(labelled).__name__}")
-    images, _, labels, _ = extras.unpacked(labelled.element_spec)
+    images, _, labels, _ = checks.unpacked(labelled.element_spec)
     if labels is None or not extras.are_batches(images):
         raise ValueError(f"{rule} Received: {labelled.element_spec}")
     if labels.shape.rank is not None:
@@ -104,7 +104,7 @@ def _drawing(count, fraction):
 
     def draw(state, numbered):
         number, (element, epoch_seed) = numbered
-        size = tf.cast(tf.shape(extras.unpacked(element)[2])[0], tf.float64)
+        size = tf.cast(tf.shape(checks.unpacked(element)[2])[0], tf.float64)
         drawn = tf.cast(tf.round(size * (fraction / (1 - fraction))), tf.int32)
 
         def permute_again(left, permutations):
@@ -126,7 +126,7 @@ def _joining(examples, augment, weight):
     gather, count = batches.gatherer(examples, augment), len(examples.labels)
 
     def join(element, extra_index, crop_seed):
-        images, index, labels, weights = extras.unpacked(element)
+        images, index, labels, weights = checks.unpacked(element)
         labels = tf.reshape(tf.cast(labels, tf.int32), [-1])
         weights = tf.ones_like(labels) if weights is None else tf.reshape(weights, [-1])
         extra_images, extra_labels = gather(extra_index, crop_seed)

@@ -6,7 +6,6 @@ import numbers
 import time
 from collections.abc import Mapping
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -17,7 +16,6 @@ from keras_mart.attacks.inference import network_of
 from keras_mart.attacks.survivors import attack_survivors, judge
 from keras_mart.evaluation.progress import Progress
 from keras_mart.evaluation.table import RESERVED, Table
-from keras_mart.methods.wrapper import images_of
 
 
 def evaluate(model, data, attacks, *, batch_size=128, limit=None, stop_early=False, seed=0, verbose=1):
@@ -157,7 +155,7 @@ def _check_names(attacks):
 
 def _are_arrays(data):
     """Whether the data are (images, labels[, weights]) rather than, say, a list of two batches."""
-    return isinstance(data, (tuple, list)) and len(data) in (2, 3) and not isinstance(data[0], (tuple, list))
+    return isinstance(data, (tuple, list)) and len(data) in (2, 3) and not isinstance(data[0], (tuple, list, Mapping))
 
 
 def _slices(images, labels, batch_size, limit):
@@ -186,8 +184,8 @@ def _batches(data, batch_size, limit=None):
         data = _slices(data[0], data[1], batch_size, limit)
     seen = 0
     for batch in data:
-        inputs, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        images = distribution.local(images_of(inputs))
+        images, _, labels, _ = checks.unpacked(batch)
+        images = distribution.local(images)
         if images.ndim < 2:
             raise ValueError(f"The data must come in batches of images. Received: a batch of shape {images.shape}")
         images = images[: None if limit is None else limit - seen]

@@ -11,6 +11,8 @@ NAMED = {
 }  # fmt: skip
 # Those that take a number of steps at the end of their name.
 STEPPED = {"pgd": PGD, "cw": CW}
+# PGD-20 and CW-30 step as in the MART paper's evaluation; others as `PGD` does by default.
+PAPER_STEP, PAPER_STEPS = 0.1, {"pgd": 20, "cw": 30}
 # Names of several at once: "paper" are the attacks of the MART paper's white-box table.
 GROUPS = {"paper": ("fgsm", "pgd20", "cw")}
 TRANSFER = "transfer-"
@@ -18,11 +20,12 @@ PRESETS = (*NAMED, "pgd10", "pgd20", "pgd40", "pgd100", *GROUPS)
 
 
 def presets(names, threat, source=None):
-    """Name to attack in a ball, with steps of epsilon / 10 where an attack does not choose its own.
+    """Name to attack in a ball.
 
     Args:
-        names: each one of `PRESETS`, pgd<steps> or cw<steps> (cw alone has 30); after "transfer-" the attack is run on
-            the source. "paper" stands for fgsm, pgd20 and cw.
+        names: each one of `PRESETS`, pgd<steps> or cw<steps> (cw has 30); after "transfer-" the attack is run on
+            the source. "paper" stands for fgsm, pgd20 and cw. pgd20 and cw take steps of epsilon / 10, as in the
+            paper's evaluation; with other numbers of steps they take `keras_mart.PGD`'s default.
         threat: the ball.
         source: the model on which transfer attacks are run.
 
@@ -46,6 +49,8 @@ def _preset(name, threat, source):
         return Transfer(source, _preset(name.removeprefix(TRANSFER), threat, source))
     stepped = re.fullmatch(rf"({'|'.join(STEPPED)})([1-9]\d*)", name)
     if stepped:
-        return STEPPED[stepped[1]](threat, int(stepped[2]))
+        kind, steps = stepped[1], int(stepped[2])
+        step_size = PAPER_STEP * threat.epsilon if steps == PAPER_STEPS[kind] else None
+        return STEPPED[kind](threat, steps, step_size=step_size)
     checks.one_of(name, PRESETS, "attacks")
     return NAMED[name](threat)

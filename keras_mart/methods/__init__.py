@@ -4,6 +4,7 @@ from keras_mart.methods.alp import ALP
 from keras_mart.methods.at import AT
 from keras_mart.methods.base import AdversarialModel, Outputs
 from keras_mart.methods.clp import CLP
+from keras_mart.methods.hyperparameter import Hyperparameter
 from keras_mart.methods.mart import MART
 from keras_mart.methods.mma import MMA
 from keras_mart.methods.perturbation import AWP
@@ -22,6 +23,7 @@ __all__ = [
     "MMA",
     "TRADES",
     "AdversarialModel",
+    "Hyperparameter",
     "Outputs",
     "Standard",
 ]

@@ -1,44 +1,52 @@
 """The moving average of a network's weights, kept as a second network."""
 
+import pathlib
+import tempfile
+
+import keras
 from keras import ops
 
-from keras_mart import distribution
+from keras_mart import distribution, memory
 
 # TensorFlow's ExponentialMovingAverage with `num_updates` has (1 + n) / (10 + n); here the very first is a copy.
 WARM_UP = 9
 
 
 def copy_of(network):
-    """A network of the same layers and weights that is never trained.
+    """A network of the same layers and weights that is never trained; `None` for one that is not built yet.
+
+    It is saved and loaded: so it has all that layers keep, also what they derive from their weights (Normalization) or
+    keep beside them (vocabularies).
 
     Raises:
         ValueError: the network cannot be made again from its config.
     """
+    classes = {type(layer).__name__: type(layer) for layer in (network, *memory.layers(network))}
     try:
-        copy = type(network).from_config(network.get_config())
-    except (NotImplementedError, TypeError) as error:
+        with tempfile.TemporaryDirectory() as folder, keras.saving.custom_object_scope(classes):
+            if not network.built:
+                type(network).from_config(network.get_config())  # raises now what would be raised when it is built
+                return None
+            file = pathlib.Path(folder) / "network.keras"
+            keras.saving.save_model(network, file)
+            copy = keras.saving.load_model(file, compile=False)
+        copy.set_weights(network.get_weights())
+    except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
-            "`weight_average` keeps a second network, so that the first must give its `get_config`. "
-            f"Received: {network} ({error})"
+            "`weight_average` keeps a second network, so that the first must give its `get_config`, and Keras must be "
+            f"able to save and load it. Received: {network} ({error})"
         ) from error
     copy.trainable = False
-    if network.built and copy.built:  # a subclassed one is not built yet
-        copy.set_weights(network.get_weights())
     return copy
 
 
-def build(network, copy, shape):
-    """Builds a network and its copy, and gives the copy the weights.
-
-    Args:
-        shape: that of the images, (None, ...).
-    """
-    for each in (network, copy):
-        if None in shape[1:]:
-            each.build(shape)
-        else:  # all that builds a subclassed network
-            each(ops.zeros((1, *shape[1:])), training=False)
-    copy.set_weights(network.get_weights())
+def adapt(network, copy):
+    """Gives the copy's layers what `adapt` has given the network's, since the copy was made."""
+    for layer, copied in zip(memory.layers(network), memory.layers(copy), strict=True):
+        if hasattr(layer, "adapt") and layer.built:
+            store = {}
+            layer.save_own_variables(store)
+            copied.load_own_variables(store)
 
 
 def update(network, average, decay, step, counts):

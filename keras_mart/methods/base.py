@@ -5,18 +5,22 @@ The step itself is written once, here.
 """
 
 import contextlib
+import math
 import random
+import warnings
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mart import distribution, losses
+from keras_mart import checks, distribution, losses
 from keras_mart.attacks.inference import inference
 from keras_mart.methods import averaging, clipping, finite
+from keras_mart.methods.hyperparameter import Hyperparameter
 from keras_mart.methods.perturbation import AWP
-from keras_mart.methods.wrapper import NetworkModel, images_of
+from keras_mart.methods.scope import Passes, inlined
+from keras_mart.methods.wrapper import NetworkModel
 
 # Distinguish the random numbers of training from those of validation.
 TRAINING, TESTING = 0, 1
@@ -38,13 +42,18 @@ class Outputs(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One replica's part of a batch; `real` is 1 for its examples and 0 for filling."""
+    """One replica's part of a batch.
+
+    `real` is 1 for its examples and 0 for filling; `extremes` are the lowest and the highest value that the images had
+    before they were clipped to [0, 1].
+    """
 
     images: object
     labels: object
     weights: object
     index: object
     real: object
+    extremes: object
 
 
 class Pass(NamedTuple):
@@ -53,7 +62,7 @@ class Pass(NamedTuple):
     values: [batch] weighted losses.
     terms: name to [batch] values of the loss's parts.
     gradients: of the trainable variables, the optimizer's loss scale included.
-    states: number to new value, of those of the network's non-trainable variables that change.
+    states: number to new value, of the variables that layers assign in their calls.
     """
 
     values: object
@@ -71,6 +80,12 @@ class AdversarialModel(NetworkModel):
     the attack climbs its own loss at its own epsilon, so that `val_adversarial_accuracy` compares across methods, and
     `val_loss` is the method's loss on what it found. Weight regularisation counts once; activity regularisation counts
     for the last training forward of a step, the adversarial one.
+
+    Both training forwards of a step draw the same random numbers (Dropout, augmentation inside the network), others in
+    the next step: the loss compares two images, not two networks. The official codes draw anew for each.
+
+    A hyperparameter (`seed`, `beta`, ...) takes effect as soon as it is set, in the middle of `fit` too; another
+    `attack`, `weight_perturbation` or `form` does so at the next `fit`, `evaluate` or `train_on_batch`.
 
     On several replicas a step means what it means on one: its loss is that of the whole batch, and so is the gradient
     that an optimizer clips. BatchNormalization alone normalises with the statistics of each replica's part; the running
@@ -100,6 +115,8 @@ class AdversarialModel(NetworkModel):
     # Whether training data must be ((image, index), label[, weight]).
     needs_index = False
 
+    seed = Hyperparameter("an integer in [0, 2**31)", lambda value: 0 <= value < 2**31, integer=True)
+
     def __init__(self, network, attack=None, *, seed=None, weight_average=None, weight_perturbation=None, **kwargs):
         if self.has_adversary and (isinstance(attack, type) or not hasattr(attack, "maximise")):
             raise ValueError(
@@ -109,11 +126,8 @@ class AdversarialModel(NetworkModel):
         if weight_perturbation is not None and not isinstance(weight_perturbation, AWP):
             raise ValueError(f"`weight_perturbation` must be a keras_mart.AWP. Received: {weight_perturbation!r}")
         super().__init__(network, weight_average=weight_average, **kwargs)
-        seed = random.getrandbits(31) if seed is None else seed
-        if not 0 <= seed < 2**31:
-            raise ValueError(f"`seed` must be an integer in [0, 2**31). Received: seed={seed}")
         self.attack = attack
-        self.seed = distribution.agreed(seed)
+        self.seed = distribution.agreed(random.getrandbits(31) if seed is None else seed)
         self.weight_perturbation = weight_perturbation
         self.step = self._counter("step")
         self.epoch = self._counter("epoch")
@@ -165,11 +179,11 @@ class AdversarialModel(NetworkModel):
             seed = self._seed(TRAINING, self.step)
             adversarial, epsilon = self._compiled(self.perturb)(batch.images, batch.labels, seed, batch.index)
         moves = self._moves(batch, adversarial, epsilon, examples)
-        found = self._compiled(self._differentiate)(batch, adversarial, epsilon, examples, moves)
+        found, assigned = self._differentiated(batch, adversarial, epsilon, examples, moves)
         batch, found, counts = finite.agree(self, batch, found, examples)
         if batch.index is not None:
             self.remember(batch.index, epsilon, batch.real)
-        self._update(found, counts)
+        self._update(found, assigned, moves, counts)
         self.step.assign(self.step + 1)
         return self._measure(batch, found.values, found.outputs)
 
@@ -178,6 +192,7 @@ class AdversarialModel(NetworkModel):
         # The examples counted so far in this evaluation number its batches: each has its own random start.
         seed = self._seed(TESTING, ops.cast(self.natural_accuracy.count, "int32"))
         values, outputs = self._compiled(self._judge)(batch, seed)
+        batch = finite.refuse(self, batch, outputs)
         return self._measure(batch, values, outputs)
 
     def _moves(self, batch, adversarial, epsilon, examples):
@@ -186,29 +201,38 @@ class AdversarialModel(NetworkModel):
             return None
 
         def gradients():
-            found = self._compiled(self._differentiate)(batch, adversarial, epsilon, examples)
+            found, _ = self._differentiated(batch, adversarial, epsilon, examples)
             pairs = zip(self.trainable_variables, found.gradients, strict=True)
             return [ops.zeros_like(one) if each is None else tf.convert_to_tensor(each) for one, each in pairs]
 
         return self.weight_perturbation.perturbations(self.trainable_variables, gradients, self.epoch)
 
-    def _differentiate(self, batch, adversarial, epsilon, examples, moves=None):
-        """The `Pass` over a batch with the weights moved. Nothing is assigned: Keras's scope keeps it."""
-        if not self.trains_on_natural:
-            natural = ops.stop_gradient(self.inference()(batch.images))
-        with tf.GradientTape() as tape:
-            with keras.StatelessScope(self._moved(moves), collect_losses=True) as scope:
-                if self.trains_on_natural:
-                    natural = self(batch.images, training=True)
-                if adversarial is not None:
-                    adversarial = self(adversarial, training=True)
-                outputs = Outputs(natural, adversarial, epsilon, batch.index)
-                values = self._values(batch, outputs)
-            loss = self.optimizer.scale_loss(tf.reduce_sum(values * batch.real) / examples)
-        gradients = tape.gradient(loss, self.trainable_variables)
-        states = enumerate(map(scope.get_current_value, self.network.non_trainable_variables))
-        states = {number: state for number, state in states if state is not None}
-        return Pass(values, outputs, self.loss_terms(batch.labels, outputs), gradients, states)
+    def _differentiated(self, batch, adversarial, epsilon, examples, moves=None):
+        """The `Pass` over a batch with the weights moved, and the variables that its `states` are of.
+
+        Nothing is assigned.
+        """
+        assigned = []
+
+        def passes(batch, adversarial, epsilon, examples, moves):
+            if not self.trains_on_natural:
+                natural = ops.stop_gradient(self.inference()(batch.images))
+            with Passes(self._moved(moves)) as scope, inlined:
+                with tf.GradientTape() as tape:
+                    if self.trains_on_natural:
+                        natural = self(batch.images, training=True)
+                        scope.rewind_seeds()
+                    if adversarial is not None:
+                        adversarial = self(adversarial, training=True)
+                    outputs = Outputs(natural, adversarial, epsilon, batch.index)
+                    values = self._values(batch, outputs)
+                    loss = self.optimizer.scale_loss(tf.reduce_sum(values * batch.real) / examples)
+                gradients = tape.gradient(loss, self.trainable_variables)
+            assigned[:] = [variable for variable, _ in scope.assigned()]
+            states = dict(enumerate(value for _, value in scope.assigned()))
+            return Pass(values, outputs, self.loss_terms(batch.labels, outputs), gradients, states)
+
+        return self._compiled(passes)(batch, adversarial, epsilon, examples, moves), assigned
 
     def _moved(self, moves):
         """Pairs of a trainable variable and the tensor to read in its place."""
@@ -219,17 +243,28 @@ class AdversarialModel(NetworkModel):
         there = {id(variable) for variable, _ in moved}
         return moved + [(each, each) for each in variables if each.regularizer and id(each) not in there]
 
-    def _update(self, found, counts):
-        """Assigns what a pass came to: weights, optimizer, the network's states, the weights' average."""
+    def _update(self, found, assigned, moves, counts):
+        """Assigns what a pass came to: what layers assign, weights, optimizer, the weights' average."""
         trained = [*self.trainable_variables, *self.optimizer.variables]
         with finite.kept_unless(counts, trained) if self.on_nan == "skip" else contextlib.nullcontext():
-            gradients = clipping.of_whole_batch(self.optimizer, found.gradients)
-            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-        states = [self.network.non_trainable_variables[number] for number in found.states]
-        values = zip(states, found.states.values(), strict=True)
-        distribution.assign(states, [tf.where(counts, new, old) for old, new in values])
+            self._assign(assigned, found.states.values(), moves, counts)
+            if self.trainable_variables:
+                gradients = clipping.of_whole_batch(self.optimizer, found.gradients)
+                self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+            else:
+                warnings.warn("The model does not have any trainable weights.", stacklevel=2)
         if self.averaged_network is not None:
             averaging.update(self.network, self.averaged_network, self.weight_average, self.step, counts)
+
+    def _assign(self, variables, values, moves, counts):
+        """Gives variables the values that layers have assigned, less the moves that the passes were made with."""
+        pairs = zip(self.trainable_variables, moves or [], strict=bool(moves))
+        moved = {id(variable): move for variable, move in pairs if move is not None}
+        values = [
+            tf.where(counts, new - moved[id(variable)] if id(variable) in moved else new, variable)
+            for variable, new in zip(variables, values, strict=True)
+        ]
+        distribution.assign(variables, values)
 
     def _judge(self, batch, seed):
         adversarial, epsilon = None, 0.0
@@ -242,11 +277,9 @@ class AdversarialModel(NetworkModel):
     def _values(self, batch, outputs):
         """[batch] the weighted losses, each with the regularisation losses of the network added.
 
-        Their sum over all replicas, divided by the number of examples of all replicas, is the loss. It is NaN for
-        labels that are no class of the network, of which a one-hot code makes nothing at all.
+        Their sum over all replicas, divided by the number of examples of all replicas, is the loss.
         """
         values = batch.weights * self.training_loss(batch.labels, outputs)
-        values = tf.where(finite.is_class(batch.labels, outputs.natural), values, float("nan"))
         return values + sum(ops.cast(loss, "float32") for loss in self.losses)
 
     def _measure(self, batch, values, outputs):
@@ -262,16 +295,18 @@ class AdversarialModel(NetworkModel):
         )
 
     def _unpack(self, data):
-        x, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-        index = ops.cast(x[1], "int32") if isinstance(x, (tuple, list)) and len(x) > 1 else None
-        images = ops.cast(images_of(x), "float32")
+        images, index, labels, weights = checks.unpacked(data)
+        images = ops.cast(images, "float32")
+        index = None if index is None else ops.cast(index, "int32")
         labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
         weights = ops.ones_like(labels, "float32") if weights is None else ops.cast(weights, "float32")
-        tensors = (images, labels, ops.reshape(weights, (-1,)), index)
-        return Batch(*_fill(tensors))
+        extremes = ops.stack([tf.reduce_min(images), tf.reduce_max(images)])
+        extremes = ops.where(ops.any(ops.isnan(images)), math.nan, extremes)
+        tensors = (ops.clip(images, 0.0, 1.0), labels, ops.reshape(weights, (-1,)), index)
+        return Batch(*_fill(tensors), extremes)
 
     def _seed(self, purpose, number):
-        seed = tf.random.fold_in(tf.constant([self.seed, purpose], "int32"), ops.convert_to_tensor(number))
+        seed = tf.random.fold_in(ops.stack([self.seed, purpose]), ops.convert_to_tensor(number))
         return tf.random.fold_in(seed, distribution.replica_id())
 
     def get_config(self):

@@ -1,6 +1,6 @@
 """What becomes of a training step whose loss or gradient is not finite: training stops and says why, or goes on.
 
-Whether a step counts is a scalar boolean tensor, the same on all replicas.
+Whether a step counts is a scalar boolean tensor, the same on all replicas. Data that are wrong always stop it.
 """
 
 import contextlib
@@ -9,17 +9,18 @@ import re
 import keras
 import tensorflow as tf
 
-from keras_mart import distribution
+from keras_mart import checks, distribution
 
 ON_NAN = ("stop", "skip")
 # Mark the message inside TensorFlow's own.
 BEGIN, END = "<not finite>", "</not finite>"
+NOT_FINITE = "Loss and gradient must be finite."
 
 
 def told(error):
-    """What `stop` had to say, read from the error that it became; `None` if that is another one."""
+    """The error to raise for what `stop` or `refuse` had to say, read from what it became; `None` for another one."""
     found = re.search(f"{BEGIN}(.*?){END}", str(error), re.DOTALL)
-    return found and found[1]
+    return found and (FloatingPointError if found[1].startswith(NOT_FINITE) else ValueError)(found[1])
 
 
 def agree(model, batch, found, examples):
@@ -35,8 +36,7 @@ def agree(model, batch, found, examples):
         The batch and the pass, with the states averaged, and without examples where the step does not count; whether
         it counts.
     """
-    strange = tf.where(is_class(batch.labels, found.outputs.natural), 0.0, 1.0)
-    terms = {"loss": found.values, **found.terms, "share of labels that are no class": strange}
+    terms = {"loss": found.values, **found.terms}
     terms = {name: tf.reduce_sum(tf.where(batch.real > 0, each, 0.0)) / examples for name, each in terms.items()}
     terms = distribution.total({**terms, "replicas whose gradient is not finite": _overflows(found.gradients)})
     overflows = terms["replicas whose gradient is not finite"]
@@ -46,19 +46,48 @@ def agree(model, batch, found, examples):
         gradients = [each if each is None else _spoilt(each, overflows > 0) for each in gradients]
     else:
         counts &= overflows == 0
+    step = tf.strings.format("step {}", model.step + 1)
+    good, said = _data(model, batch, found.outputs, step)
     if model.on_nan == "stop":
-        gradients = _stop(counts, model.step, terms, gradients)
+        said = tf.where(good, tf.strings.join([f"{NOT_FINITE} Received at ", step, _values(terms)]), said)
+        *gradients, index = _stop(good & counts, said, [*gradients, batch.index])
     else:
-        _warn(counts, model.step, terms)
+        *gradients, index = _stop(good, said, [*gradients, batch.index])
+        _warn(counts, tf.strings.join([step, _values(terms)]))
     states = distribution.mean(found.states, tf.reduce_sum(batch.real) / examples)
+    counts &= good
     found = found._replace(gradients=gradients, states=states, values=tf.where(counts, found.values, 0.0))
     # Neither the metrics nor a method's memory may see a step that does not count.
-    return batch._replace(real=tf.where(counts, batch.real, 0.0)), found, counts
+    return batch._replace(real=tf.where(counts, batch.real, 0.0), index=index), found, counts
 
 
-def is_class(labels, logits):
-    """[batch] whether each label is one of the classes that [batch, classes] logits tell."""
-    return (labels >= 0) & (labels < logits.shape[-1])
+def refuse(model, batch, outputs):
+    """The batch, which cannot be had where its data are wrong: an error comes instead."""
+    good, said = _data(model, batch, outputs, "evaluation")
+    return batch._replace(real=_stop(good, said, [batch.real])[0])
+
+
+def _data(model, batch, outputs, where):
+    """Whether the images, labels and index of all replicas are what they must be, and what to say if not."""
+    rules = [
+        ("Images", "values", "[0, 1] and hold no NaN", batch.extremes, -checks.ROUNDING, 1 + checks.ROUNDING),
+        ("Labels", "labels", f"[0, {outputs.natural.shape[-1]})", batch.labels, 0, outputs.natural.shape[-1] - 1),
+    ]
+    if batch.index is not None and model.needs_index:
+        count = model.num_examples
+        rules.append(("Indices", "indices", f"[0, num_examples={count})", batch.index, 0, count - 1))
+    good, said = True, tf.constant("")
+    for what, values, rule, tensor, least, most in reversed(rules):
+        tensor = tf.cast(tensor, "float64")
+        low, high = (distribution.everywhere(extreme(tensor)) for extreme in (tf.reduce_min, tf.reduce_max))
+        right = tf.reduce_all((low >= least) & (high <= most))
+        hint = f" {checks.IMAGE_RULE}" if what == "Images" else ""
+        text = tf.strings.format(
+            f"{what} must lie in {rule}. Received at {{}}: {values} from {{}} to {{}}.{hint}",
+            [where, tf.reduce_min(low), tf.reduce_max(high)],
+        )
+        good, said = good & right, tf.where(right, said, text)
+    return good, said
 
 
 def _overflows(gradients):
@@ -71,22 +100,22 @@ def _spoilt(gradient, overflow):
     return tf.where(overflow, tf.constant(float("nan"), gradient.dtype), gradient)
 
 
-def _stop(counts, step, terms, gradients):
-    """The gradients, which cannot be had where the step does not count: an error with the terms comes instead."""
+def _stop(counts, said, tensors):
+    """The tensors, which cannot be had where the step does not count: an error that says why comes instead."""
 
     def fail():
-        with tf.control_dependencies([tf.debugging.Assert(False, [BEGIN + _text(step, terms) + END])]):
+        with tf.control_dependencies([tf.debugging.Assert(False, [tf.strings.join([BEGIN, said, END])])]):
             return tf.constant(0)
 
     with tf.control_dependencies([tf.cond(counts, lambda: tf.constant(0), fail)]):
-        return [gradient if gradient is None else tf.identity(gradient) for gradient in gradients]
+        return [tensor if tensor is None else tf.identity(tensor) for tensor in tensors]
 
 
-def _warn(counts, step, terms):
-    """Prints the terms, on the first replica, where the step does not count."""
+def _warn(counts, said):
+    """Prints what is said, on the first replica, where the step does not count."""
 
     def say():
-        with tf.control_dependencies([tf.print("Not finite, left out:", _text(step, terms))]):
+        with tf.control_dependencies([tf.print("Not finite, left out:", said)]):
             return tf.constant(0)
 
     tf.cond(counts | (distribution.replica_id() > 0), lambda: tf.constant(0), say)
@@ -100,6 +129,5 @@ def kept_unless(counts, variables):
     distribution.assign(variables, [tf.where(counts, now, old) for now, old in zip(variables, before, strict=True)])
 
 
-def _text(step, terms):
-    values = ", ".join(f"{name} = {{}}" for name in terms)
-    return tf.strings.format(f"step {{}}: {values}", [step + 1, *terms.values()])
+def _values(terms):
+    return tf.strings.format(": " + ", ".join(f"{name} = {{}}" for name in terms), list(terms.values()))

@@ -1,5 +1,7 @@
 """Max-margin adversarial training."""
 
+import math
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -8,6 +10,7 @@ from keras import ops
 from keras_mart import checks, distribution, losses
 from keras_mart.attacks.bisection import bisection
 from keras_mart.methods import base
+from keras_mart.methods.hyperparameter import Hyperparameter
 from keras_mart.threats import per_example
 
 # The search looks a little beyond the hinge (official code, 1.05).
@@ -49,6 +52,9 @@ class MMA(base.AdversarialModel):
 
     needs_index = True
 
+    max_epsilon = Hyperparameter("positive and finite", lambda value: 0 < value < math.inf)
+    min_margin = Hyperparameter("positive and finite", lambda value: 0 < value < math.inf)
+
     def __init__(
         self, network, attack=None, *, num_examples, max_epsilon, min_margin=0.005, bisection_steps=10, **kwargs
     ):
@@ -59,11 +65,12 @@ class MMA(base.AdversarialModel):
         self.bisection_steps = bisection_steps
         checks.positive_integer(num_examples, "num_examples")
         checks.positive_integer(bisection_steps, "bisection_steps")
-        if not 0 < min_margin <= max_epsilon < float("inf"):
+        if not min_margin <= max_epsilon:
             raise ValueError(
-                "`max_epsilon` and `min_margin` must be positive and the second not larger. "
+                "`min_margin` must not be larger than `max_epsilon`. "
                 f"Received: max_epsilon={max_epsilon}, min_margin={min_margin}"
             )
+        attack.threat.check_length(max_epsilon, "max_epsilon")
         if not attack.threat.epsilon > 0:
             raise ValueError(f"`attack` must have a positive epsilon, which its steps scale with. Received: {attack}")
         self.margins = self.add_weight(
@@ -108,6 +115,8 @@ class MMA(base.AdversarialModel):
                 "MMA keeps a margin for each example: its training data must be ((image, index), label[, weight]), "
                 "as `datasets.load(..., with_index=True)` gives. Received: data without an index."
             )
+        if isinstance(inputs[1], tf.TypeSpec):  # each step looks at its own
+            return
         index = np.asarray(inputs[1])
         if index.min() < 0 or index.max() >= self.num_examples:
             raise ValueError(

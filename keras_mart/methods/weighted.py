@@ -1,7 +1,10 @@
 """Methods whose loss has a second term of some weight."""
 
+import math
+
 from keras_mart import checks
 from keras_mart.methods import base
+from keras_mart.methods.hyperparameter import Hyperparameter
 
 
 class WeightedModel(base.AdversarialModel):
@@ -9,11 +12,11 @@ class WeightedModel(base.AdversarialModel):
 
     default_beta = None
 
+    beta = Hyperparameter("finite and not negative", lambda value: 0 <= value < math.inf)
+
     def __init__(self, network, attack=None, *, beta=None, **kwargs):
         super().__init__(network, attack, **kwargs)
         self.beta = self.default_beta if beta is None else beta
-        if not 0 <= self.beta < float("inf"):
-            raise ValueError(f"`beta` must be finite and not negative. Received: beta={beta}")
 
     def get_config(self):
         return {**super().get_config(), "beta": self.beta}

@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_mart import checks, distribution, folding
-from keras_mart.methods import averaging, finite
+from keras_mart import checks, distribution, folding, memory
+from keras_mart.methods import averaging, finite, hyperparameter
 
 
 class NetworkModel(keras.Model):
@@ -25,16 +25,16 @@ class NetworkModel(keras.Model):
     # Tells attacks, evaluation and export to work on `.network`.
     wraps_network = True
 
+    weight_average = hyperparameter.Hyperparameter("a decay between 0 and 1", lambda value: 0 < value < 1)
+
     def __init__(self, network, *, weight_average=None, **kwargs):
         checks.network(network)
-        if weight_average is not None and not 0 < weight_average < 1:
-            raise ValueError(f"`weight_average` must be a decay between 0 and 1. Received: {weight_average}")
         kwargs.setdefault("dtype", _policy(network))
         super().__init__(autocast=False, **kwargs)
         self.network = network
         self.weight_average = weight_average
         self.averaged_network = None if weight_average is None else averaging.copy_of(network)
-        self.built = network.built and getattr(self.averaged_network, "built", True)
+        self.built = network.built
 
     @property
     def judged_network(self):
@@ -42,7 +42,7 @@ class NetworkModel(keras.Model):
         return self.averaged_network or self.network
 
     def call(self, inputs, training=None):
-        images = images_of(inputs)
+        images, _ = checks.indexed(inputs)
         if training:
             logits = folding.training_view(self.network)(images)
         else:
@@ -51,11 +51,14 @@ class NetworkModel(keras.Model):
 
     def build(self, input_shape):
         shape = input_shape[0] if isinstance(input_shape[0], (tuple, list)) else input_shape
-        if self.averaged_network is not None and not self.averaged_network.built:
-            with tf.init_scope():  # a graph may be being traced
-                averaging.build(self.network, self.averaged_network, shape)
-        elif not self.network.built:
-            self.network.build(shape)
+        with tf.init_scope():  # a graph may be being traced
+            if not self.network.built:
+                if None in shape[1:]:
+                    self.network.build(shape)
+                else:  # all that builds a subclassed network
+                    self.network(ops.zeros((1, *shape[1:])), training=False)
+            if self.weight_average is not None and self.averaged_network is None:
+                self.averaged_network = averaging.copy_of(self.network)
         self.built = True
 
     def compile(
@@ -90,11 +93,13 @@ class NetworkModel(keras.Model):
         if self.built:
             self._build_all()
 
-    def _build_all(self, images=None):
+    def _build_all(self, shape=None):
         """Builds before any graph is traced: variables that come later escape what a step keeps or takes back."""
         with self.distribute_strategy.scope():
             if not self.built:
-                self.build(np.shape(images))
+                if len(shape or ()) < 2:
+                    raise ValueError("`network` must be built where the data do not say the shape of their images.")
+                self.build(shape)
             if self.compiled and self.optimizer is not None and not self.optimizer.built:
                 self.optimizer.build(self.trainable_variables)
 
@@ -115,7 +120,10 @@ class NetworkModel(keras.Model):
         if isinstance(validation, (tuple, list)):
             self._check(*validation[:2])
         elif validation is not None and not hasattr(validation, "__next__"):  # a generator cannot be looked into
-            self._check(validation)
+            several = arguments.get("epochs", 1) > arguments.get("initial_epoch", 0) + 1
+            self._check(validation, readable_again=several)
+        if self.averaged_network is not None:
+            averaging.adapt(self.network, self.averaged_network)
         # Several workers shuffle arrays alike, each for itself.
         distribution.share_seed(self.distribute_strategy)
         arguments["x"] = distribution.by_examples(x, self.distribute_strategy)
@@ -130,14 +138,15 @@ class NetworkModel(keras.Model):
         try:
             return super().fit(**arguments)
         except tf.errors.InvalidArgumentError as error:
-            if finite.told(error) is None:
-                raise
-            raise FloatingPointError(f"Loss and gradient must be finite. Received at {finite.told(error)}") from None
+            raise finite.told(error) or error from None
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked its validation data
             x = distribution.by_examples(self._check(x, y), self.distribute_strategy)
-        return super().evaluate(x, y, *args, **kwargs)
+        try:
+            return super().evaluate(x, y, *args, **kwargs)
+        except tf.errors.InvalidArgumentError as error:
+            raise finite.told(error) or error from None
 
     def train_on_batch(self, x, y=None, *args, **kwargs):
         self._check(x, y, training=True)
@@ -147,24 +156,29 @@ class NetworkModel(keras.Model):
         self._check(x, y)
         return super().test_on_batch(x, y, *args, **kwargs)
 
-    def _check(self, x, y=None, training=False):
-        """Raises ValueError where the first batch is no good; returns the x to go on with."""
+    def _check(self, x, y=None, training=False, readable_again=False):
+        """Raises ValueError where the first batch is no good; returns the x to go on with.
+
+        The values of a `tf.data.Dataset` are looked at only if it is `readable_again`; each step looks at its own.
+        """
         with self.distribute_strategy.scope():  # the first batch builds a network that is not built
-            x, inputs, labels = checks.first_batch(x, y)
-            checks.batch(self.network, images_of(inputs), labels)
-        self._build_all(images_of(inputs))
+            x, first = checks.first_batch(x, y, readable_again)
+            images, index, labels, _ = checks.unpacked(first)
+            checks.batch(self.network, images, labels)
+        shape = images.shape if isinstance(images, tf.TypeSpec) else np.shape(images)
+        self._image_shape = (None,) if shape == tf.TensorShape(None) else tuple(shape)
+        self._build_all(self._image_shape)
+        if self.attack is not None:
+            self.attack.check_images(self._image_shape)
         if training:
-            self.check_training_inputs(inputs)
+            self.check_training_inputs(images if index is None else (images, index))
         return x
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # Private: under a strategy Keras averages the replicas' parts of the first batch to learn its shapes, which
-        # fails where the parts differ in size (keras-team/keras issue 20585). The first part has the shapes too.
-        if iterator is not None and self._distribute_strategy is not None:
-            _, _, batches = next(iter(iterator))
-            parts = self.distribute_strategy.experimental_local_results
-            data_batch = keras.tree.map_structure(lambda value: parts(value)[0], next(batches))
-        super()._maybe_symbolic_build(None if data_batch is not None else iterator, data_batch)
+        # Private: to build the metrics under a strategy, Keras reads a batch for its shapes, averages the replicas'
+        # parts, which fails where they differ in size (keras-team/keras issue 20585), and reads the data anew.
+        images = keras.KerasTensor((None, *self._image_shape[1:]))
+        super()._maybe_symbolic_build(data_batch=(images, keras.KerasTensor((None,), "int32")))
 
     def _compiled(self, function):
         """The function compiled by XLA where `jit_compile` says so.
@@ -173,6 +187,37 @@ class NetworkModel(keras.Model):
         replicas nor the metrics.
         """
         return tf.function(function, jit_compile=True, autograph=False) if self._xla else function
+
+    def make_train_function(self, force=False):
+        super().make_train_function(force or self._changed("training"))
+
+    def make_test_function(self, force=False):
+        super().make_test_function(force or self._changed("evaluation"))
+
+    def make_predict_function(self, force=False):
+        super().make_predict_function(force or self._changed("prediction"))
+
+    def _changed(self, kind):
+        """Whether the network, the method or its attack are others than when this was called last.
+
+        Hyperparameters do not count: a trace reads them as they are.
+        """
+        known, key = memory.of(self.network), (kind, id(self))
+        left_out = {"network", *hyperparameter.names(self)}
+        settings = {name: value for name, value in self.get_config().items() if name not in left_out}
+        before, known[key] = known.get(key), repr((settings, getattr(self, "on_nan", None), folding.enabled()))
+        return known[key] != before
+
+    def save(self, filepath, *args, **kwargs):
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(
+                f"`filepath` must end in .keras: an h5 file of a wrapped model cannot be loaded. Received: {filepath}"
+            )
+        super().save(filepath, *args, **kwargs)
+
+    def export(self, filepath, *args, **kwargs):
+        """Exports the network that is judged, as `keras.Model.export`; `keras_mart.export` adds signatures."""
+        self.judged_network.export(filepath, *args, **kwargs)
 
     def get_config(self):
         network = keras.saving.serialize_keras_object(self.network)
@@ -188,11 +233,6 @@ class _EpochCounter(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.model.epoch.assign(epoch)
-
-
-def images_of(inputs):
-    """The images of inputs that may be (images, index)."""
-    return inputs[0] if isinstance(inputs, (tuple, list)) else inputs
 
 
 def _policy(network):

@@ -1,0 +1,31 @@
+"""What is kept of a network, such as its traces, until the network changes."""
+
+import weakref
+
+_KEPT = weakref.WeakKeyDictionary()
+
+
+def of(network):
+    """Returns the dictionary of what is kept of a network: an empty one once its layers or variables are others.
+
+    It lives as long as the network. Attributes of layers, such as an activation, are not looked at: a change of one
+    is not noticed, as in Keras's `predict`.
+
+    Args:
+        network: a Keras model.
+    """
+    parts = [*layers(network), *network.variables]
+    seen, kept = _KEPT.get(network, ((), None))
+    if kept is None or len(seen) != len(parts) or any(ref() is not part for ref, part in zip(seen, parts, strict=True)):
+        kept = {}
+        # Weak references: the id of a variable that is gone may come again, and a part may hold its network.
+        _KEPT[network] = [weakref.ref(part) for part in parts], kept
+    return kept
+
+
+def layers(network):
+    """Returns the layers of a model, those of the models inside it too, each model before its layers."""
+    found = []
+    for layer in getattr(network, "layers", ()):
+        found += [layer, *layers(layer)]
+    return found

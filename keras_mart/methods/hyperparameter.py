@@ -1,0 +1,64 @@
+"""Numbers of a model that take effect at once, also in a step that is traced already."""
+
+import operator
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+
+class Hyperparameter:
+    """A number in the state of a model: `gamma = Hyperparameter()` in its class, `self.gamma = 2.0` in its constructor.
+
+    In a hook that is being traced it is a float32 scalar tensor (int32 for an integer), elsewhere the Python number.
+    A callback that sets it between two epochs or steps is heeded without a new trace. It is saved with the model. A
+    number that is `None` when the model is made stays `None`.
+
+    Args:
+        rule: what the number must be, in words.
+        holds: maps a number to whether it is that; every number is, by default.
+        integer: whether it is an integer.
+    """
+
+    def __init__(self, rule="a number", holds=lambda value: True, integer=False):
+        self.rule, self.holds, self.integer = rule, holds, integer
+
+    def __set_name__(self, owner, name):
+        self.name, self.place = name, f"_{name}_variable"
+
+    def __get__(self, model, owner=None):
+        if model is None:
+            return self
+        variable = getattr(model, self.place)
+        if variable is None or not tf.inside_function():
+            return variable if variable is None else variable.numpy().item()
+        return ops.cast(variable, "int32" if self.integer else "float32")
+
+    def __set__(self, model, value):
+        number = value if value is None else self._checked(value)
+        if not hasattr(model, self.place):
+            setattr(model, self.place, number if number is None else self._variable(model, number))
+        elif (getattr(model, self.place) is None) != (number is None):
+            raise ValueError(f"A model is made with or without `{self.name}`. Received: {self.name}={value!r} later")
+        elif number is not None:
+            getattr(model, self.place).assign(number)
+
+    def _checked(self, value):
+        try:
+            number = operator.index(value) if self.integer else float(value)
+            if self.holds(number):
+                return number
+        except (TypeError, ValueError):
+            pass
+        raise ValueError(f"`{self.name}` must be {self.rule}. Received: {self.name}={value!r}")
+
+    def _variable(self, model, number):
+        return model.add_weight(
+            shape=(), dtype="int32" if self.integer else "float64", trainable=False, autocast=False, name=self.name,
+            initializer=keras.initializers.Constant(number), aggregation="only_first_replica",
+        )  # fmt: skip
+
+
+def names(model):
+    """Returns the names of all hyperparameters of a model."""
+    return [name for name in dir(type(model)) if isinstance(getattr(type(model), name), Hyperparameter)]
