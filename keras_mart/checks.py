@@ -60,18 +60,19 @@ def images(values, where=""):
         )
 
 
-def channels_last(shape, where=""):
-    """Raises ValueError for images whose shape looks like [batch, channels, height, width]; `where` ends the message.
-
-    For what looks at where a pixel lies; only images of at most 4 channels can be told.
-    """
+def is_channels_first(shape):
+    """Whether a shape looks like [batch, channels, height, width]: of at most 4 channels, and wider than that."""
     if len(shape) != 4:
-        return
-    first, *_, last = (MOST_CHANNELS if size is None else size for size in shape[1:])
-    if first < MOST_CHANNELS < last or keras.config.image_data_format() == "channels_first":
+        return False
+    channels, width = shape[1], shape[3]
+    return channels is not None and channels <= MOST_CHANNELS and (width is None or width > MOST_CHANNELS)
+
+
+def channels_last(shape, where=""):
+    """Raises ValueError for images whose shape looks like [batch, channels, height, width]; `where` ends the message."""
+    if is_channels_first(shape):
         raise ValueError(
-            "Images must have their channels last, [batch, height, width, channels]. Received: shape "
-            f"{tuple(shape)}{where}, image_data_format={keras.config.image_data_format()!r}. Turn them by "
+            f"Images must be [batch, height, width, channels]. Received: shape {tuple(shape)}{where}. Turn them by "
             "`np.moveaxis(images, 1, -1)`, and the network by a `keras.layers.Permute((3, 1, 2))` in front of it."
         )
 
@@ -232,6 +233,15 @@ def batch(classifier, image_values, label_values):
     labels(label_values, classes(classifier, image_values))
 
 
+def in_batches(image_values, label_values):
+    """Raises ValueError for single examples; both may be arrays or specs, labels may be `None`."""
+    if label_values is not None and len(label_values.shape) == 0:
+        raise ValueError(
+            "The data must come in batches of images, as `dataset.batch(128)` gives them. Received: images of shape "
+            f"{tuple(image_values.shape)} with a single label."
+        )
+
+
 def _array(image_values):
     """Images as an array; ValueError where they are none."""
     if isinstance(image_values, Mapping):
@@ -244,11 +254,7 @@ def _array(image_values):
 
 def _form(classifier, image_values, label_values):
     """Raises ValueError where the shapes or dtypes of a batch, of arrays or specs, are wrong."""
-    if len(label_values.shape) == 0:
-        raise ValueError(
-            f"The data must come in batches, as `dataset.batch(128)` gives them. Received: images of shape "
-            f"{tuple(image_values.shape)} with a single label."
-        )
+    in_batches(image_values, label_values)
     if isinstance(classifier, keras.Model) and not getattr(classifier, "wraps_network", False):
         _one_in_one_out(classifier)
     _takes(classifier, image_values.shape, "the network")

@@ -105,6 +105,7 @@ def _image_shape(network):
     dimensions = shape if isinstance(shape, (tuple, list)) else ()
     if len(dimensions) != 4 or not all(size is None or isinstance(size, int) for size in dimensions):
         raise ValueError(f"`model` must take images [batch, height, width, channels]. Received: input shape {shape}")
+    checks.channels_last(dimensions, ", which the network takes")
     return tuple(dimensions[1:])
 
 

@@ -32,7 +32,8 @@ class Square(base.Rounds):
     Differences: follows the official code as AutoAttack runs it (the margin as loss, the schedule not rescaled to the
     number of queries; all examples of a batch get the same square, and none begins at the last possible row or
     column). A margin of exactly 0 does not end the search, since the label may still be predicted. Examples that were
-    fooled leave the batch after every 100 queries rather than at once.
+    fooled leave the batch after every 100 queries rather than at once. Images [batch, channels, height, width] are told
+    by having at most 4 channels.
 
     Args:
         threat: the ball, `Linf` or `L2`.
@@ -62,14 +63,24 @@ class Square(base.Rounds):
         super().check_images(shape)
         if len(shape) != 4:
             raise ValueError(f"Square needs images [batch, height, width, channels]. Received: shape {tuple(shape)}")
-        checks.channels_last(shape)
-        if isinstance(self.threat, L2) and min(shape[1:3]) < TILES:
+        size = shape[2:] if checks.is_channels_first(shape) else shape[1:3]
+        if isinstance(self.threat, L2) and min(size) < TILES:
             raise ValueError(f"Square in L2 needs images of {TILES} x {TILES} or more. Received: shape {tuple(shape)}")
 
     def rounds(self, classes):
         return -(-self.queries // ROUND)
 
     def perturb(self, logits, images, labels, seed, number, candidates):
+        if not checks.is_channels_first(images.shape):
+            return self._search(logits, images, labels, seed, number, candidates)
+        images, candidates = (ops.moveaxis(each, 1, -1) for each in (images, candidates))
+        found = self._search(
+            lambda each: logits(ops.moveaxis(each, -1, 1)), images, labels, seed, number, candidates
+        )  # fmt: skip
+        return ops.moveaxis(found, -1, 1)
+
+    def _search(self, logits, images, labels, seed, number, candidates):
+        """One round on [batch, height, width, channels] images."""
         start_seed, seed = tf.unstack(tf.random.split(seed, 2))
         space = _l2 if isinstance(self.threat, L2) else _linf
         start, change = space(self.threat.epsilon, images)

@@ -72,9 +72,10 @@ def _checked_images(images, origin):
             "Images must be [examples, height, width, channels] or [examples, height, width]. "
             f"Received: shape {images.shape} in {origin}"
         )
+    checks.channels_last(images.shape, f" in {origin}")
     if images.dtype == np.uint8 and images.size:
         return images
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"Images must be uint8, or floats in [0, 1]. Received: dtype {images.dtype} in {origin}")
     checks.images(images, f" in {origin}")
-    return images.astype(np.float32)
+    return np.clip(images, 0, 1).astype(np.float32)

@@ -49,6 +49,8 @@ def evaluate(model, data, attacks, *, batch_size=128, limit=None, stop_early=Fal
     network = network_of(model)
     _check_sizes(batch_size, limit)
     _check_names(attacks)
+    if _are_arrays(data):  # they can be looked through before the first attack
+        checks.batch(network, *(each[:limit] for each in data[:2]))
     if not isinstance(seed, numbers.Integral):
         raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")
     strategy = getattr(network, "distribute_strategy", None)
@@ -63,7 +65,7 @@ def evaluate(model, data, attacks, *, batch_size=128, limit=None, stop_early=Fal
         _check_images(attacks, images.shape)
         if number % stride != worker % stride:
             continue
-        images, labels = tf.cast(images, "float32"), np.reshape(labels, -1)
+        images, labels = tf.clip_by_value(tf.cast(images, "float32"), 0, 1), np.reshape(labels, -1)
         part = _judge(network, images, labels, attacks, [seed, number], stop_early, progress)
         parts[number, worker] = part
         right.update({name: np.sum(predicted == labels) for name, predicted in part.predictions.items()})
@@ -108,6 +110,7 @@ def check(model, data, attacks):
     """Raises ValueError where `evaluate` would, as far as the first batch tells."""
     if hasattr(data, "__next__"):
         raise ValueError(f"`data` must be readable again and again. Received: {data!r}")
+    _number_of_batches(data, 1, None)
     first = next(_batches(data, 1), None)
     if first is None:
         raise ValueError("The data must not be empty. Received: no batch.")
@@ -188,6 +191,7 @@ def _batches(data, batch_size, limit=None):
         images = distribution.local(images)
         if images.ndim < 2:
             raise ValueError(f"The data must come in batches of images. Received: a batch of shape {images.shape}")
+        checks.in_batches(images, labels)
         images = images[: None if limit is None else limit - seen]
         seen += len(images)
         yield images, None if labels is None else distribution.local(labels)[: len(images) if limit else None]

@@ -217,17 +217,16 @@ class AdversarialModel(NetworkModel):
         def passes(batch, adversarial, epsilon, examples, moves):
             if not self.trains_on_natural:
                 natural = ops.stop_gradient(self.inference()(batch.images))
-            with Passes(self._moved(moves)) as scope, inlined:
-                with tf.GradientTape() as tape:
-                    if self.trains_on_natural:
-                        natural = self(batch.images, training=True)
-                        scope.rewind_seeds()
-                    if adversarial is not None:
-                        adversarial = self(adversarial, training=True)
-                    outputs = Outputs(natural, adversarial, epsilon, batch.index)
-                    values = self._values(batch, outputs)
-                    loss = self.optimizer.scale_loss(tf.reduce_sum(values * batch.real) / examples)
-                gradients = tape.gradient(loss, self.trainable_variables)
+            with tf.GradientTape() as tape, Passes(self._moved(moves)) as scope, inlined:
+                if self.trains_on_natural:
+                    natural = self(batch.images, training=True)
+                    scope.rewind_seeds()
+                if adversarial is not None:
+                    adversarial = self(adversarial, training=True)
+                outputs = Outputs(natural, adversarial, epsilon, batch.index)
+                values = self._values(batch, outputs)
+                loss = self.optimizer.scale_loss(tf.reduce_sum(values * batch.real) / examples)
+            gradients = tape.gradient(loss, self.trainable_variables)
             assigned[:] = [variable for variable, _ in scope.assigned()]
             states = dict(enumerate(value for _, value in scope.assigned()))
             return Pass(values, outputs, self.loss_terms(batch.labels, outputs), gradients, states)
