@@ -28,7 +28,8 @@ class RobustAccuracy(keras.callbacks.Callback):
         verbose: 0 for silence, 1 for a progress bar.
 
     Raises:
-        ValueError: `every` not positive, or no attack; before training, data or attacks that cannot be evaluated.
+        ValueError: `every` not positive, or no attack; before training, data or attacks that cannot be evaluated, as
+            far as arrays, or else the first batch, tell.
     """
 
     def __init__(self, data, attacks, every=1, *, batch_size=128, seed=0, verbose=1):

@@ -120,9 +120,10 @@ def _one_in_one_out(candidate):
     ):
         if isinstance(candidate, keras.Sequential) or getattr(candidate, name + "s", None) is None:
             continue
-        if not isinstance(getattr(candidate, name), keras.KerasTensor):
+        structure = getattr(candidate, name)
+        if len(getattr(candidate, name + "s")) > 1 or isinstance(structure, Mapping):
             raise ValueError(
-                f"`network` must {what}. Received: a network of the {name}s {_named(getattr(candidate, name))}. {how}."
+                f"`network` must {what}. Received: a network of the {name}s {_named(structure)}. {how}."
             )
 
 

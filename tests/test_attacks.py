@@ -103,7 +103,7 @@ def test_a_network_with_other_variables_is_traced_again():
 
 def test_attacks_are_equal_by_value():
     threat = km.Linf(0.5)
-    assert km.PGD(threat) == km.PGD(km.Linf(0.5), 20, step_size=0.05, start="uniform", restarts=1)
+    assert km.PGD(threat) == km.PGD(km.Linf(0.5), 20, step_size=0.0625, start="uniform", restarts=1)
     different = [km.PGD(threat, 10), km.PGD(threat, start="zero"), km.PGD(threat, restarts=2), km.PGD(km.L2(0.5))]
     assert len({km.PGD(threat), km.CW(threat, 20), km.FGSM(threat), *different}) == 7
     assert repr(km.FGSM(threat)) == "FGSM(threat=Linf(epsilon=0.5))"

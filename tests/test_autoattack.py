@@ -243,7 +243,7 @@ def test_fab_finds_the_nearest_adversarial_image(norm, interior):
         normal = np.subtract(*network.get_weights()[0].T)
         margins = np.maximum(-losses.margin(labels, network(images)), 0)
         np.testing.assert_allclose(expected, margins / np.linalg.norm(normal, DUAL[norm]), atol=1e-6)
-    found = norm(0).distance(km.FABT(norm(10.0), 30)(network, images, labels), images)
+    found = norm(0).distance(km.FABT(norm(1.0 if norm is km.Linf else 3.0), 30)(network, images, labels), images)
     # It goes beyond the boundary on purpose: by half a per cent of the way at last, a little more along the walls.
     assert np.all(found >= (1 - 1e-4) * expected) and np.all(found <= (1.006 if interior else 1.015) * expected)
 

@@ -200,9 +200,111 @@ def test_what_is_counted_is_no_average():
     close(model.averaged_network.layers[0], norm.get_weights(), rtol=1e-6)
 
 
+# Layers that keep a state, derive one from their weights, keep one beside them, or draw random numbers.
+def adapted(layer, data=X):
+    layer.adapt(data)
+    return layer
+
+
+@keras.saving.register_keras_serializable("test_averaging")
+class Levels(keras.layers.Layer):
+    """The images as integers, or as their names."""
+
+    def __init__(self, names=False, **kwargs):
+        super().__init__(**kwargs)
+        self.names = names
+
+    def call(self, images):
+        levels = tf.cast(images * 9, "int64")
+        return tf.strings.as_string(levels) if self.names else levels
+
+    def compute_output_spec(self, images):
+        return keras.KerasTensor(images.shape, "string" if self.names else "int64")
+
+    def get_config(self):
+        return {**super().get_config(), "names": self.names}
+
+
+LEVELS, L = np.arange(10), keras.layers
+KEEPERS = {
+    "normalization": lambda: [adapted(L.Normalization())],
+    "normalization inside": lambda: [keras.Sequential([keras.Input(SHAPE), adapted(L.Normalization(axis=None))])],
+    "inverse normalization": lambda: [adapted(L.Normalization(invert=True))],
+    "discretization": lambda: [adapted(L.Discretization(num_bins=4)), L.Rescaling(1.0)],
+    "integer lookup": lambda: [Levels(), adapted(L.IntegerLookup(), LEVELS[2:7]), L.Rescaling(1.0)],
+    "string lookup": lambda: [Levels(True), adapted(L.StringLookup(), LEVELS[2:7].astype(str)), L.Rescaling(1.0)],
+    "given vocabulary": lambda: [Levels(), L.IntegerLookup(vocabulary=[4, 2]), L.Rescaling(1.0)],
+    "hashing": lambda: [Levels(), L.Hashing(5), L.Rescaling(1.0)],
+    "embedding": lambda: [Levels(), L.Embedding(10, 2)],
+    "batch normalization": lambda: [L.BatchNormalization()],
+    "batch renormalization": lambda: [L.BatchNormalization(renorm=True)],
+    "group normalization": lambda: [L.Conv2D(4, 3), L.GroupNormalization(2), L.LayerNormalization()],
+    "spectral normalization": lambda: [L.SpectralNormalization(L.Conv2D(4, 3))],
+    "recurrent": lambda: [L.Reshape((6, 6)), L.Bidirectional(L.GRU(3, return_sequences=True))],
+    "random numbers": lambda: [L.RandomFlip(), L.RandomZoom(0.1), L.GaussianNoise(0.1), L.GaussianDropout(0.1)],
+    "dropout": lambda: [L.Dropout(0.3), L.SpatialDropout2D(0.3), L.AlphaDropout(0.3)],
+}
+
+
+def keeper(name):
+    network = keras.Sequential([keras.Input(SHAPE), *KEEPERS[name](), L.Flatten(), L.Dense(CLASSES)])
+    network(X, training=True)  # moves what moves
+    return network
+
+
+def answers(network):
+    return np.asarray(network(X, training=False))
+
+
+@pytest.mark.parametrize("name", KEEPERS)
+def test_the_copy_answers_as_the_network(name, tmp_path):
+    network = keeper(name)
+    model = build(network)
+    np.testing.assert_array_equal(answers(model.averaged_network), answers(network))
+    model.save(tmp_path / "run.keras")
+    loaded = keras.saving.load_model(tmp_path / "run.keras")
+    np.testing.assert_array_equal(answers(loaded.averaged_network), answers(network))
+    np.testing.assert_array_equal(answers(loaded.network), answers(network))
+
+
+def test_the_copy_of_a_network_of_keras_applications():
+    network = keras.applications.EfficientNetV2B0(
+        weights=None, classes=CLASSES, classifier_activation=None, input_shape=(32, 32, 3)
+    )
+    images = images_and_labels(2, (32, 32, 3))[0]
+    model = build(network)
+    np.testing.assert_array_equal(model.averaged_network(images), network(images))
+
+
+def test_a_layer_that_is_adapted_later_is_adapted_in_the_copy_too():
+    norm = L.Normalization()
+    model = build(keras.Sequential([keras.Input(SHAPE), norm, L.Flatten(), L.Dense(CLASSES)]), average=0.9)
+    fit(model)
+    norm.adapt(5 * X + 3)
+    fit(model, x=X, epochs=1)
+    np.testing.assert_array_equal(model.averaged_network.layers[0](X), norm(X))
+
+
+def test_an_adapted_network_that_is_not_built_yet():
+    @keras.saving.register_keras_serializable("test_averaging")
+    class Adapted(Subclassed):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.norm = L.Normalization()
+
+        def call(self, images):
+            return self.dense(self.flatten(self.norm(images)))
+
+    network = Adapted()
+    network.norm.adapt(X)
+    model = build(network)
+    model.predict(X, verbose=0)
+    np.testing.assert_array_equal(answers(model.averaged_network), answers(network))
+
+
 @pytest.mark.parametrize("average", [0, 1, -0.5, 1.5])
 def test_a_bad_decay_is_refused(average):
-    with pytest.raises(ValueError, match=f"decay between 0 and 1. Received: {average}"):
+    with pytest.raises(ValueError, match=f"decay between 0 and 1. Received: weight_average={average}"):
         build(average=average)
 
 

@@ -81,7 +81,7 @@ def tiny(tmp_path_factory):
     np.savez(path, **arrays())
     return [
         f"--dataset=npz:{path}", f"--batch_size={BATCH}", "--network=wide_resnet", "--depth=10", "--width=1",
-        "--steps=1", "--learning_rate=0.1", "--epochs=1", "--attacks=fgsm,pgd1", "--checked_examples=2",
+        "--steps=1", "--step_size=2/255", "--learning_rate=0.1", "--epochs=1", "--attacks=fgsm,pgd1", "--checked_examples=2",
     ]  # fmt: skip
 
 
@@ -469,10 +469,10 @@ WRONG = [
     ("--extra=digits", "Labels must lie in [0, 3). Received: labels from 0 to 9 in --extra=digits"),
     ("--extra=npz:nowhere.npz", "An `npz:` dataset must be an existing file", "nowhere.npz"),
     ("--extra=digits --labeller=nowhere.keras", "Received: 'nowhere.keras', which does not exist"),
-    ("--weight_average=1", "`weight_average` must be a decay between 0 and 1. Received: 1.0"),
+    ("--weight_average=1", "`weight_average` must be a decay between 0 and 1. Received: weight_average=1.0"),
     ("--on_nan=wait", "`on_nan` must be one of stop, skip"),
     ("--workers=2 --strategy=mirrored", "--strategy must be auto or multiworker", "--strategy=mirrored"),
-    ("--method=at,mma --max_epsilon=-1", "`max_epsilon` and `min_margin` must be positive"),
+    ("--method=at,mma --max_epsilon=-1", "`max_epsilon` must be positive and finite. Received: max_epsilon=-1.0"),
 ]
 
 

@@ -247,7 +247,7 @@ def test_presets(threat):
         "fgsm": km.FGSM(threat),
         "pgd20": km.PGD(threat, 20, step_size=step),
         "cw": km.CW(threat, 30, step_size=step),
-        "pgd7": km.PGD(threat, 7, step_size=step),
+        "pgd7": km.PGD(threat, 7, step_size=2.5 * threat.epsilon / 7),
         "cw100": km.CW(threat, 100, step_size=step),
     }
     assert presets(["apgd", "apgd-t", "fab-t", "square", "autoattack"], threat) == {
@@ -263,7 +263,7 @@ def test_transfer_presets():
     source = conv_network()
     found = presets(["transfer-paper", "fgsm"], km.Linf(0.1), source)
     assert list(found) == ["transfer-fgsm", "transfer-pgd20", "transfer-cw", "fgsm"]
-    assert found["transfer-pgd20"].source is source and found["transfer-pgd20"].attack == km.PGD(km.Linf(0.1), 20)
+    assert found["transfer-pgd20"].source is source and found["transfer-pgd20"].attack == km.PGD(km.Linf(0.1), 20, step_size=0.1 * 0.1)
     with pytest.raises(ValueError, match=r"needs a source model .* Received: 'transfer-fgsm'"):
         presets(["transfer-fgsm"], km.Linf(0.1))
 

@@ -522,12 +522,14 @@ def test_training_view_in_half_precision_loses_no_more_than_the_network(policy):
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_activity_regularisation_counts(policy):
+    attack = km.PGD(km.L2(0.5), 1, step_size=0.05)
+
     def loss(of_conv=0.0, of_norm=0.0):
         keras.utils.set_random_seed(0)
         keras.config.set_dtype_policy(policy)
         conv = layers.Conv2D(4, 3, activity_regularizer=keras.regularizers.L2(of_conv) if of_conv else None)
         norm = layers.BatchNormalization(activity_regularizer=keras.regularizers.L2(of_norm) if of_norm else None)
-        model = km.MART(functional(lambda images: conv_bn(images, conv, norm)), km.PGD(km.L2(0.5), 1), seed=0)
+        model = km.MART(functional(lambda images: conv_bn(images, conv, norm)), attack, seed=0)
         model.compile("sgd", run_eagerly=True)
         return model.train_on_batch(X, Y)[0]
 

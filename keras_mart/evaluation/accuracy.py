@@ -6,6 +6,7 @@ import numbers
 import time
 from collections.abc import Mapping
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -44,13 +45,15 @@ def evaluate(model, data, attacks, *, batch_size=128, limit=None, stop_early=Fal
 
     Raises:
         ValueError: attacks that cannot be named so, a batch size or limit that is not positive, empty data, images
-            outside [0, 1], labels that do not fit, or a model that does not return logits.
+            outside [0, 1], labels that do not fit, or a model that does not return logits. Arrays are looked through
+            before the first attack; data that come batch by batch are looked at when they come, and the error's
+            attribute `table` then has what this worker measured before, a `Table` or `None`.
     """
     network = network_of(model)
     _check_sizes(batch_size, limit)
     _check_names(attacks)
     if _are_arrays(data):  # they can be looked through before the first attack
-        checks.batch(network, *(each[:limit] for each in data[:2]))
+        checks.batch(network, *(None if each is None else each[:limit] for each in data[:2]))
     if not isinstance(seed, numbers.Integral):
         raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")
     strategy = getattr(network, "distribute_strategy", None)
@@ -61,8 +64,14 @@ def evaluate(model, data, attacks, *, batch_size=128, limit=None, stop_early=Fal
     progress = Progress(batches and len(range(worker % stride, batches, stride)), verbose)
     parts, right, seen = {}, collections.Counter(), 0
     for number, (images, labels) in enumerate(_batches(data, batch_size, limit)):
-        checks.batch(network, images, labels)
-        _check_images(attacks, images.shape)
+        try:
+            checks.batch(network, images, labels)
+            _check_images(attacks, images.shape)
+        except ValueError as error:
+            error.table = _joined(parts)
+            if parts:
+                error.add_note(f"What was measured of the batches before, {seen} examples here, is the error's `table`.")
+            raise
         if number % stride != worker % stride:
             continue
         images, labels = tf.clip_by_value(tf.cast(images, "float32"), 0, 1), np.reshape(labels, -1)
@@ -75,7 +84,12 @@ def evaluate(model, data, attacks, *, batch_size=128, limit=None, stop_early=Fal
     parts = {place: part for each in distribution.gathered(parts, strategy) for place, part in each.items()}
     if not parts:
         raise ValueError("The data must not be empty. Received: no batch.")
-    return Table.concatenate([part for _, part in sorted(parts.items())])
+    return _joined(parts)
+
+
+def _joined(parts):
+    """The `Table` of all batches, `None` where there is none."""
+    return Table.concatenate([part for _, part in sorted(parts.items())]) if parts else None
 
 
 def _judge(network, images, labels, attacks, seed, stop_early, progress):
@@ -107,16 +121,16 @@ def _judge(network, images, labels, attacks, seed, stop_early, progress):
 
 
 def check(model, data, attacks):
-    """Raises ValueError where `evaluate` would, as far as the first batch tells."""
+    """Raises ValueError where `evaluate` would, as far as arrays, or else the first batch, tell."""
     if hasattr(data, "__next__"):
         raise ValueError(f"`data` must be readable again and again. Received: {data!r}")
     _number_of_batches(data, 1, None)
-    first = next(_batches(data, 1), None)
+    first = data[:2] if _are_arrays(data) else next(_batches(data, 1), None)
     if first is None:
         raise ValueError("The data must not be empty. Received: no batch.")
     checks.batch(network_of(model), *first)
     _check_names(attacks)
-    _check_images(attacks, first[0].shape)
+    _check_images(attacks, np.shape(first[0]))
 
 
 def taken(data, batch_size, limit):
@@ -173,27 +187,37 @@ def _slices(images, labels, batch_size, limit):
 def _number_of_batches(data, batch_size, limit):
     if _are_arrays(data):
         return -(-min(len(data[1]), limit or len(data[1])) // batch_size)
-    if limit is not None or not isinstance(data, tf.data.Dataset):
+    if limit is not None or not isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
         return None
-    known = int(data.cardinality())
+    known = _cardinality(data)
     if known == tf.data.INFINITE_CARDINALITY:
         raise ValueError("Endless data need a `limit`. Received: a dataset that repeats for ever.")
     return known if known >= 0 else None
+
+
+def _cardinality(data):
+    if isinstance(data, tf.data.Dataset):
+        return int(data.cardinality())
+    return tf.data.INFINITE_CARDINALITY if data.num_batches is None else data.num_batches
 
 
 def _batches(data, batch_size, limit=None):
     """Pairs of (images, labels) as arrays, without indices and weights, of at most `limit` examples altogether."""
     if _are_arrays(data):
         data = _slices(data[0], data[1], batch_size, limit)
+    if isinstance(data, keras.utils.PyDataset):  # which ends only where it is asked how long it is
+        count = data.num_batches
+        data = map(data.__getitem__, itertools.count() if count is None else range(count))
     seen = 0
     for batch in data:
         images, _, labels, _ = checks.unpacked(batch)
         images = distribution.local(images)
         if images.ndim < 2:
             raise ValueError(f"The data must come in batches of images. Received: a batch of shape {images.shape}")
+        labels = None if labels is None else distribution.local(labels)
         checks.in_batches(images, labels)
         images = images[: None if limit is None else limit - seen]
         seen += len(images)
-        yield images, None if labels is None else distribution.local(labels)[: len(images) if limit else None]
+        yield images, None if labels is None else labels[: len(images) if limit else None]
         if seen == limit:
             return

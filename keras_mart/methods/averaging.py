@@ -1,5 +1,6 @@
 """The moving average of a network's weights, kept as a second network."""
 
+import contextlib
 import pathlib
 import tempfile
 
@@ -10,6 +11,19 @@ from keras_mart import distribution, memory
 
 # TensorFlow's ExponentialMovingAverage with `num_updates` has (1 + n) / (10 + n); here the very first is a copy.
 WARM_UP = 9
+# Whether networks come from their config only: they have no state yet that a copy would lack.
+_fresh = False
+
+
+@contextlib.contextmanager
+def of_fresh_networks():
+    """Copies that are made inside are of networks as their configs describe them: a file to be loaded has the rest."""
+    global _fresh
+    _fresh = True
+    try:
+        yield
+    finally:
+        _fresh = False
 
 
 def copy_of(network):
@@ -24,17 +38,20 @@ def copy_of(network):
     classes = {type(layer).__name__: type(layer) for layer in (network, *memory.layers(network))}
     try:
         with tempfile.TemporaryDirectory() as folder, keras.saving.custom_object_scope(classes):
-            if not network.built:
-                type(network).from_config(network.get_config())  # raises now what would be raised when it is built
+            if not network.built:  # its copy is made when it is; whether there can be one is seen now
+                type(network).from_config(network.get_config())
                 return None
-            file = pathlib.Path(folder) / "network.keras"
-            keras.saving.save_model(network, file)
-            copy = keras.saving.load_model(file, compile=False)
+            if _fresh:
+                copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(network))
+            else:
+                file = pathlib.Path(folder) / "network.keras"
+                keras.saving.save_model(network, file)
+                copy = keras.saving.load_model(file, compile=False)
         copy.set_weights(network.get_weights())
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
-            "`weight_average` keeps a second network, so that the first must give its `get_config`, and Keras must be "
-            f"able to save and load it. Received: {network} ({error})"
+            "`weight_average` keeps a second network, which Keras must be able to save and load: the first must give its "
+            f"`get_config`. Received: {network} ({error})"
         ) from error
     copy.trainable = False
     return copy

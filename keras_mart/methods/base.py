@@ -184,7 +184,8 @@ class AdversarialModel(NetworkModel):
         if batch.index is not None:
             self.remember(batch.index, epsilon, batch.real)
         self._update(found, assigned, moves, counts)
-        self.step.assign(self.step + 1)
+        with tf.control_dependencies([batch.real]):  # which cannot be had where training stops
+            self.step.assign(self.step + 1)
         return self._measure(batch, found.values, found.outputs)
 
     def test_step(self, data):
@@ -299,10 +300,10 @@ class AdversarialModel(NetworkModel):
         index = None if index is None else ops.cast(index, "int32")
         labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
         weights = ops.ones_like(labels, "float32") if weights is None else ops.cast(weights, "float32")
-        extremes = ops.stack([tf.reduce_min(images), tf.reduce_max(images)])
+        images, *others = _fill((images, labels, ops.reshape(weights, (-1,)), index))
+        extremes = ops.stack([ops.min(images), ops.max(images)])
         extremes = ops.where(ops.any(ops.isnan(images)), math.nan, extremes)
-        tensors = (ops.clip(images, 0.0, 1.0), labels, ops.reshape(weights, (-1,)), index)
-        return Batch(*_fill(tensors), extremes)
+        return Batch(ops.clip(images, 0.0, 1.0), *others, extremes)
 
     def _seed(self, purpose, number):
         seed = tf.random.fold_in(ops.stack([self.seed, purpose]), ops.convert_to_tensor(number))

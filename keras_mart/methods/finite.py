@@ -50,15 +50,15 @@ def agree(model, batch, found, examples):
     good, said = _data(model, batch, found.outputs, step)
     if model.on_nan == "stop":
         said = tf.where(good, tf.strings.join([f"{NOT_FINITE} Received at ", step, _values(terms)]), said)
-        *gradients, index = _stop(good & counts, said, [*gradients, batch.index])
+        *gradients, index, real = _stop(good & counts, said, [*gradients, batch.index, batch.real])
     else:
-        *gradients, index = _stop(good, said, [*gradients, batch.index])
+        *gradients, index, real = _stop(good, said, [*gradients, batch.index, batch.real])
         _warn(counts, tf.strings.join([step, _values(terms)]))
     states = distribution.mean(found.states, tf.reduce_sum(batch.real) / examples)
     counts &= good
     found = found._replace(gradients=gradients, states=states, values=tf.where(counts, found.values, 0.0))
     # Neither the metrics nor a method's memory may see a step that does not count.
-    return batch._replace(real=tf.where(counts, batch.real, 0.0), index=index), found, counts
+    return batch._replace(real=tf.where(counts, real, 0.0), index=index), found, counts
 
 
 def refuse(model, batch, outputs):
@@ -82,10 +82,8 @@ def _data(model, batch, outputs, where):
         low, high = (distribution.everywhere(extreme(tensor)) for extreme in (tf.reduce_min, tf.reduce_max))
         right = tf.reduce_all((low >= least) & (high <= most))
         hint = f" {checks.IMAGE_RULE}" if what == "Images" else ""
-        text = tf.strings.format(
-            f"{what} must lie in {rule}. Received at {{}}: {values} from {{}} to {{}}.{hint}",
-            [where, tf.reduce_min(low), tf.reduce_max(high)],
-        )
+        found = tf.strings.format(f": {values} from {{}} to {{}}.{hint}", [tf.reduce_min(low), tf.reduce_max(high)])
+        text = tf.strings.join([f"{what} must lie in {rule}. Received at ", where, found])
         good, said = good & right, tf.where(right, said, text)
     return good, said
 

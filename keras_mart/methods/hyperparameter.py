@@ -1,8 +1,8 @@
 """Numbers of a model that take effect at once, also in a step that is traced already."""
 
+import contextlib
 import operator
 
-import keras
 import tensorflow as tf
 from keras import ops
 
@@ -37,25 +37,23 @@ class Hyperparameter:
     def __set__(self, model, value):
         number = value if value is None else self._checked(value)
         if not hasattr(model, self.place):
-            setattr(model, self.place, number if number is None else self._variable(model, number))
-        elif (getattr(model, self.place) is None) != (number is None):
+            setattr(model, self.place, None if number is None else self._variable(model))
+        if (getattr(model, self.place) is None) != (number is None):
             raise ValueError(f"A model is made with or without `{self.name}`. Received: {self.name}={value!r} later")
-        elif number is not None:
+        if number is not None:
             getattr(model, self.place).assign(number)
 
     def _checked(self, value):
-        try:
-            number = operator.index(value) if self.integer else float(value)
+        with contextlib.suppress(TypeError, ValueError):
+            number = operator.index(value) if self.integer else float(value / 1)
             if self.holds(number):
                 return number
-        except (TypeError, ValueError):
-            pass
         raise ValueError(f"`{self.name}` must be {self.rule}. Received: {self.name}={value!r}")
 
-    def _variable(self, model, number):
+    def _variable(self, model):
         return model.add_weight(
             shape=(), dtype="int32" if self.integer else "float64", trainable=False, autocast=False, name=self.name,
-            initializer=keras.initializers.Constant(number), aggregation="only_first_replica",
+            initializer="zeros", aggregation="only_first_replica",
         )  # fmt: skip
 
 

@@ -200,11 +200,14 @@ class NetworkModel(keras.Model):
     def _changed(self, kind):
         """Whether the network, the method or its attack are others than when this was called last.
 
-        Hyperparameters do not count: a trace reads them as they are.
+        What counts is the attribute of each constructor argument, but for hyperparameters, which traces read as they
+        are.
         """
         known, key = memory.of(self.network), (kind, id(self))
-        left_out = {"network", *hyperparameter.names(self)}
-        settings = {name: value for name, value in self.get_config().items() if name not in left_out}
+        constructors = (each.__init__ for each in type(self).__mro__ if issubclass(each, NetworkModel))
+        names = {name for each in constructors for name in inspect.signature(each).parameters}
+        names -= {"self", "network", *hyperparameter.names(self)}
+        settings = {name: getattr(self, name, None) for name in sorted(names)}
         before, known[key] = known.get(key), repr((settings, getattr(self, "on_nan", None), folding.enabled()))
         return known[key] != before
 
@@ -225,7 +228,8 @@ class NetworkModel(keras.Model):
 
     @classmethod
     def from_config(cls, config):
-        return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
+        with averaging.of_fresh_networks():
+            return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
 
 
 class _EpochCounter(keras.callbacks.Callback):

@@ -1,0 +1,197 @@
+"""When what is set on a model takes effect: numbers at once, objects at the next `fit` or `evaluate`."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import conv_network, images_and_labels
+
+import keras_mart as km
+
+X, Y = images_and_labels(8)
+ATTACK, STRONG = km.PGD(km.Linf(0.02), 2, start="zero"), km.PGD(km.Linf(0.4), 2, start="zero")
+
+
+def network():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input(X.shape[1:]), keras.layers.Flatten(), keras.layers.Dense(3)])
+
+
+def build(kind=km.MART, rate=0.0, **arguments):
+    model = kind(network(), **({"attack": ATTACK, "seed": 0} | arguments))
+    model.compile(keras.optimizers.SGD(rate))
+    return model
+
+
+def fit(model, x=X, **arguments):
+    return model.fit(x, Y, batch_size=8, shuffle=False, verbose=0, **arguments).history["loss"]
+
+
+def evaluated(model):
+    return model.evaluate(X, Y, verbose=0, return_dict=True)
+
+
+class Setting(keras.callbacks.Callback):
+    """Sets an attribute of the model when its second epoch begins."""
+
+    def __init__(self, name, value):
+        super().__init__()
+        self.name, self.value = name, value
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            setattr(self.model, self.name, self.value)
+
+
+class Scaled(km.AT):
+    """A method of a user's own, with a number of its own."""
+
+    scale = km.Hyperparameter("positive", lambda value: value > 0)
+
+    def __init__(self, network, attack=None, *, scale=1.0, **kwargs):
+        super().__init__(network, attack, **kwargs)
+        self.scale = scale
+
+    def training_loss(self, labels, outputs):
+        return self.scale * super().training_loss(labels, outputs)
+
+
+MMA = {"num_examples": 8, "max_epsilon": 0.3, "min_margin": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "first", "second"),
+    [
+        (km.MART, "beta", 1.0, 20.0),
+        (km.TRADES, "beta", 1.0, 200.0),
+        (km.ALP, "beta", 1.0, 200.0),
+        (km.CLP, "beta", 1.0, 200.0),
+        (km.MMA, "min_margin", 0.1, 0.29),
+        (km.MMA, "max_epsilon", 0.3, 0.1),
+        (Scaled, "scale", 1.0, 0.1),
+    ],
+)
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_a_number_that_a_callback_sets_is_the_next_epochs(kind, name, first, second, run_eagerly):
+    more = {"start": "uniform"} if kind is km.TRADES else {}
+    attack = km.PGD(km.Linf(0.02), 2, **({"start": "zero"} | more))
+    arguments = {"attack": attack} | (MMA if kind is km.MMA else {}) | {name: first}
+    x = (X, np.arange(8)) if kind is km.MMA else X
+
+    def losses(**others):
+        model = build(kind, **(arguments | others))
+        model.compile(keras.optimizers.SGD(0.0), run_eagerly=run_eagerly)
+        return model, fit(model, x, epochs=2, callbacks=[Setting(name, second)])
+
+    model, changed = losses()
+    other, wanted = losses(**{name: second})
+    assert changed[1] == pytest.approx(wanted[1], rel=1e-6)
+    assert changed[0] != pytest.approx(wanted[0], rel=1e-5)
+    assert getattr(model, name) == getattr(other, name) == second
+
+
+def test_a_number_is_set_without_a_new_trace():
+    traces = []
+
+    class Traced(km.MART):
+        def training_loss(self, labels, outputs):
+            traces.append(1)
+            return super().training_loss(labels, outputs)
+
+    model = build(Traced)
+    fit(model)
+    model.train_on_batch(X, Y)
+    before = len(traces)
+    for beta in (1.0, 2.0):
+        model.beta = beta
+        fit(model)
+        model.train_on_batch(X, Y)
+    assert len(traces) == before
+    model.attack = STRONG
+    fit(model)
+    assert len(traces) > before
+
+
+def test_numbers_are_saved_as_they_are(tmp_path):
+    model = build(beta=1 / 3, weight_average=0.9)
+    model.beta, model.seed, model.weight_average = 0.1, 7, 0.5
+    assert model.get_config()["beta"] == 0.1
+    model.save(tmp_path / "run.keras")
+    loaded = keras.saving.load_model(tmp_path / "run.keras")
+    assert (loaded.beta, loaded.seed, loaded.weight_average) == (0.1, 7, 0.5)
+    assert fit(loaded) == fit(model)
+
+
+def test_the_decay_of_the_average_takes_effect_at_once():
+    models = [build(rate=0.5, weight_average=0.01), build(rate=0.5, weight_average=0.99)]
+    for model in models:
+        fit(model, epochs=40, callbacks=[Setting("weight_average", 0.5)])
+    one, other = (model.averaged_network.get_weights() for model in models)
+    np.testing.assert_allclose(one[0], other[0], rtol=1e-5)
+
+
+def test_the_seed_takes_effect_at_once():
+    def run(**others):
+        attack = km.PGD(km.Linf(0.4), 1, step_size=1e-6)
+        return fit(build(km.AT, attack=attack, **others), epochs=2, callbacks=[Setting("seed", 5)])
+
+    first, second = run(seed=1), run(seed=5)
+    assert first[1] == second[1] and first[0] != second[0]
+
+
+@pytest.mark.parametrize("perturbation", [None, km.AWP(0.5)], ids=str)
+def test_another_attack_or_perturbation_is_the_next_fits(perturbation):
+    model, wanted = build(), build(attack=STRONG, weight_perturbation=perturbation)
+    fit(model)
+    model.attack, model.weight_perturbation = STRONG, perturbation
+    fit(wanted)  # the number of the step decides the random numbers
+    assert fit(model) == fit(wanted)
+
+
+def test_another_attack_is_the_next_evaluations_also_within_fit():
+    model, wanted = build(), build(attack=STRONG)
+    weak = evaluated(model)
+    model.attack = STRONG
+    assert evaluated(model) == evaluated(wanted) != weak
+    model = build()
+    history = model.fit(
+        X, Y, validation_data=(X, Y), epochs=2, verbose=0, callbacks=[Setting("attack", STRONG)]
+    ).history["val_loss"]
+    assert history[0] == pytest.approx(weak["loss"]) and history[1] == pytest.approx(evaluated(wanted)["loss"])
+
+
+def test_another_form_is_the_next_fits():
+    model, wanted = build(km.ALP), build(km.ALP, form="original")
+    fit(model)
+    model.form = "original"
+    assert fit(model)[0] == pytest.approx(fit(wanted)[0], rel=1e-6)
+
+
+def test_a_new_head_is_predicted_with():
+    model = build()
+    model.predict(X, verbose=0)
+    model.network.pop()
+    model.network.add(keras.layers.Dense(5))
+    assert model.predict(X, verbose=0).shape == (8, 5)
+    model.compile("sgd")
+    assert np.isfinite(fit(model)).all()
+
+
+@pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf, "5", None, [1.0, 2.0]])
+def test_a_number_that_is_none_is_refused_when_it_is_set(bad):
+    model = build(beta=2.0)
+    with pytest.raises(ValueError, match="`beta`.* Received: beta="):
+        model.beta = bad
+    assert model.beta == 2.0
+
+
+def test_whether_there_is_an_average_is_settled_at_first():
+    with pytest.raises(ValueError, match="with or without `weight_average`"):
+        build().weight_average = 0.9
+
+
+def test_replicas_read_the_same_number(two_replicas):
+    with two_replicas.scope():
+        model = km.MART(conv_network(), ATTACK, seed=0, beta=1.0)
+        model.compile(keras.optimizers.SGD(0.0))
+    first, second = fit(model, epochs=2, callbacks=[Setting("beta", 1e4)])
+    assert second > 5 * first and model.beta == 1e4
