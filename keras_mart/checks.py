@@ -69,7 +69,7 @@ def is_channels_first(shape):
 
 
 def channels_last(shape, where=""):
-    """Raises ValueError for images whose shape looks like [batch, channels, height, width]; `where` ends the message."""
+    """Raises ValueError for a shape that looks like [batch, channels, height, width]; `where` ends the message."""
     if is_channels_first(shape):
         raise ValueError(
             f"Images must be [batch, height, width, channels]. Received: shape {tuple(shape)}{where}. Turn them by "
@@ -122,9 +122,7 @@ def _one_in_one_out(candidate):
             continue
         structure = getattr(candidate, name)
         if len(getattr(candidate, name + "s")) > 1 or isinstance(structure, Mapping):
-            raise ValueError(
-                f"`network` must {what}. Received: a network of the {name}s {_named(structure)}. {how}."
-            )
+            raise ValueError(f"`network` must {what}. Received: a network of the {name}s {_named(structure)}. {how}.")
 
 
 def _named(structure):

@@ -37,6 +37,11 @@ def _norm(values):
     return scale * ops.sqrt(ops.sum(ops.square(values / scale), axis=axes, keepdims=True))
 
 
+def in_units_of_255(length):
+    """Asks, behind a space, whether a length of 1 or more was meant for images of 0 to 255."""
+    return f" Did you mean {length:g} / 255?" if length >= 1 else ""
+
+
 @dataclasses.dataclass(frozen=True)
 class Threat:
     """A ball of radius `epsilon` round each image, in a norm that the subclass gives.
@@ -68,8 +73,12 @@ class Threat:
         if length > furthest * (1 + ROUNDING):
             raise ValueError(
                 f"`{name}` must be at most {furthest:g}, the largest {type(self).__name__} distance of two images in "
-                f"[0, 1]. Received: {name}={length:g}. Did you mean {length:g} / 255?"
+                f"[0, 1]. Received: {name}={length:g}.{in_units_of_255(length)}"
             )
+
+    def _furthest(self, shape):
+        """The largest distance of two images in [0, 1] of a shape, or of any shape where it is `None`."""
+        return math.inf
 
     def get_config(self):
         return {"epsilon": self.epsilon}

@@ -352,3 +352,168 @@ def test_bisection_finds_the_distance_of_a_linear_boundary():
         radius, there = bisection(margin, INTERIOR, direction, np.full(8, 0.02, "float32"), 0.3, steps)
         np.testing.assert_allclose(radius, np.minimum(distance, 0.3), atol=0.3 / 2**steps)
         np.testing.assert_allclose(there, INTERIOR + radius[:, None] * direction, atol=ROUNDING)
+
+
+# --- step sizes and units ---
+
+
+@pytest.mark.parametrize(
+    ("steps", "share"), [(1, 2.0), (2, 1.25), (5, 0.5), (10, 0.25), (20, 0.125), (25, 0.1), (100, 0.1)]
+)
+@pytest.mark.parametrize("kind", [km.PGD, km.CW])
+def test_steps_that_no_one_chose_reach_the_far_side(kind, steps, share):
+    assert kind(km.Linf(0.4), steps).step_size == pytest.approx(0.4 * share)
+
+
+@every_threat
+@pytest.mark.parametrize("steps", [2, 3, 7, 10, 20])
+def test_from_any_start_the_default_ends_in_the_worst_corner(steps, threat):
+    """On two classes that differ in one direction, where the worst image of the ball is known."""
+    normal = np.float32([[0.5, -0.5]] * 5)
+    network = linear_network(normal, [0, 0])
+    images, labels = np.full((200, 5), 0.5, "float32"), np.zeros(200, int)
+    small = type(threat)(0.3 * threat.epsilon)
+    adversarial = np.asarray(km.PGD(small, steps)(network, images, labels, seed=0))
+    share = 1 if isinstance(threat, km.Linf) else 5**-0.5
+    reached = (0.5 - adversarial).sum(1) / (5 * small.epsilon * share)
+    assert reached.min() > (1 - 1e-4 if isinstance(threat, km.Linf) else 0.9)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: km.Linf(8), r"`epsilon` must be at most 1.*Received: epsilon=8\. Did you mean 8 / 255\?"),
+        (lambda: km.Linf(1.01), "`epsilon` must be at most 1"),
+        (
+            lambda: km.PGD(km.Linf(8 / 255), step_size=2),
+            r"`step_size` must be at most 2 epsilon.*Did you mean 2 / 255\?",
+        ),
+        (lambda: km.CW(km.L2(0.5), step_size=1.1), "`step_size` must be at most 2 epsilon"),
+        (lambda: km.PGD(km.L2(13))(conv_network(), X, Y), r"`epsilon` must be at most 6, the largest L2 distance.*13"),
+        (lambda: km.AutoAttack(km.L2(13)).check_images(X.shape), "`epsilon` must be at most 6"),
+        (
+            lambda: km.evaluate(conv_network(), (X, Y), {"f": km.FGSM(km.L2(7))}, verbose=0),
+            "`epsilon` must be at most 6",
+        ),
+        (lambda: fitted(km.AT(conv_network(), km.PGD(km.L2(7)))), "`epsilon` must be at most 6"),
+        (
+            lambda: km.MMA(conv_network(), km.PGD(km.Linf(0.1)), num_examples=9, max_epsilon=32),
+            r"`max_epsilon` must be at most 1.*Did you mean 32 / 255\?",
+        ),
+    ],
+)
+def test_lengths_in_units_of_255_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def fitted(model):
+    model.compile("sgd")
+    return model.fit(X, Y, verbose=0)
+
+
+def test_the_longest_lengths_are_taken():
+    for threat in (km.Linf(1), km.L2(6.0)):
+        assert km.PGD(threat, 2, step_size=2 * threat.epsilon)(conv_network(), X, Y).shape == X.shape
+    assert km.PGD(km.Linf(0), step_size=0.1).step_size == 0.1  # of a ball without size steps do not matter
+
+
+# --- networks that change, and images as others have them ---
+
+
+CHANGES = {
+    "a new head": (lambda network: (network.pop(), network.add(keras.layers.Dense(5))), 5),
+    "a layer without weights more": (lambda network: network.add(keras.layers.Rescaling(-1.0)), 3),
+    "a layer without weights less": (lambda network: network.pop(), 3),
+    "inside": (lambda network: (network.layers[0].pop(), network.layers[0].add(keras.layers.Rescaling(-1.0))), 3),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_network_is_asked_again(change):
+    def build():
+        keras.utils.set_random_seed(0)
+        inner = keras.Sequential([keras.Input(X.shape[1:]), keras.layers.Flatten(), keras.layers.Rescaling(1.0)])
+        return keras.Sequential(
+            [keras.Input(X.shape[1:]), inner, keras.layers.Dense(3), keras.layers.Rescaling(-1.0)]
+            if change == "a layer without weights less"
+            else [keras.Input(X.shape[1:]), inner, keras.layers.Dense(3)]
+        )
+
+    alter, classes = CHANGES[change]
+    attack = {"pgd": km.PGD(km.Linf(0.2), 2)}
+    network, fresh = build(), build()
+    km.evaluate(network, (X, Y), attack, verbose=0)
+    alter(network), alter(fresh)
+    fresh.set_weights(network.get_weights())
+    labels = np.arange(len(X)) % classes
+    table = km.evaluate(network, (X, labels), attack, verbose=0)
+    expected = km.evaluate(fresh, (X, labels), attack, verbose=0)
+    for name, predicted in expected.predictions.items():
+        np.testing.assert_array_equal(table.predictions[name], predicted)
+    with pytest.raises(ValueError, match=rf"Labels must lie in \[0, {classes}\)"):
+        attack["pgd"](network, X, labels + 1)
+
+
+def test_what_is_kept_of_a_network_is_gone_with_its_variables():
+    from keras_mart import memory
+
+    network = linear_network(np.eye(3), np.zeros(3))
+    kept = memory.of(network)
+    assert memory.of(network) is kept
+    network.layers[-1].kernel = network.layers[-1].kernel  # the same
+    assert memory.of(network) is kept
+    network.layers[-1].trainable = False  # another attribute
+    assert memory.of(network) is kept
+    network.add(keras.layers.ReLU())
+    assert memory.of(network) is not kept
+
+
+@pytest.mark.parametrize("threat", [km.Linf(0.05), km.L2(0.5)], ids=repr)
+def test_square_on_images_with_their_channels_first(threat):
+    shape = (12, 10, 3)
+    network = conv_network(shape)
+    images, _ = images_and_labels(shape=shape, examples=16)
+    labels = np.argmax(network(images), -1)
+    turned = keras.Input((3, 12, 10))
+    first = keras.Model(turned, network(keras.layers.Permute((2, 3, 1))(turned)))
+    attack = km.Square(threat, 150)
+    expected = np.asarray(attack(network, images, labels, seed=1))
+    found = np.asarray(attack(first, images.transpose(0, 3, 1, 2), labels, seed=1))
+    np.testing.assert_allclose(found.transpose(0, 2, 3, 1), expected, atol=1e-5)
+    assert np.abs(expected - images).max() > 0.01
+
+
+# --- rounding ---
+
+
+@pytest.mark.parametrize("off", [-2.98e-8, -9e-7, 1 + 1.2e-7, 1 + 9e-7])
+def test_rounding_is_clipped(off):
+    images = X.copy()
+    images[0, 0, 0, 0] = off
+    network = conv_network()
+    adversarial = np.asarray(km.PGD(km.Linf(0.1), 1)(network, images, Y, seed=0))
+    assert adversarial.min() >= 0 and adversarial.max() <= 1
+    seen = []
+
+    def looks(network, images, labels, seed):
+        seen.append(np.asarray(images))
+        return images
+
+    km.evaluate(network, (images, Y), {"looks": looks}, verbose=0)
+    assert seen[0].min() >= 0 and seen[0].max() <= 1
+    model = km.MART(network, km.PGD(km.Linf(0.1), 1))
+    assert np.isfinite(fitted_on(model, tf.data.Dataset.from_tensor_slices((images, Y)).batch(4)))
+
+
+def fitted_on(model, data):
+    model.compile("sgd")
+    return model.fit(data, verbose=0).history["loss"][0]
+
+
+@pytest.mark.parametrize(("off", "shown"), [(1 + 2.4e-6, r"to 1\.0000023|to 1\.0000024"), (-2e-6, "from -1.99.*e-06")])
+def test_more_than_rounding_is_refused_with_digits_enough(off, shown):
+    images = X.copy()
+    images[0, 0, 0, 0] = off
+    with pytest.raises(ValueError, match=shown):
+        km.FGSM(km.Linf(0.1))(conv_network(), images, Y)

@@ -263,7 +263,9 @@ def test_transfer_presets():
     source = conv_network()
     found = presets(["transfer-paper", "fgsm"], km.Linf(0.1), source)
     assert list(found) == ["transfer-fgsm", "transfer-pgd20", "transfer-cw", "fgsm"]
-    assert found["transfer-pgd20"].source is source and found["transfer-pgd20"].attack == km.PGD(km.Linf(0.1), 20, step_size=0.1 * 0.1)
+    assert found["transfer-pgd20"].source is source and found["transfer-pgd20"].attack == km.PGD(
+        km.Linf(0.1), 20, step_size=0.1 * 0.1
+    )
     with pytest.raises(ValueError, match=r"needs a source model .* Received: 'transfer-fgsm'"):
         presets(["transfer-fgsm"], km.Linf(0.1))
 

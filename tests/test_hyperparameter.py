@@ -179,7 +179,7 @@ def test_a_new_head_is_predicted_with():
 @pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf, "5", None, [1.0, 2.0]])
 def test_a_number_that_is_none_is_refused_when_it_is_set(bad):
     model = build(beta=2.0)
-    with pytest.raises(ValueError, match="`beta`.* Received: beta="):
+    with pytest.raises(ValueError, match=r"`beta`.* Received: beta="):
         model.beta = bad
     assert model.beta == 2.0
 

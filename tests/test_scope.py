@@ -165,7 +165,9 @@ def test_both_forwards_of_a_step_draw_the_same_numbers_and_the_next_step_others(
         drawn.extend(float(wrapped.layers[0].drawn) for _ in [0] if case == "a generator of Keras's")
 
     for _ in range(3):
-        model.fit(X, Y, batch_size=len(X), verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=look)])
+        model.fit(
+            X, Y, batch_size=len(X), verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=look)]
+        )
     if seeds:
         assert len({str(state) for state in states}) == 3 and len(set(losses)) == 3
     else:
@@ -181,7 +183,11 @@ class Inner(layers.Layer):
 
     def __init__(self, traced):
         super().__init__()
-        self.norm, self.drop, self.dense = layers.BatchNormalization(), layers.Dropout(0.3, seed=0), layers.Dense(CLASSES)
+        self.norm, self.drop, self.dense = (
+            layers.BatchNormalization(),
+            layers.Dropout(0.3, seed=0),
+            layers.Dense(CLASSES),
+        )
         self.flatten = layers.Flatten()
         self.helper = tf.function(self.compute) if traced == "helper" else self.compute
         if traced == "call":

@@ -58,10 +58,10 @@ class PGD(base.Climb):
             object.__setattr__(self, "step_size", share * self.threat.epsilon)
         if not 0 <= self.step_size < float("inf") or (self.step_size == 0 and self.threat.epsilon > 0):
             raise ValueError(f"`step_size` must be positive. Received: step_size={self.step_size}")
-        if self.step_size > DIAMETER * self.threat.epsilon * (1 + threats.ROUNDING):
+        if self.step_size > DIAMETER * self.threat.epsilon * (1 + threats.ROUNDING) > 0:
             raise ValueError(
                 f"`step_size` must be at most 2 epsilon, as wide as the ball. Received: step_size={self.step_size:g}, "
-                f"epsilon={self.threat.epsilon:g}. Did you mean {self.step_size:g} / 255?"
+                f"epsilon={self.threat.epsilon:g}.{threats.in_units_of_255(self.step_size)}"
             )
         checks.one_of(self.start, STARTS, "start")
 

@@ -70,7 +70,7 @@ def evaluate(model, data, attacks, *, batch_size=128, limit=None, stop_early=Fal
         except ValueError as error:
             error.table = _joined(parts)
             if parts:
-                error.add_note(f"What was measured of the batches before, {seen} examples here, is the error's `table`.")
+                error.add_note(f"The error's `table` has what was measured before, of {seen} examples.")
             raise
         if number % stride != worker % stride:
             continue

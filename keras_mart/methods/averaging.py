@@ -50,8 +50,8 @@ def copy_of(network):
         copy.set_weights(network.get_weights())
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
-            "`weight_average` keeps a second network, which Keras must be able to save and load: the first must give its "
-            f"`get_config`. Received: {network} ({error})"
+            "`weight_average` keeps a second network, which Keras must be able to save and load: the first must give "
+            f"its `get_config`. Received: {network} ({error})"
         ) from error
     copy.trainable = False
     return copy

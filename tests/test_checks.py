@@ -1,0 +1,319 @@
+"""Data and networks of other forms than the usual one: what works, and what is said of the rest."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import images_and_labels, linear_network
+from keras import layers
+
+import keras_mart as km
+
+X, Y = images_and_labels(12)
+ATTACK = km.PGD(km.Linf(0.1), 1)
+
+
+def build(kind=km.AT, network=None, **arguments):
+    keras.utils.set_random_seed(0)
+    network = network or linear_network(np.random.default_rng(0).normal(size=(36, 3)), np.zeros(3), X.shape[1:])
+    model = kind(network, *([] if kind is km.Standard else [ATTACK]), seed=0)
+    model.compile(keras.optimizers.SGD(0.1), **arguments)
+    return model
+
+
+def batches(x=X, y=Y, size=4):
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(size)
+
+
+def stream(x=X, y=Y, size=4, known=False):
+    """A dataset that can be read once."""
+    parts = iter([(x[k : k + size], y[k : k + size]) for k in range(0, len(x), size)])
+    spec = (tf.TensorSpec((None, *x.shape[1:]), x.dtype), tf.TensorSpec((None,), y.dtype))
+    data = tf.data.Dataset.from_generator(lambda: parts, output_signature=spec)
+    return data.apply(tf.data.experimental.assert_cardinality(len(x) // size)) if known else data
+
+
+# --- every example once ---
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("metrics", [None, ["accuracy"]], ids=str)
+def test_data_that_can_be_read_once_are_trained_on_whole(metrics, replicas, two_replicas):
+    strategy = two_replicas if replicas == 2 else tf.distribute.get_strategy()
+    with strategy.scope():
+        model = build(metrics=metrics)
+    model.fit(stream(), verbose=0)
+    assert model.step.numpy() == 3
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_data_that_can_be_read_once_are_evaluated_whole(known):
+    model = build()
+    wanted = model.evaluate(X, Y, batch_size=4, verbose=0, return_dict=True)
+    assert model.evaluate(stream(known=known), verbose=0, return_dict=True) == pytest.approx(wanted, rel=1e-5)
+    history = model.fit(X, Y, validation_data=stream(known=known), verbose=0).history
+    whole = model.evaluate(X, Y, batch_size=4, verbose=0, return_dict=True)
+    assert history["val_natural_accuracy"][0] == pytest.approx(whole["natural_accuracy"], rel=1e-5)
+
+
+def test_a_network_that_is_not_built_is_built_by_what_a_dataset_says():
+    network = keras.Sequential([layers.Flatten(), layers.Dense(3)])
+    build(network=network).fit(stream(), verbose=0)
+    assert network.layers[-1].kernel.shape == (36, 3)
+    nothing = tf.data.Dataset.from_generator(lambda: iter([(X, Y)]), output_types=("float32", "int32"))
+    with pytest.raises(ValueError, match="`network` must be built where the data do not say"):
+        build(network=keras.Sequential([layers.Flatten(), layers.Dense(3)])).fit(nothing, verbose=0)
+
+
+# --- every batch is looked at ---
+
+
+def spoilt(what):
+    x, y = X.copy(), Y.copy()
+    if what == "images of 0 to 255":
+        x[9] *= 255
+    elif what == "NaN":
+        x[9, 0] = np.nan
+    else:
+        y[9] = 3
+    return x, y
+
+
+FOUND = {
+    "images of 0 to 255": r"Images must lie in \[0, 1\] .*Received at {}: values from 0.* to 2\d\d.*255",
+    "NaN": r"hold no NaN\. Received at {}: values from nan",
+    "labels": r"Labels must lie in \[0, 3\)\. Received at {}: labels from \d to 3\.",
+}
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+@pytest.mark.parametrize("what", FOUND)
+def test_a_later_batch_that_is_wrong_ends_training_before_its_step(what, on_nan):
+    x, y = spoilt(what)
+    model, two = build(on_nan=on_nan), build()
+    two.fit(batches(X[:8], Y[:8]), verbose=0)
+    with pytest.raises(ValueError, match=FOUND[what].format("step 3")):
+        model.fit(batches(x, y), verbose=0)
+    assert int(model.step) == 2
+    for one, other in zip(model.network.get_weights(), two.network.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("what", FOUND)
+@pytest.mark.parametrize("data", ["a dataset", "a generator", "a sequence"])
+def test_it_does_so_whatever_the_data_come_in(what, data):
+    x, y = spoilt(what)
+
+    class Sequence(keras.utils.PyDataset):
+        num_batches = 3
+
+        def __getitem__(self, number):
+            return x[4 * number :][:4], y[4 * number :][:4]
+
+    given = {"a dataset": batches(x, y), "a generator": ((*each,) for each in batches(x, y)), "a sequence": Sequence()}
+    with pytest.raises(ValueError, match=FOUND[what].format("step 3")):
+        build().fit(given[data], shuffle=False, verbose=0)
+
+
+@pytest.mark.parametrize("what", FOUND)
+def test_a_batch_that_is_wrong_ends_an_evaluation(what):
+    with pytest.raises(ValueError, match=FOUND[what].format("evaluation")):
+        build().evaluate(batches(*spoilt(what)), verbose=0)
+
+
+def test_validation_data_are_looked_at_before_training():
+    model = build()
+    with pytest.raises(ValueError, match=r"to 255\. Divide"):
+        model.fit(X, Y, epochs=2, validation_data=batches(255 * X / X[:4].max(), Y), verbose=0)
+    assert int(model.step) == 0
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_an_index_that_is_wrong_ends_training(jit_compile):
+    network = linear_network(np.eye(36, 3), np.zeros(3), X.shape[1:])
+    model = km.MMA(network, ATTACK, num_examples=12, max_epsilon=0.3, seed=0)
+    model.compile("sgd", jit_compile=jit_compile)
+    data = tf.data.Dataset.from_tensor_slices(((X, np.arange(12) + 4), Y)).batch(4)
+    with pytest.raises(
+        (ValueError, tf.errors.InvalidArgumentError), match=r"Indices must lie in \[0, num_ex|not in \[0"
+    ):
+        model.fit(data, verbose=0)
+    assert int(model.step) == 2
+
+
+# --- evaluation ---
+
+
+def test_arrays_are_looked_through_before_the_first_attack_and_streams_keep_what_was_measured():
+    attacked = []
+
+    def attack(network, images, labels, seed):
+        attacked.append(len(images))
+        return images
+
+    model, (x, y) = build(), spoilt("images of 0 to 255")
+    with pytest.raises(ValueError, match="Images must lie"):
+        km.evaluate(model, (x, y), {"a": attack}, batch_size=4, verbose=0)
+    assert not attacked
+    with pytest.raises(ValueError, match="Images must lie") as raised:
+        km.evaluate(model, batches(x, y), {"a": attack}, verbose=0)
+    assert attacked == [4, 4] and "8 examples" in raised.value.__notes__[0]
+    expected = km.evaluate(model, (X[:8], Y[:8]), {"a": attack}, batch_size=4, verbose=0)
+    assert raised.value.table.accuracy == expected.accuracy
+    # The limit leaves out what is wrong.
+    assert km.evaluate(model, (x, y), {"a": attack}, limit=8, verbose=0).examples == 8
+
+
+class Endless(keras.utils.PyDataset):
+    num_batches = None
+
+    def __getitem__(self, number):
+        return X[:4], Y[:4]
+
+
+@pytest.mark.parametrize("data", [batches().repeat(), stream().repeat(), Endless()], ids=["set", "stream", "sequence"])
+def test_endless_data_are_refused_before_training(data):
+    model = build()
+    with pytest.raises(ValueError, match="Endless data"):
+        model.fit(X, Y, verbose=0, callbacks=[km.RobustAccuracy(data, {"p": ATTACK}, verbose=0)])
+    assert int(model.step) == 0
+
+
+def test_arrays_of_a_callback_are_looked_through_before_training():
+    model = build()
+    with pytest.raises(ValueError, match="Images must lie"):
+        callback = km.RobustAccuracy(spoilt("images of 0 to 255"), {"p": ATTACK}, verbose=0)
+        model.fit(X, Y, verbose=0, callbacks=[callback])
+    assert int(model.step) == 0
+
+
+def test_a_sequence_is_evaluated_whole():
+    class Sequence(keras.utils.PyDataset):
+        num_batches = 3
+
+        def __getitem__(self, number):  # it never says where it ends
+            return X[4 * (number % 3) :][:4], Y[4 * (number % 3) :][:4]
+
+    assert km.evaluate(build(), Sequence(), {}, verbose=0).examples == 12
+
+
+# --- forms ---
+
+
+@pytest.mark.parametrize("more", [{}, {"id": np.arange(12)}], ids=["two keys", "three keys"])
+def test_dictionaries_of_tensorflow_datasets_are_taken_everywhere(more):
+    data = tf.data.Dataset.from_tensor_slices({"image": X, "label": Y, **more}).batch(4)
+    model, usual = build(), build()
+    found = model.fit(data, validation_data=data, epochs=2, verbose=0).history
+    expected = usual.fit(batches(), validation_data=batches(), epochs=2, verbose=0).history
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=1e-6)
+    assert model.evaluate(data, verbose=0) == pytest.approx(usual.evaluate(batches(), verbose=0), rel=1e-6)
+    table, expected = (km.evaluate(model, each, {"p": ATTACK}, verbose=0) for each in (data, batches()))
+    assert table.accuracy == expected.accuracy and table.examples == 12
+    assert km.evaluate(model, list(data)[:2], {}, verbose=0).examples == 8
+
+
+IMAGE, META = keras.Input(X.shape[1:], name="image"), keras.Input((3,), name="meta")
+FEATURES = layers.Flatten()(IMAGE)
+BOTH = layers.Dense(3)(layers.Concatenate()([FEATURES, META]))
+
+
+class Pair(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.flatten, self.dense = layers.Flatten(), layers.Dense(3)
+
+    def call(self, images):
+        features = self.flatten(images)
+        return {"logits": self.dense(features), "features": features}
+
+
+NETWORKS = {
+    "two outputs": (lambda: keras.Model(IMAGE, [layers.Dense(3)(FEATURES), FEATURES]), "return one tensor of logits"),
+    "a dictionary": (lambda: keras.Model(IMAGE, {"logits": layers.Dense(3)(FEATURES)}), "return one .*{'logits'}"),
+    "a dictionary of a subclass": (Pair, r"return one .*{'logits', 'features'}"),
+    "two inputs": (lambda: keras.Model([IMAGE, META], BOTH), r"take one tensor of images.*\[image, meta\]"),
+    "a dictionary of inputs": (lambda: keras.Model({"image": IMAGE, "meta": META}, BOTH), "take one .*'image', 'meta'"),
+}
+
+
+@pytest.mark.parametrize("case", NETWORKS)
+def test_networks_of_another_structure_are_told_what_they_must_be(case):
+    make, message = NETWORKS[case]
+    for use in (
+        lambda network: ATTACK(network, X, Y),
+        lambda network: km.evaluate(network, (X, Y), {"p": ATTACK}, verbose=0),
+        lambda network: build(network=network).fit(X, Y, verbose=0),
+    ):
+        with pytest.raises(ValueError, match=rf"`network` must {message}"):
+            use(make())
+
+
+PAIRS = tf.data.Dataset.from_tensor_slices(({"image": X, "meta": np.zeros((12, 3))}, Y))
+FORMS = {
+    "unbatched": (tf.data.Dataset.from_tensor_slices((X, Y)), r"must come in batches.*`dataset\.batch\(128\)`"),
+    "unbatched dictionaries": (tf.data.Dataset.from_tensor_slices({"image": X, "label": Y}), "must come in batches"),
+    "other names": (tf.data.Dataset.from_tensor_slices({"x": X, "y": Y}).batch(4), "'image' and 'label'.*{'x', 'y'}"),
+    "a dictionary of inputs": (PAIRS.batch(4), "Images must be one tensor.*{'image', 'meta'}"),
+    "no labels": (tf.data.Dataset.from_tensor_slices(X).batch(4), "no labels"),
+}
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_data_of_another_structure_are_told_what_they_must_be(case):
+    data, message = FORMS[case]
+    model = build()
+    for use in (
+        lambda: km.evaluate(model, data, {"p": ATTACK}, verbose=0),
+        lambda: model.fit(data, verbose=0),
+        lambda: model.evaluate(data, verbose=0),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
+    assert int(model.step) == 0
+
+
+@pytest.mark.parametrize("x", [[X, np.zeros((12, 3))], {"image": X}], ids=["list", "dictionary"])
+def test_images_in_a_structure_are_refused_by_attacks(x):
+    with pytest.raises(ValueError, match="Images must be one tensor"):
+        ATTACK(build(), x, Y)
+
+
+def test_channels_first_is_refused_where_pixels_have_their_places(tmp_path):
+    path = tmp_path / "first.npz"
+    first = np.zeros((20, 3, 8, 9), "uint8")
+    labels = np.arange(20) % 2
+    np.savez(path, x_train=first, y_train=labels, x_test=first, y_test=labels)
+    channels = r"must be \[batch, height, width, channels\]. Received: shape \(20, 3, 8, 9\)"
+    with pytest.raises(ValueError, match=channels):
+        km.datasets.load(f"npz:{path}")
+    with pytest.raises(ValueError, match=channels):
+        km.datasets.mix(batches(), (first, labels))
+
+
+# --- nothing to train ---
+
+
+@pytest.mark.parametrize("frozen", ["all layers", "an average"])
+@pytest.mark.parametrize("kind", [km.Standard, km.MART])
+def test_nothing_to_train_is_said_and_trains_nothing(kind, frozen):
+    first = km.AT(linear_network(np.eye(36, 3), np.zeros(3), X.shape[1:]), ATTACK, weight_average=0.9)
+    network = first.averaged_network if frozen == "an average" else first.network
+    network.trainable = False
+    before = network.get_weights()
+    model = build(kind, network)
+    with pytest.warns(UserWarning, match="does not have any trainable weights"):
+        history = model.fit(X, Y, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    for old, new in zip(before, network.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+def test_an_h5_file_is_refused_when_it_is_saved(tmp_path):
+    with pytest.raises(ValueError, match=r"`filepath` must end in \.keras"):
+        build().save(tmp_path / "run.h5")
+    with pytest.raises(ValueError, match=r"`filepath` must end in \.keras"):
+        build().fit(X, Y, verbose=0, callbacks=[keras.callbacks.ModelCheckpoint(str(tmp_path / "run.h5"))])
+    assert not list(tmp_path.iterdir())
