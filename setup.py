@@ -13,6 +13,8 @@ setup(
     description="Adversarial training of image classifiers with Keras: MART and the methods it is compared with",
     long_description=(here / "README.md").read_text(),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["keras_mart", "keras_mart.*"]),
     package_data={"keras_mart": ["data/*", "evaluation/report/*.css"]},

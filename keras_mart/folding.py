@@ -31,7 +31,7 @@ def enable():
 
 
 def disable():
-    """Attacks and training see networks as they are. A training step that is compiled already stays as it was."""
+    """Attacks and training see networks as they are; training does from the next `fit` on."""
     global _enabled
     _enabled = False
 

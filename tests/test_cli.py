@@ -81,7 +81,7 @@ def tiny(tmp_path_factory):
     np.savez(path, **arrays())
     return [
         f"--dataset=npz:{path}", f"--batch_size={BATCH}", "--network=wide_resnet", "--depth=10", "--width=1",
-        "--steps=1", "--step_size=2/255", "--learning_rate=0.1", "--epochs=1", "--attacks=fgsm,pgd1",
+        "--steps=1", "--step_size=0.008", "--learning_rate=0.1", "--epochs=1", "--attacks=fgsm,pgd1",
         "--checked_examples=2",
     ]  # fmt: skip
 

@@ -251,3 +251,10 @@ def test_other_errors_are_left_alone():
     network = keras.Sequential([keras.Input(X.shape[1:]), keras.layers.Flatten(), Fails(), keras.layers.Dense(3)])
     with pytest.raises(tf.errors.InvalidArgumentError, match="four"):
         fit(build(network=network), batch_size=4)
+
+
+def test_a_single_batch_is_told_like_a_fit():
+    model = build()
+    with pytest.raises(FloatingPointError, match=r"must be finite\. Received at step 1: loss = nan"):
+        model.train_on_batch(X, Y, sample_weight=BAD)
+    assert int(model.step) == 0

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from conftest import Plain
 
+import keras_mart as km
 from keras_mart import serving
 
 HEIGHT = WIDTH = 8
@@ -385,3 +386,47 @@ def test_what_cannot_be_loaded(tmp_path):
     two_outputs().export(tmp_path / "two", verbose=False)
     with pytest.raises(ValueError, match=r"must take images and return logits. Received: .* to output_0, output_1"):
         serving.load(tmp_path / "two")
+
+
+# --- what Keras's own users do ---
+
+
+@pytest.mark.parametrize("average", [None, 0.9])
+def test_keras_s_own_export_writes_the_network_that_is_judged(average, tmp_path):
+    model = km.MART(small_network(), km.PGD(km.Linf(0.1), 1), weight_average=average)
+    model.compile("sgd")
+    images = random_images(8, HEIGHT, WIDTH, 3)
+    model.fit(images, np.arange(8) % 4, epochs=3, batch_size=4, verbose=0)
+    model.export(tmp_path / "exported", verbose=False)
+    exported = tf.saved_model.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(exported.serve(images), model.predict(images, verbose=0), atol=1e-5)
+
+
+EVERY_ATTACK = {
+    "pgd": km.PGD(km.Linf(0.1), 2, restarts=2),
+    "cw": km.CW(km.L2(0.5), 2),
+    "fgsm": km.FGSM(km.Linf(0.1)),
+    "noise": km.Noise(km.Linf(0.1), 2),
+    "apgd": km.APGDCE(km.Linf(0.1), 3),
+    "apgd-t": km.APGDT(km.L2(0.5), 3),
+    "fab": km.FABT(km.Linf(0.1), 3),
+    "square": km.Square(km.Linf(0.1), 20),
+}
+
+
+def test_every_attack_takes_an_exported_network_of_open_size(tmp_path):
+    network = small_network((None, None, 3))
+    images = random_images(6, 9, 7, 3)
+    labels = np.argmax(network(images), -1)
+    loaded = serving.load(serving.export(network, tmp_path))
+    expected = km.evaluate(network, (images, labels), EVERY_ATTACK, verbose=0)
+    assert km.evaluate(loaded, (images, labels), EVERY_ATTACK, verbose=0).accuracy == expected.accuracy
+
+
+def test_a_network_that_takes_channels_first_is_refused(tmp_path):
+    images = keras.Input((3, 8, 9))
+    network = keras.Model(images, keras.layers.Dense(2)(keras.layers.Flatten()(images)))
+    with pytest.raises(
+        ValueError, match=r"must be \[batch, height, width, channels\].*\(None, 3, 8, 9\), which the net"
+    ):
+        serving.export(network, tmp_path)

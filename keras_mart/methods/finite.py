@@ -17,10 +17,16 @@ BEGIN, END = "<not finite>", "</not finite>"
 NOT_FINITE = "Loss and gradient must be finite."
 
 
-def told(error):
-    """The error to raise for what `stop` or `refuse` had to say, read from what it became; `None` for another one."""
-    found = re.search(f"{BEGIN}(.*?){END}", str(error), re.DOTALL)
-    return found and (FloatingPointError if found[1].startswith(NOT_FINITE) else ValueError)(found[1])
+@contextlib.contextmanager
+def explained():
+    """Turns TensorFlow's error, if it comes from here, into a FloatingPointError or, for wrong data, a ValueError."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(f"{BEGIN}(.*?){END}", str(error), re.DOTALL)
+        if found is None:
+            raise
+        raise (FloatingPointError if found[1].startswith(NOT_FINITE) else ValueError)(found[1]) from None
 
 
 def agree(model, batch, found, examples):

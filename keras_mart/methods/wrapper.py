@@ -135,26 +135,24 @@ class NetworkModel(keras.Model):
             callbacks.callbacks.insert(0, counter)
         else:
             arguments["callbacks"] = [_EpochCounter(), *keras.tree.flatten(callbacks or [])]
-        try:
+        with finite.explained():
             return super().fit(**arguments)
-        except tf.errors.InvalidArgumentError as error:
-            raise finite.told(error) or error from None
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked its validation data
             x = distribution.by_examples(self._check(x, y), self.distribute_strategy)
-        try:
+        with finite.explained():
             return super().evaluate(x, y, *args, **kwargs)
-        except tf.errors.InvalidArgumentError as error:
-            raise finite.told(error) or error from None
 
     def train_on_batch(self, x, y=None, *args, **kwargs):
         self._check(x, y, training=True)
-        return super().train_on_batch(x, y, *args, **kwargs)
+        with finite.explained():
+            return super().train_on_batch(x, y, *args, **kwargs)
 
     def test_on_batch(self, x, y=None, *args, **kwargs):
         self._check(x, y)
-        return super().test_on_batch(x, y, *args, **kwargs)
+        with finite.explained():
+            return super().test_on_batch(x, y, *args, **kwargs)
 
     def _check(self, x, y=None, training=False, readable_again=False):
         """Raises ValueError where the first batch is no good; returns the x to go on with.
