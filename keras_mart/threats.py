@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import ops
 
 # Below this L2 norm a gradient counts as zero: dividing by it would only blow up rounding noise.
-SMALLEST_NORM = 1e-30
+SMALLEST_NORM = 1e-37
 # A length may be longer than the longest by this share.
 ROUNDING = 1e-6
 

@@ -1,6 +1,7 @@
 """The attacks: what every one keeps, and how far they get where the best adversarial example is known."""
 
 import gc
+import re
 import weakref
 
 import keras
@@ -12,7 +13,9 @@ from keras import ops
 
 import keras_mart as km
 from keras_mart import losses
+from keras_mart.attacks import base, gradients
 from keras_mart.attacks.bisection import bisection
+from keras_mart.attacks.inference import inference
 
 X, Y = images_and_labels()
 ROUNDING = 1e-6
@@ -517,3 +520,42 @@ def test_more_than_rounding_is_refused_with_digits_enough(off, shown):
     images[0, 0, 0, 0] = off
     with pytest.raises(ValueError, match=shown):
         km.FGSM(km.Linf(0.1))(conv_network(), images, Y)
+
+
+# --- loops ---
+
+# FAB's projection ends where its equation is solved.
+LOOPS = {
+    "pgd": (km.PGD(km.Linf(0.1), 7, restarts=3), 2, 0),
+    "l2": (km.PGD(km.L2(0.5), 7), 1, 0),
+    "apgd-ce": (km.APGDCE(km.Linf(0.1), 7, gradient_samples=2), 3, 0),
+    "apgd-t": (km.APGDT(km.Linf(0.1), 7), 1, 0),
+    "fab-t": (km.FABT(km.Linf(0.1), 7), 3, 2),
+    "square": (km.Square(km.L2(0.5), 200), 2, 0),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_compiled_attack_knows_how_often_its_loops_turn(name):
+    """Otherwise a GPU asks the host at every turn."""
+    attack, loops, unknown = LOOPS[name]
+    network = linear_network(np.random.default_rng(0).normal(size=(36, 3)), np.zeros(3), X.shape[1:])
+    arguments = [tf.constant(X), tf.constant(Y, tf.int32), tf.constant([1, 2])]
+    if isinstance(attack, base.Rounds):
+        arguments += [tf.constant(0), tf.constant(X)]
+    perturb = tf.function(lambda *tensors: attack.perturb(inference(network), *tensors), jit_compile=True)
+    program = perturb.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo")
+    whiles = re.findall(r"= .* while\(.*", program)
+    assert (len(whiles), sum("known_trip_count" not in line for line in whiles)) == (loops, unknown)
+
+
+def test_a_direction_that_float16_carries_back_is_scaled_exactly():
+    upstream = np.float32([[3e-30, -1e-31, 0], [0, 0, 0], [700, 1, -1], [-1, 1, 0]])
+    with tf.GradientTape() as tape:
+        logits = tf.zeros([4, 3])
+        tape.watch(logits)
+        passed = gradients.kept_alive(logits)
+    scaled = tape.gradient(passed, logits, output_gradients=tf.constant(upstream)).numpy()
+    factors = np.exp2(-np.floor(np.log2([3e-30, 1, 700, 1])))
+    np.testing.assert_array_equal(scaled, upstream * factors[:, None].astype("float32"))
+    assert (np.abs(scaled[[0, 2, 3]]).max(1) >= 1).all() and (np.abs(scaled).max(1) < 2).all()

@@ -142,7 +142,7 @@ def test_linf_ascends_along_the_sign():
     np.testing.assert_allclose(moved, 0.5 + STEP * np.sign(gradient), atol=ROUNDING)
 
 
-@pytest.mark.parametrize("size", [1e-29, 1e-25, 1e-20, 1.0, 1e20, 1e30])
+@pytest.mark.parametrize("size", [1e-36, 1e-29, 1e-20, 1.0, 1e20, 1e30])
 def test_l2_moves_exactly_step_size_along_the_gradient(size):
     direction = np.array([[0.0, 0.6, -0.8], [1.0, 0.0, 0.0]])
     moved = L2(EPSILON).ascend(grey(2), tf.constant(size * direction, "float32"), STEP)
@@ -156,12 +156,12 @@ def test_one_step_size_per_example(threat):
     np.testing.assert_allclose(moved, 0.5 + np.outer(steps, [0, 1, 0]), atol=ROUNDING)
 
 
-@pytest.mark.parametrize("size", [0.0, 1e-45, 1e-38, 1e-31, 1e-30])
+@pytest.mark.parametrize("size", [0.0, 1e-45, 1e-38, 1e-36])
 def test_l2_without_a_gradient_moves_in_a_random_direction(size):
     threat, gradient = L2(EPSILON), tf.fill([100, DIMENSIONS], size)
     moved = threat.ascend(grey(100), gradient, STEP, seed=[1, 2])
     np.testing.assert_allclose(threat.distance(moved, grey(100)), STEP, atol=ROUNDING)
-    if size < 1e-30:  # there a gradient begins to count
+    if size < 1e-37:  # there a gradient begins to count
         assert np.linalg.norm(np.mean(moved - 0.5, axis=0)) < STEP / 3
         assert np.abs(threat.ascend(grey(100), gradient, STEP, seed=[3, 4]) - moved).max() > STEP / 10
         np.testing.assert_allclose(threat.ascend(grey(100), gradient, STEP), grey(100), atol=ROUNDING)

@@ -24,7 +24,6 @@ class _State(NamedTuple):
     candidates: object
     previous: object  # the candidates before the last step
     gradient: object
-    scale: object
     value: object
     step_size: object
     best: object  # the images of largest value
@@ -54,17 +53,18 @@ def ascend(attack, objective, images, epsilon, seed):
     radius = threat.epsilon if epsilon is None else epsilon
     windows = ops.convert_to_tensor(_windows(attack.steps), "int32")
 
-    def step(count, state):
+    def step(count, *state):
+        state = _State(*state)
         share = ops.where(count > 0, MOMENTUM_SHARE, 1.0)
         moved = threat.ascend(state.candidates, state.gradient, state.step_size)
         moved = threat.project(moved, images, epsilon)
         momentum = state.candidates - state.previous
         moved = state.candidates + share * (moved - state.candidates) + (1 - share) * momentum
         moved = threat.project(moved, images, epsilon)
-        gradient, scale, value, fooled = gradients.scaled_gradient(objective, moved, state.scale, samples)
+        gradient, value, fooled = gradients.gradient_of(objective, moved, samples)
         better = value > state.best_value
         state = _State(
-            moved, state.candidates, gradient, scale, value, state.step_size,
+            moved, state.candidates, gradient, value, state.step_size,
             best=choose(better, moved, state.best),
             best_gradient=choose(better, gradient, state.best_gradient),
             best_value=ops.where(better, value, state.best_value),
@@ -73,12 +73,12 @@ def ascend(attack, objective, images, epsilon, seed):
             rises=state.rises + ops.cast(value > state.value, "int32"),
             best_then=state.best_then, halved_then=state.halved_then,
         )  # fmt: skip
-        return count + 1, _look(state, windows[count], attack.rho)
+        return _look(state, windows[count], attack.rho)
 
     start = threat.rim(images, seed, epsilon)
-    gradient, scale, value, fooled = gradients.scaled_gradient(objective, start, gradients.first_scale(images), samples)
+    gradient, value, fooled = gradients.gradient_of(objective, start, samples)
     state = _State(
-        start, start, gradient, scale,
+        start, start, gradient,
         value=ops.zeros_like(value),  # the official code compares the first step with 0, not with the start
         step_size=FIRST_STEP * radius * ops.ones_like(value),
         best=start, best_gradient=gradient, best_value=value,
@@ -86,7 +86,7 @@ def ascend(attack, objective, images, epsilon, seed):
         rises=ops.zeros_like(value, "int32"),
         best_then=value, halved_then=ops.ones_like(fooled),
     )  # fmt: skip
-    _, state = gradients.loop(step, (0, state), attack.steps)
+    state = _State(*gradients.loop(step, state, attack.steps))
     return state.best, state.fooled, state.adversarial
 
 
@@ -150,8 +150,8 @@ class APGDCE(_APGD, base.Climb):
     best image.
 
     Differences: follows the official code where the paper differs (steps between looks, the momentum's second
-    projection, the last misclassified image is kept). Gradients too small for the number range are scaled up, those of
-    confident examples are computed without loss, so it can succeed where the official code's gradient is 0.
+    projection, the last misclassified image is kept). Losses are computed from logits without cancellation, so it can
+    succeed where the official code's gradient is 0.
 
     Args:
         threat: the ball, `Linf` or `L2`.

@@ -65,10 +65,7 @@ class Attack:
 
     @property
     def gradients(self):
-        """Number of gradients computed for each example, `None` where an attack does not say.
-
-        One that is computed again because it was lost to the number range counts once.
-        """
+        """Number of gradients computed for each example, `None` where an attack does not say."""
         return None
 
     def check_images(self, shape):
@@ -205,10 +202,10 @@ def worst_of(times, run, score, images, seed):
         scores = score(candidates)
         scores = ops.where(ops.isnan(scores), float("inf"), scores)  # no network is right about what it cannot say
         worse = scores > worst_score
-        return number + 1, choose(worse, candidates, worst), ops.where(worse, scores, worst_score)
+        return choose(worse, candidates, worst), ops.where(worse, scores, worst_score)
 
     nothing_yet = ops.full((ops.shape(images)[0],), -float("inf"))
-    return ops.stop_gradient(gradients.loop(again, (0, images, nothing_yet), times)[1])
+    return ops.stop_gradient(gradients.loop(again, (images, nothing_yet), times)[0])
 
 
 def ranked_class(logits, rank):

@@ -3,6 +3,7 @@
 from keras import ops
 
 from keras_mart import threats
+from keras_mart.attacks import gradients
 
 
 def bisection(margin, images, direction, radius, max_radius, steps):
@@ -26,11 +27,11 @@ def bisection(margin, images, direction, radius, max_radius, steps):
     def at(distance):
         return ops.clip(images + threats.per_example(distance, images) * direction, 0.0, 1.0)
 
-    def halve(count, near, far, here):
+    def halve(_, near, far, here):
         inside = margin(at(here)) < 0
         near, far = ops.where(inside, here, near), ops.where(inside, far, here)
-        return count + 1, near, far, (near + far) / 2
+        return near, far, (near + far) / 2
 
-    state = (0, ops.zeros_like(radius), max_radius * ops.ones_like(radius), ops.minimum(radius, max_radius))
-    *_, radius = ops.while_loop(lambda count, *_: count < steps, halve, state, maximum_iterations=steps)
+    state = (ops.zeros_like(radius), max_radius * ops.ones_like(radius), ops.minimum(radius, max_radius))
+    *_, radius = gradients.loop(halve, state, steps)
     return radius, at(radius)

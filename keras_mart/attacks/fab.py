@@ -64,7 +64,7 @@ class FABT(base.Rounds):
         def difference(current):
             return losses.logit_difference(labels, logits(current), target)
 
-        def step(count, current, nearest, distance):
+        def step(_, current, nearest, distance):
             normal, value, _ = gradients.gradient_of(gradients.unmarked(difference), current)
             moved = self._move(current, images, normal, value)
             away = self.threat.distance(moved, images)
@@ -73,10 +73,10 @@ class FABT(base.Rounds):
             nearest = choose(nearer, moved, nearest)
             distance = ops.where(nearer, away, distance)
             drawn_back = images + (moved - images) * BACKWARD
-            return count + 1, choose(fooled, drawn_back, moved), nearest, distance
+            return choose(fooled, drawn_back, moved), nearest, distance
 
         nowhere = ops.full((ops.shape(images)[0],), float("inf"))
-        _, _, nearest, distance = gradients.loop(step, (0, images, images, nowhere), self.steps)
+        _, nearest, distance = gradients.loop(step, (images, images, nowhere), self.steps)
         found = distance <= self.threat.epsilon
         return ops.stop_gradient(choose(found, nearest, images))
 

@@ -1,63 +1,51 @@
-"""Gradients of objectives with respect to images, kept alive where a number format would lose them."""
+"""Gradients of objectives with respect to images, kept alive in float16; and loops that XLA knows the turns of."""
 
 import tensorflow as tf
 from keras import ops
 
 from keras_mart.threats import choose
 
-# A scaled gradient whose largest entry is under FAINT gets a larger scale the next time, one under LOST at once.
-FAINT, LOST = 2.0**-4, 2.0**-14
-FIRST_SCALE, LARGEST_SCALE = 2.0**10, 2.0**100
-FAINT_FACTOR, LOST_FACTOR, OVERFLOW_FACTOR = 2.0**4, 2.0**20, 2.0**-8
-# So many scales are tried for one gradient: enough to come from the first to the largest.
-ATTEMPTS = 6
+# Where the exponent of a float32 begins, what it is at 1, and the largest of a finite number.
+EXPONENT_BIT, BIAS, LARGEST_EXPONENT = 23, 127, 254
 
 
-def first_scale(images):
-    """[batch] the scale to begin `scaled_gradient` with."""
-    return ops.full((ops.shape(images)[0],), FIRST_SCALE)
-
-
-def scaled_gradient(objective, images, scale, samples=1):
-    """An objective's gradient for use as a direction: each example's is multiplied by a power of two.
-
-    The gradient with respect to the logits of a confident example underflows in float16. Multiplying it at the
-    top of the backward pass, by a factor that each example adapts as the attack goes on, keeps it alive; powers of
-    two leave the direction exact. Where a gradient is lost all the same, nearly to zero or to infinity, it is computed
-    again with another factor; what is lost for good is zero.
+def gradient_of(objective, images, samples=1):
+    """Computes an objective's gradient, an example's being 0 where it is not finite.
 
     Args:
         objective: maps [batch, ...] images to a pair: [batch] float32 values to differentiate, and [batch]
             booleans that are handed through (whatever else is to be known of the same forward pass).
         images: [batch, ...].
-        scale: [batch] positive powers of two.
-        samples: the gradient is the mean of so many, for networks that answer at random.
+        samples: the gradient is the mean of this many, for networks that answer at random.
 
     Returns:
-        ([batch, ...] scaled gradient, [batch] scale for the next call, [batch] values, [batch] the booleans).
+        ([batch, ...] gradient, [batch] values, [batch] the booleans), the last two of the last sample.
     """
+    if samples == 1:
+        gradient, values, marks = _gradient_of(objective, images)
+    else:
 
-    def attempt(count, _, scale, *__):
-        gradient, values, marks = _mean_gradient(objective, images, scale, samples)
-        axes = tuple(range(1, len(images.shape)))
-        size = ops.max(ops.abs(gradient), axis=axes)
-        finite = ops.all(ops.isfinite(gradient), axis=axes)
-        again = ops.any(ops.logical_or(~finite, ops.logical_and(size < LOST, scale < LARGEST_SCALE)))
-        factor = ops.where(size < LOST, LOST_FACTOR, ops.where(size < FAINT, FAINT_FACTOR, 1.0))
-        scale = ops.minimum(scale * ops.where(finite, factor, OVERFLOW_FACTOR), LARGEST_SCALE)
-        kept = choose(finite, gradient, 0.0)
-        return count + 1, kept, scale, values, marks, again
+        def add(number, total, *_):
+            gradient, values, marks = _gradient_of(objective, images)
+            return total + gradient / samples, values, marks
 
-    nothing = ops.zeros_like(scale)
-    state = (0, ops.zeros_like(images), scale, nothing, ops.cast(nothing, "bool"), True)
-    _, gradient, scale, values, marks, _ = ops.while_loop(
-        lambda *state: state[-1], attempt, state, maximum_iterations=ATTEMPTS
-    )
-    return gradient, scale, values, marks
+        nothing = ops.zeros((ops.shape(images)[0],))
+        gradient, values, marks = loop(add, (ops.zeros_like(images), nothing, ops.cast(nothing, "bool")), samples)
+    finite = ops.all(ops.isfinite(gradient), axis=tuple(range(1, len(images.shape))))
+    return choose(finite, gradient, 0.0), values, marks
+
+
+def _gradient_of(objective, images):
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        values, marks = objective(images)
+    gradient = tape.gradient(values, images, unconnected_gradients="zero")
+    # A network from a SavedModel gives its gradient no shape, which loops need.
+    return tf.ensure_shape(gradient, images.shape), ops.stop_gradient(values), marks
 
 
 def unmarked(objective):
-    """An objective of values alone as `scaled_gradient` takes it; its booleans are all false."""
+    """An objective of values alone as `gradient_of` takes it; its booleans are all false."""
 
     def marked(images):
         values = objective(images)
@@ -66,29 +54,27 @@ def unmarked(objective):
     return marked
 
 
-def _mean_gradient(objective, images, scale, samples):
-    if samples == 1:
-        return gradient_of(objective, images, scale)
+@tf.custom_gradient
+def kept_alive(logits):
+    """Returns [batch, classes] float32 logits, whose gradient float16 can carry back through the network.
 
-    def add(count, total, *_):
-        gradient, values, marks = gradient_of(objective, images, scale)
-        return count + 1, total + gradient / samples, values, marks
+    The gradient that comes back is multiplied, for each example, by the power of two that brings its largest entry
+    to [1, 2). That of a confident example would otherwise underflow in half precision. As a direction it stays exactly
+    what it is, but the gradient of one objective that asks for logits several times is no longer the sum of its parts.
+    """
 
-    nothing = ops.zeros_like(scale)
-    state = (0, ops.zeros_like(images), nothing, ops.cast(nothing, "bool"))
-    return loop(add, state, samples)[1:]
+    def gradient(upstream):
+        largest = ops.max(ops.abs(upstream), axis=-1, keepdims=True)
+        exponent = tf.bitwise.right_shift(tf.bitcast(largest, tf.int32), EXPONENT_BIT)
+        inverse = tf.bitwise.left_shift(2 * BIAS - ops.minimum(exponent, LARGEST_EXPONENT - 1), EXPONENT_BIT)
+        return upstream * tf.bitcast(inverse, tf.float32)
 
-
-def gradient_of(objective, images, scale=None):
-    """(gradient, values, marks) of an objective as `scaled_gradient` takes it, times the scale if one is given."""
-    with tf.GradientTape() as tape:
-        tape.watch(images)
-        values, marks = objective(images)
-    gradient = tape.gradient(values, images, output_gradients=scale, unconnected_gradients="zero")
-    # A network from a SavedModel gives its gradient no shape, which loops need.
-    return tf.ensure_shape(gradient, images.shape), ops.stop_gradient(values), marks
+    return tf.identity(logits), gradient
 
 
 def loop(body, state, times):
-    """The state after so many passes of the body; the state's first entry counts them."""
-    return ops.while_loop(lambda count, *_: count < times, body, state, maximum_iterations=times)
+    """Returns the state after passes of the body, which maps (number of the pass, *state) to the next state.
+
+    XLA knows the number of turns where `times` is a Python integer: a GPU then runs them without asking the host.
+    """
+    return ops.fori_loop(0, times, lambda number, state: tuple(body(number, *state)), tuple(state))

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mart import distribution, folding, memory
+from keras_mart.attacks.gradients import kept_alive
 
 
 def network_of(model):
@@ -17,10 +18,17 @@ def network_of(model):
 def inference(network, as_it_is=False):
     """Maps [batch, ...] images to [batch, classes] float32 logits, in evaluation mode.
 
-    Attacks see a network through its fast view; what is reported of a network is asked of it `as_it_is`.
+    Attacks see a network through its fast view; what is reported of a network is asked of it `as_it_is`. Gradients
+    of a network with float16 layers are scaled where they enter it (`gradients.kept_alive`).
     """
     logits = functools.partial(network, training=False) if as_it_is else folding.view(network)
-    return lambda images: ops.cast(logits(images), "float32")
+    is_half = any(layer.compute_dtype == "float16" for layer in (network, *memory.layers(network)))
+
+    def in_float32(images):
+        outputs = ops.cast(logits(images), "float32")
+        return kept_alive(outputs) if is_half else outputs
+
+    return in_float32
 
 
 def traced(network, key, function, signature, as_it_is=False):

@@ -84,13 +84,13 @@ class PGD(base.Climb):
 
         unmarked = gradients.unmarked(objective)
 
-        def step(number, candidates, scale):
-            gradient, scale, *_ = gradients.scaled_gradient(unmarked, candidates, scale)
+        def step(number, candidates):
+            gradient, *_ = gradients.gradient_of(unmarked, candidates)
             moved = self.threat.ascend(candidates, gradient, step_size, tf.random.fold_in(seed, number))
-            return number + 1, self.threat.project(moved, x, epsilon), scale
+            return (self.threat.project(moved, x, epsilon),)
 
         start = self._start(x, epsilon, tf.random.fold_in(seed, self.steps))
-        return gradients.loop(step, (0, start, gradients.first_scale(x)), self.steps)[1]
+        return gradients.loop(step, (start,), self.steps)[0]
 
     def _start(self, x, epsilon, seed):
         if self.start == "zero":

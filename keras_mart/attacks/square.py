@@ -100,10 +100,10 @@ class Square(base.Rounds):
             # Once fooled, an example stays as it is. At a margin of 0 it may yet be classified correctly.
             better = ops.logical_and(found > largest, largest <= least)
             current = choose(better, changed, current)
-            return count + 1, current, ops.where(better, found, largest)
+            return current, ops.where(better, found, largest)
 
-        times = ops.minimum(ROUND, self.queries - number * ROUND)
-        return ops.stop_gradient(gradients.loop(query, (0, candidates, start_margin), times)[1])
+        times = ROUND if self.queries % ROUND == 0 else ops.minimum(ROUND, self.queries - number * ROUND)
+        return ops.stop_gradient(gradients.loop(query, (candidates, start_margin), times)[0])
 
     def _area(self, query):
         """The share of the image's area that a square covers."""
@@ -147,9 +147,9 @@ def _l2(epsilon, images):
         def add(place, tiles):
             shape_seed, sign_seed = tf.unstack(tf.random.split(tf.random.fold_in(seed, place), 2))
             top, left = margin + place // across * side, margin + place % across * side
-            return place + 1, tiles + _bumps(height, width, top, left, side, shape_seed) * signs(sign_seed)
+            return (tiles + _bumps(height, width, top, left, side, shape_seed) * signs(sign_seed),)
 
-        return at_full_epsilon(gradients.loop(add, (0, ops.zeros_like(images)), height // side * across)[1])
+        return at_full_epsilon(gradients.loop(add, (ops.zeros_like(images),), height // side * across)[0])
 
     def change(current, area, seed):
         seeds = tf.unstack(tf.random.split(seed, 4))

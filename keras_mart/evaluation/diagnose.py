@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mart.attacks import PGD, Noise, Square, Transfer
-from keras_mart.attacks.gradients import first_scale, scaled_gradient, unmarked
+from keras_mart.attacks.gradients import gradient_of, unmarked
 from keras_mart.attacks.inference import network_of, traced
 from keras_mart.evaluation import signs
 from keras_mart.evaluation.accuracy import evaluate, taken
@@ -175,4 +175,4 @@ def _logits_and_gradients(logits, images, labels):
     def objective(candidates):
         return cross_entropy(labels, logits(candidates))
 
-    return logits(images), scaled_gradient(unmarked(objective), images, first_scale(images))[0]
+    return logits(images), gradient_of(unmarked(objective), images)[0]
