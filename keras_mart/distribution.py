@@ -175,20 +175,22 @@ def share_seed(strategy):
         tf.random.set_seed(agreed(random.getrandbits(31), strategy))
 
 
-def by_examples(data, strategy):
-    """The data, of which several workers take different examples, and together all of them.
+def prepared(data, strategy):
+    """Returns the data with options that suit training, where they are a `tf.data.Dataset` without options of its own.
 
-    Left to itself, TensorFlow gives each worker some of the files that a `tf.data.Dataset` reads; then batches are
-    other ones than on one device, and epochs may end at different times.
+    Several workers take different examples, and together all of them: TensorFlow's default gives each worker some of
+    the files that are read; then batches are other ones than on one device, and epochs may end at different times.
+    The autotuner of `tf.data` is off: an iterator's end waits for it, for up to a minute.
     """
-    if worker(strategy)[1] == 1 or not isinstance(data, tf.data.Dataset):
+    if not isinstance(data, tf.data.Dataset):
         return data
-    options = data.options()
-    if options.experimental_distribute.auto_shard_policy == tf.data.experimental.AutoShardPolicy.AUTO:
-        options = tf.data.Options()
-        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-        data = data.with_options(options)
-    return data
+    given, options = data.options(), tf.data.Options()
+    if given.autotune.enabled is None:
+        options.autotune.enabled = False
+    policies = tf.data.experimental.AutoShardPolicy
+    if worker(strategy)[1] > 1 and given.experimental_distribute.auto_shard_policy == policies.AUTO:
+        options.experimental_distribute.auto_shard_policy = policies.DATA
+    return data.with_options(options)
 
 
 def for_keras(logs):

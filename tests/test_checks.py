@@ -317,3 +317,24 @@ def test_an_h5_file_is_refused_when_it_is_saved(tmp_path):
     with pytest.raises(ValueError, match=r"`filepath` must end in \.keras"):
         build().fit(X, Y, verbose=0, callbacks=[keras.callbacks.ModelCheckpoint(str(tmp_path / "run.h5"))])
     assert not list(tmp_path.iterdir())
+
+
+# --- the end of an iterator ---
+
+
+@pytest.mark.parametrize("chosen", [None, True, False])
+def test_the_end_of_an_iterator_does_not_wait_for_the_autotuner_of_data(chosen, monkeypatch):
+    """Its thread sleeps for up to a minute; who wants it says so."""
+    data, options, seen = batches(), tf.data.Options(), []
+    if chosen is not None:
+        options.autotune.enabled = chosen
+        data = data.with_options(options)
+
+    def look(model, x=None, y=None, validation_data=None, callbacks=None):
+        seen.extend(each.options().autotune.enabled for each in (x, validation_data))
+
+    model = build()
+    monkeypatch.setattr(keras.Model, "fit", look)
+    model.fit(data, validation_data=data)
+    assert seen == [bool(chosen)] * 2
+    assert km.datasets.load("digits", "train").options().autotune.enabled is False

@@ -44,5 +44,6 @@ def finished(dataset, cardinality):
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(cardinality))
     options = tf.data.Options()
     options.deterministic = True
+    options.autotune.enabled = False  # an iterator's end waits for the autotuner, for up to a minute
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)

@@ -126,8 +126,8 @@ class NetworkModel(keras.Model):
             averaging.adapt(self.network, self.averaged_network)
         # Several workers shuffle arrays alike, each for itself.
         distribution.share_seed(self.distribute_strategy)
-        arguments["x"] = distribution.by_examples(x, self.distribute_strategy)
-        arguments["validation_data"] = distribution.by_examples(validation, self.distribute_strategy)
+        arguments["x"] = distribution.prepared(x, self.distribute_strategy)
+        arguments["validation_data"] = distribution.prepared(validation, self.distribute_strategy)
         callbacks = arguments.get("callbacks")
         if isinstance(callbacks, keras.callbacks.CallbackList):
             counter = _EpochCounter()
@@ -140,7 +140,7 @@ class NetworkModel(keras.Model):
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked its validation data
-            x = distribution.by_examples(self._check(x, y), self.distribute_strategy)
+            x = distribution.prepared(self._check(x, y), self.distribute_strategy)
         with finite.explained():
             return super().evaluate(x, y, *args, **kwargs)
 
