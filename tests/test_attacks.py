@@ -559,3 +559,31 @@ def test_a_direction_that_float16_carries_back_is_scaled_exactly():
     factors = np.exp2(-np.floor(np.log2([3e-30, 1, 700, 1])))
     np.testing.assert_array_equal(scaled, upstream * factors[:, None].astype("float32"))
     assert (np.abs(scaled[[0, 2, 3]]).max(1) >= 1).all() and (np.abs(scaled).max(1) < 2).all()
+
+
+class NotCompilable(keras.layers.Layer):
+    """Calls Python, which XLA cannot compile."""
+
+    def call(self, images):
+        images = tf.ensure_shape(tf.numpy_function(lambda each: each, [images], "float32"), images.shape)
+        return images
+
+
+@pytest.mark.parametrize("preferred", [False, True])
+@pytest.mark.parametrize("choice", ["auto", True, False])
+def test_xla_compiles_attacks_on_a_model_as_it_was_told_to(choice, preferred, monkeypatch):
+    monkeypatch.setattr("keras_mart.distribution.prefers_xla", lambda: preferred)
+    layers = [NotCompilable(), keras.layers.Flatten(), keras.layers.Dense(3)]
+    model = km.Standard(keras.Sequential([keras.Input(X.shape[1:]), *layers]))
+    model.compile("sgd", jit_compile=choice)
+
+    def evaluate():
+        return km.evaluate(model, (X, Y), {"n": km.Noise(km.Linf(0.1))}, verbose=0)
+
+    if choice is False or (choice == "auto" and not preferred):
+        assert evaluate().examples == len(X)
+    else:
+        with pytest.raises(tf.errors.InvalidArgumentError, match="XLA"):
+            evaluate()
+    model.compile("sgd", jit_compile=False)  # another choice is heeded
+    assert evaluate().examples == len(X)

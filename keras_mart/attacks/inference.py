@@ -9,6 +9,20 @@ from keras import ops
 from keras_mart import distribution, folding, memory
 from keras_mart.attacks.gradients import kept_alive
 
+# Whether XLA compiles what is traced of a network, where that was said.
+_XLA = weakref.WeakKeyDictionary()
+
+
+def compile_by_xla(network, choice):
+    """Says whether XLA compiles what is traced of a network: `True`, `False`, or "auto" for where it pays."""
+    _XLA[network] = choice
+
+
+def uses_xla(network):
+    """Whether XLA compiles what is traced of a network."""
+    choice = _XLA.get(network, "auto")
+    return distribution.prefers_xla() if choice == "auto" else bool(choice)
+
 
 def network_of(model):
     """The network of a wrapped model that is judged, any other model itself."""
@@ -44,14 +58,12 @@ def traced(network, key, function, signature, as_it_is=False):
         as_it_is: as in `inference`.
     """
     traces = memory.of(network)
-    key = ("trace", key, as_it_is or not folding.enabled(), *signature)
+    key = ("trace", key, as_it_is or not folding.enabled(), uses_xla(network), *signature)
     if key not in traces:
         # A trace that held its network would keep it alive for ever. A partial, not a closure: TensorFlow warns of
         # retracing where many traced functions share their code.
         called = functools.partial(_call, function, weakref.ref(network), as_it_is)
-        traces[key] = tf.function(
-            called, input_signature=signature, autograph=False, jit_compile=distribution.prefers_xla()
-        )
+        traces[key] = tf.function(called, input_signature=signature, autograph=False, jit_compile=uses_xla(network))
     return traces[key]
 
 

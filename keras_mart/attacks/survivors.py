@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_mart import distribution, losses
-from keras_mart.attacks.inference import traced
+from keras_mart import losses
+from keras_mart.attacks.inference import traced, uses_xla
 
 
 class Result(NamedTuple):
@@ -108,7 +108,7 @@ class _Survivors:
     def confront(self, which, found):
         """Takes in what was found for the examples at `which`, and lets go of those that it fools."""
         labels = tf.gather(self.labels, which)
-        rows = _filled(np.arange(len(which)), len(self.left))
+        rows = _filled(self.network, np.arange(len(which)), len(self.left))
         filled = (each if len(rows) == len(which) else tf.gather(each, rows) for each in (found, labels))
         judged = judge(self.network, *filled)
         now = Judgement(judged.predicted[: len(which)], judged.margins[: len(which)], judged.classes)
@@ -122,7 +122,7 @@ class _Survivors:
 
 def _one_round(attack, network, state, which, seed, number):
     """[len(which), ...] what a round of the attack finds for some of the examples."""
-    filled = _filled(which, len(state[0]))
+    filled = _filled(network, which, len(state[0]))
     images, labels, candidates = (each if len(which) == len(each) else tf.gather(each, filled) for each in state)
     if hasattr(attack, "round_on_network"):
         found = attack.round_on_network(network, images, labels, seed, number, candidates)
@@ -131,9 +131,9 @@ def _one_round(attack, network, state, which, seed, number):
     return found[: len(which)]
 
 
-def _filled(which, most):
+def _filled(network, which, most):
     """The numbers of examples; where XLA compiles, repeated up to a power of two of them, or to the most there are."""
-    if not distribution.prefers_xla():
+    if not uses_xla(network):
         return which
     return np.resize(which, min(1 << (len(which) - 1).bit_length(), most))
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_mart import checks, datasets, optimizers, serving, zoo
 from keras_mart.attacks import PGD
-from keras_mart.attacks.inference import network_of
+from keras_mart.attacks.inference import compile_by_xla, network_of
 from keras_mart.cli.flags import FLAGS
 from keras_mart.cli.rules import method_arguments
 from keras_mart.evaluation.presets import presets
@@ -138,9 +138,19 @@ def model(method):
         more = 0 if FLAGS.extra is None else len(datasets.load_extra(FLAGS.extra, FLAGS.data_dir).images)
         arguments["num_examples"] = _examples("train") + more
     built = METHODS[method](network(), seed=FLAGS.seed, weight_average=FLAGS.weight_average, **arguments)
-    jit_compile = {"auto": "auto", "true": True, "false": False}[FLAGS.jit_compile]
-    built.compile(_optimizer(), jit_compile=jit_compile, on_nan=FLAGS.on_nan)
+    built.compile(_optimizer(), jit_compile=_jit_compile(), on_nan=FLAGS.on_nan)
     return built
+
+
+def _jit_compile():
+    return {"auto": "auto", "true": True, "false": False}[FLAGS.jit_compile]
+
+
+def loaded(directory, which):
+    """The model of the "best" or the "last" checkpoint of a run, which is to be judged as the flags say."""
+    model = directory.load(getattr(directory, which))
+    compile_by_xla(model.judged_network, _jit_compile())
+    return model
 
 
 def check(methods):

@@ -21,7 +21,7 @@ def evaluate_run(directory, strategy):
     """Evaluates both checkpoints, prints their tables, writes them to the run; returns {"best": ..., "last": ...}."""
     attacks = build.attacks(FLAGS.attacks)
     with strategy.scope():
-        models = {which: directory.load(getattr(directory, which)) for which in ("best", "last")}
+        models = {which: build.loaded(directory, which) for which in ("best", "last")}
     weights = (models[which].judged_network.get_weights() for which in ("best", "last"))
     same = all(map(np.array_equal, *weights))
     test, tables = build.test_data(FLAGS.examples), {}

@@ -17,7 +17,7 @@ def report_runs(directories, root):
     images, labels = build.test_data(FLAGS.checked_examples)
     directories = list(directories)
     for directory in directories:
-        model = directory.load(directory.best)
+        model = build.loaded(directory, "best")
         _check(directory, model, images, labels)
         first = slice(build.evaluation_batch_size())
         _keep_pictures(directory, model, images[first], labels[first])

@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mart import checks, distribution, folding, memory
+from keras_mart.attacks.inference import compile_by_xla
 from keras_mart.methods import averaging, finite, hyperparameter
 
 
@@ -70,7 +71,8 @@ class NetworkModel(keras.Model):
         Args:
             optimizer: name or instance.
             metrics: metrics of the natural logits, as Keras takes them.
-            jit_compile: `True` has XLA compile the attack and the gradient; "auto" does so on GPUs alone.
+            jit_compile: `True` has XLA compile the attack and the gradient, and attacks on the model and its evaluation
+                too; `False` has it compile nothing; "auto" does so only on GPUs.
             on_nan: what becomes of a step whose loss or gradient is not finite. "stop" ends `fit` with an error that
                 tells the step and the values of the loss's parts, before the weights change. "skip" prints them and
                 goes on with weights, optimizer, statistics and margins as before the step, on all replicas; it keeps
@@ -100,6 +102,8 @@ class NetworkModel(keras.Model):
                 if len(shape or ()) < 2:
                     raise ValueError("`network` must be built where the data do not say the shape of their images.")
                 self.build(shape)
+            if self.compiled:
+                compile_by_xla(self.judged_network, self._jit_compile_argument)
             if self.compiled and self.optimizer is not None and not self.optimizer.built:
                 self.optimizer.build(self.trainable_variables)
 
