@@ -61,11 +61,11 @@ def images(values, where=""):
 
 
 def is_channels_first(shape):
-    """Whether a shape looks like [batch, channels, height, width]: of at most 4 channels, and wider than that."""
-    if len(shape) != 4:
+    """Whether a shape looks like [batch, channels, height, width]: at most 4 channels, and height and width alike."""
+    if len(shape) != 4 or shape[1] is None or shape[1] > MOST_CHANNELS:
         return False
-    channels, width = shape[1], shape[3]
-    return channels is not None and channels <= MOST_CHANNELS and (width is None or width > MOST_CHANNELS)
+    sizes = [size for size in shape[2:] if size is not None]
+    return not sizes or (min(sizes) > MOST_CHANNELS and max(sizes) <= 2 * min(sizes))
 
 
 def channels_last(shape, where=""):
@@ -90,7 +90,7 @@ def labels(values, num_classes, where=""):
 def _label_form(values, where=""):
     """Raises ValueError unless an array or a `tf.TensorSpec` has the shape and the dtype of labels."""
     rank = len(values.shape)
-    if rank not in (1, 2) or (rank == 2 and values.shape[1] != 1):
+    if rank not in (1, 2) or (rank == 2 and values.shape[1] not in (1, None)):
         raise ValueError(
             f"Labels must be class indices of shape [batch] or [batch, 1]. Received: shape {tuple(values.shape)}"
             f"{where}. Turn one-hot labels into indices with `labels.argmax(axis=-1)`."
@@ -118,10 +118,12 @@ def _one_in_one_out(candidate):
         ("input", "take one tensor of images", "Wrap it in a model that makes the other inputs"),
         ("output", "return one tensor of logits [batch, classes]", "Wrap it in a `keras.Model` that returns only them"),
     ):
-        if isinstance(candidate, keras.Sequential) or getattr(candidate, name + "s", None) is None:
+        tensors = getattr(candidate, name + "s", None)
+        is_functional = isinstance(tensors, list) and all(isinstance(each, keras.KerasTensor) for each in tensors)
+        if isinstance(candidate, keras.Sequential) or not is_functional:
             continue
         structure = getattr(candidate, name)
-        if len(getattr(candidate, name + "s")) > 1 or isinstance(structure, Mapping):
+        if len(tensors) > 1 or isinstance(structure, Mapping):
             raise ValueError(f"`network` must {what}. Received: a network of the {name}s {_named(structure)}. {how}.")
 
 
@@ -182,6 +184,8 @@ def unpacked(data):
             )
         data = data["image"], data["label"]
     inputs, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+    if isinstance(labels, (Mapping, tuple)):
+        raise ValueError(f"Labels must be one tensor of class indices [batch]. Received: {_named(labels)}")
     return *indexed(inputs), labels, weights
 
 
@@ -218,7 +222,10 @@ def batch(classifier, image_values, label_values):
         raise ValueError("The data must be (images, labels). Received: no labels.")
     if isinstance(image_values, tf.TensorSpec):
         if None in (image_values.shape.rank, label_values.shape.rank):
-            return
+            raise ValueError(
+                "The data must say the number of axes of images and labels, as by the `output_signature` of "
+                f"`tf.data.Dataset.from_generator`. Received: images {image_values}, labels {label_values}"
+            )
         _form(classifier, image_values, label_values)
         if None not in image_values.shape[1:]:
             classes(classifier, np.zeros((1, *image_values.shape[1:]), "float32"))

@@ -24,8 +24,5 @@ def of(network):
 
 
 def layers(network):
-    """Returns the layers of a model, those of the models inside it too, each model before its layers."""
-    found = []
-    for layer in getattr(network, "layers", ()):
-        found += [layer, *layers(layer)]
-    return found
+    """Returns the layers of a model at any depth, wherever they are kept."""
+    return list(network._flatten_layers(include_self=False))  # private: `layers` leaves out those of other layers

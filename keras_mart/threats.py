@@ -145,8 +145,7 @@ class L2(Threat):
     """The Euclidean ball: the square root of the summed squared differences is at most `epsilon`."""
 
     def _furthest(self, shape):
-        sizes = [None] if shape is None else shape[1:]
-        return math.inf if None in sizes else math.sqrt(math.prod(sizes))
+        return math.inf if shape is None or None in shape[1:] else math.sqrt(math.prod(shape[1:]))
 
     def ascend(self, candidates, gradient, step_size, seed=None):
         """Candidates moved by `step_size` along the normalised gradient, a random direction where it is zero.

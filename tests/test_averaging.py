@@ -285,6 +285,51 @@ def test_a_layer_that_is_adapted_later_is_adapted_in_the_copy_too():
     np.testing.assert_array_equal(model.averaged_network.layers[0](X), norm(X))
 
 
+class Dense(keras.layers.Dense):
+    """Of a name that Keras has too."""
+
+    def call(self, images):
+        return 10 * super().call(images)
+
+
+def test_a_class_of_another_s_name_is_never_taken_for_it():
+    network = keras.Sequential([keras.Input(SHAPE), L.Flatten(), Dense(4), L.Dense(CLASSES)])
+    np.testing.assert_array_equal(answers(build(network).averaged_network), answers(network))
+
+    def made_here(factor):
+        class Local(L.Layer):
+            def call(self, images):
+                return factor * images
+
+        return Local()
+
+    network = keras.Sequential([keras.Input(SHAPE), made_here(1), made_here(2), L.Flatten(), L.Dense(CLASSES)])
+    with pytest.raises(ValueError, match="other classes of the same names"):
+        build(network)
+
+
+class Holding(L.Layer):
+    """Keeps its layer where a model's `layers` do not show it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = L.Normalization()
+
+    def build(self, shape):
+        self.norm.build(shape)
+
+    def call(self, images):
+        return self.norm(images)
+
+
+def test_a_hidden_layer_is_adapted_later_too():
+    holding = Holding()
+    model = build(keras.Sequential([keras.Input(SHAPE), holding, L.Flatten(), L.Dense(CLASSES)]))
+    holding.norm.adapt(5 * X + 3)
+    model.predict(X, verbose=0)
+    np.testing.assert_array_equal(answers(model.averaged_network), answers(model.network))
+
+
 def test_an_adapted_network_that_is_not_built_yet():
     @keras.saving.register_keras_serializable("test_averaging")
     class Adapted(Subclassed):

@@ -159,6 +159,39 @@ def test_another_attack_is_the_next_evaluations_also_within_fit():
     assert history[0] == pytest.approx(weak["loss"]) and history[1] == pytest.approx(evaluated(wanted)["loss"])
 
 
+def test_another_array_is_the_next_fits():
+    class Weighted(km.AT):
+        def __init__(self, network, attack=None, *, table, **kwargs):
+            super().__init__(network, attack, **kwargs)
+            self.table = table
+
+        def training_loss(self, labels, outputs):
+            return self.table[1500] * super().training_loss(labels, outputs)
+
+    model = build(Weighted, table=np.ones(2000))
+    (before,) = fit(model)
+    changed = np.ones(2000)
+    changed[1500] = 100
+    model.table = changed
+    assert fit(model)[0] == pytest.approx(100 * before, rel=1e-5)
+
+
+def test_numbers_that_were_set_are_checked_together():
+    model = build(km.MMA, **MMA)
+    for name, value in (("max_epsilon", 32.0), ("min_margin", 0.31)):
+        model = build(km.MMA, **MMA)
+        setattr(model, name, value)
+        with pytest.raises(ValueError, match=name):
+            fit(model, (X, np.arange(8)))
+
+
+def test_numbers_come_back_with_the_weights(tmp_path):
+    model, other = build(beta=3.0), build(beta=1.0)
+    model.save_weights(tmp_path / "run.weights.h5")
+    other.load_weights(tmp_path / "run.weights.h5")
+    assert other.beta == 3.0
+
+
 def test_another_form_is_the_next_fits():
     model, wanted = build(km.ALP), build(km.ALP, form="original")
     fit(model)

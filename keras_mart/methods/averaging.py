@@ -35,7 +35,8 @@ def copy_of(network):
     Raises:
         ValueError: the network cannot be made again from its config.
     """
-    classes = {type(layer).__name__: type(layer) for layer in (network, *memory.layers(network))}
+    kinds = [type(layer) for layer in (network, *memory.layers(network))]
+    classes = {kind.__name__: kind for kind in kinds if not kind.__module__.startswith("keras.")}
     try:
         with tempfile.TemporaryDirectory() as folder, keras.saving.custom_object_scope(classes):
             if not network.built:  # its copy is made when it is; whether there can be one is seen now
@@ -47,6 +48,8 @@ def copy_of(network):
                 file = pathlib.Path(folder) / "network.keras"
                 keras.saving.save_model(network, file)
                 copy = keras.saving.load_model(file, compile=False)
+        if [type(layer) for layer in (copy, *memory.layers(copy))] != kinds:
+            raise ValueError("Keras finds other classes of the same names")
         copy.set_weights(network.get_weights())
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(

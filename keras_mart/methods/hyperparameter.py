@@ -11,8 +11,9 @@ class Hyperparameter:
     """A number in the state of a model: `gamma = Hyperparameter()` in its class, `self.gamma = 2.0` in its constructor.
 
     In a hook that is being traced it is a float32 scalar tensor (int32 for an integer), elsewhere the Python number.
-    A callback that sets it between two epochs or steps is heeded without a new trace. It is saved with the model. A
-    number that is `None` when the model is made stays `None`.
+    A callback that sets it between two epochs or steps is heeded without a new trace. It is one of the model's weights:
+    saved with them, and set by `load_weights` and by what restores weights, as `EarlyStopping` does. A number that is
+    `None` when the model is made stays `None`.
 
     Args:
         rule: what the number must be, in words.

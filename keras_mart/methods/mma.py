@@ -65,12 +65,7 @@ class MMA(base.AdversarialModel):
         self.bisection_steps = bisection_steps
         checks.positive_integer(num_examples, "num_examples")
         checks.positive_integer(bisection_steps, "bisection_steps")
-        if not min_margin <= max_epsilon:
-            raise ValueError(
-                "`min_margin` must not be larger than `max_epsilon`. "
-                f"Received: max_epsilon={max_epsilon}, min_margin={min_margin}"
-            )
-        attack.threat.check_length(max_epsilon, "max_epsilon")
+        self._check_lengths()
         if not attack.threat.epsilon > 0:
             raise ValueError(f"`attack` must have a positive epsilon, which its steps scale with. Received: {attack}")
         self.margins = self.add_weight(
@@ -109,7 +104,16 @@ class MMA(base.AdversarialModel):
             "boundary_cross_entropy": losses.cross_entropy(labels, outputs.adversarial),
         }
 
+    def _check_lengths(self):
+        if self.min_margin > self.max_epsilon:
+            raise ValueError(
+                "`min_margin` must not be larger than `max_epsilon`. "
+                f"Received: max_epsilon={self.max_epsilon}, min_margin={self.min_margin}"
+            )
+        self.attack.threat.check_length(self.max_epsilon, "max_epsilon")
+
     def check_training_inputs(self, inputs):
+        self._check_lengths()  # they may have been set
         if not isinstance(inputs, (tuple, list)) or len(inputs) != 2:
             raise ValueError(
                 "MMA keeps a margin for each example: its training data must be ((image, index), label[, weight]), "

@@ -1,6 +1,5 @@
 """The scope of a training step's passes: nothing is assigned, and what layers would have assigned is kept."""
 
-import contextlib
 import threading
 
 import keras
@@ -48,7 +47,7 @@ def _standing_for(variable, value):
     return tf.identity(value), lambda upstream: (upstream, None)
 
 
-class _Inlined(contextlib.ContextDecorator):
+class _Inlined:
     """Runs `tf.function`s as the Python functions that they were made of.
 
     A traced one has read the variables when it was traced, whatever a scope gives in their place, and keeps what its

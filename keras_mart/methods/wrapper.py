@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mart import checks, distribution, folding, memory
+from keras_mart.attacks.base import Attack
 from keras_mart.attacks.inference import compile_by_xla
 from keras_mart.methods import averaging, finite, hyperparameter
 
@@ -99,8 +100,6 @@ class NetworkModel(keras.Model):
         """Builds before any graph is traced: variables that come later escape what a step keeps or takes back."""
         with self.distribute_strategy.scope():
             if not self.built:
-                if len(shape or ()) < 2:
-                    raise ValueError("`network` must be built where the data do not say the shape of their images.")
                 self.build(shape)
             if self.compiled:
                 compile_by_xla(self.judged_network, self._jit_compile_argument)
@@ -126,8 +125,6 @@ class NetworkModel(keras.Model):
         elif validation is not None and not hasattr(validation, "__next__"):  # a generator cannot be looked into
             several = arguments.get("epochs", 1) > arguments.get("initial_epoch", 0) + 1
             self._check(validation, readable_again=several)
-        if self.averaged_network is not None:
-            averaging.adapt(self.network, self.averaged_network)
         # Several workers shuffle arrays alike, each for itself.
         distribution.share_seed(self.distribute_strategy)
         arguments["x"] = distribution.prepared(x, self.distribute_strategy)
@@ -167,10 +164,9 @@ class NetworkModel(keras.Model):
             x, first = checks.first_batch(x, y, readable_again)
             images, index, labels, _ = checks.unpacked(first)
             checks.batch(self.network, images, labels)
-        shape = images.shape if isinstance(images, tf.TypeSpec) else np.shape(images)
-        self._image_shape = (None,) if shape == tf.TensorShape(None) else tuple(shape)
+        self._image_shape = tuple(images.shape if isinstance(images, tf.TypeSpec) else np.shape(images))
         self._build_all(self._image_shape)
-        if self.attack is not None:
+        if isinstance(self.attack, Attack):
             self.attack.check_images(self._image_shape)
         if training:
             self.check_training_inputs(images if index is None else (images, index))
@@ -205,13 +201,18 @@ class NetworkModel(keras.Model):
         What counts is the attribute of each constructor argument, but for hyperparameters, which traces read as they
         are.
         """
+        if self.averaged_network is not None:
+            averaging.adapt(self.network, self.averaged_network)
         known, key = memory.of(self.network), (kind, id(self))
         constructors = (each.__init__ for each in type(self).__mro__ if issubclass(each, NetworkModel))
         names = {name for each in constructors for name in inspect.signature(each).parameters}
         names -= {"self", "network", *hyperparameter.names(self)}
-        settings = {name: getattr(self, name, None) for name in sorted(names)}
-        before, known[key] = known.get(key), repr((settings, getattr(self, "on_nan", None), folding.enabled()))
-        return known[key] != before
+        now = {name: getattr(self, name, None) for name in ("on_nan", *names)} | {"folding": folding.enabled()}
+        before, known[key] = known.get(key), now
+        return before is None or not all(_same(before[name], value) for name, value in now.items())
+
+    def predict_step(self, data):
+        return self(checks.unpacked(data)[0], training=False)
 
     def save(self, filepath, *args, **kwargs):
         if str(filepath).endswith((".h5", ".hdf5")):
@@ -239,6 +240,11 @@ class _EpochCounter(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.model.epoch.assign(epoch)
+
+
+def _same(one, other):
+    """Whether two settings are one: by value where that is an answer, as that of arrays is not."""
+    return one is other or (type(one) is type(other) and type(equal := one == other) is bool and equal)
 
 
 def _policy(network):
