@@ -473,6 +473,13 @@ WRONG = [
     ("--weight_average=1", "`weight_average` must be a decay between 0 and 1. Received: weight_average=1.0"),
     ("--on_nan=wait", "`on_nan` must be one of stop, skip"),
     ("--workers=2 --strategy=mirrored", "--strategy must be auto or multiworker", "--strategy=mirrored"),
+    (
+        "--epsilon=8",
+        "`epsilon` must be at most 1, the largest Linf distance of two images in [0, 1]. Received: epsilon=8",
+    ),
+    ("--threat=l2 --epsilon=128", "Did you mean 128 / 255?"),
+    ("--evaluation_epsilon=0.5 --step_size=2", "`step_size` must be at most 2 epsilon"),
+    ("--method=mma --max_epsilon=32", "`max_epsilon` must be at most 1"),
     ("--method=at,mma --max_epsilon=-1", "`max_epsilon` must be positive and finite. Received: max_epsilon=-1.0"),
 ]
 

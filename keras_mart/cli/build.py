@@ -155,12 +155,13 @@ def loaded(directory, which):
 
 def check(methods):
     """Tries everything that the flags describe; raises ValueError where some of it is wrong."""
-    training_attack()
-    attacks(FLAGS.attacks)
+    tried = [training_attack(), *attacks(FLAGS.attacks).values()]
     for method in methods:
         network_of_method = model(method).network
     described = datasets.describe(FLAGS.dataset, FLAGS.data_dir)
     image = np.zeros((1, *described.input_shape), "float32")
+    for attack in tried:
+        attack.check_images(image.shape)
     if source() is not None:
         checks.same_task(network_of(source()), network_of_method, image)
     if FLAGS.extra is not None:
