@@ -129,10 +129,11 @@ def total(value):
     return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
-def everywhere(value):
-    """[replicas] what a float scalar is on each replica."""
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    return total(tf.where(tf.range(replicas) == replica_id(), value, tf.zeros_like(value)))
+def everywhere(values):
+    """[replicas, ...] what a float tensor is on each replica."""
+    replicas = tf.range(tf.distribute.get_strategy().num_replicas_in_sync)
+    here = tf.reshape(replicas == replica_id(), [-1] + [1] * len(values.shape))
+    return total(tf.where(here, values, tf.zeros_like(values)))
 
 
 def local(value):

@@ -82,10 +82,11 @@ def _data(model, batch, outputs, where):
     if batch.index is not None and model.needs_index:
         count = model.num_examples
         rules.append(("Indices", "indices", f"[0, num_examples={count})", batch.index, 0, count - 1))
+    tensors = [tf.cast(tensor, "float64") for _, _, _, tensor, _, _ in rules]
+    extremes = distribution.everywhere(tf.stack([[tf.reduce_min(each), tf.reduce_max(each)] for each in tensors]))
     good, said = True, tf.constant("")
-    for what, values, rule, tensor, least, most in reversed(rules):
-        tensor = tf.cast(tensor, "float64")
-        low, high = (distribution.everywhere(extreme(tensor)) for extreme in (tf.reduce_min, tf.reduce_max))
+    for number, (what, values, rule, _, least, most) in reversed(list(enumerate(rules))):
+        low, high = extremes[:, number, 0], extremes[:, number, 1]
         right = tf.reduce_all((low >= least) & (high <= most))
         hint = f" {checks.IMAGE_RULE}" if what == "Images" else ""
         found = tf.strings.format(f": {values} from {{}} to {{}}.{hint}", [tf.reduce_min(low), tf.reduce_max(high)])
