@@ -5,8 +5,11 @@ it can do as well: with another kernel and a bias. The view is made from the liv
 float32, and cast once: an attack of ten steps neither normalises nor casts weights ten times. In training a
 BatchNormalization is one operation, and a convolution may have another gradient (`keras_mart.layers`).
 
-Views are of functional networks and Sequential ones, also inside one another. Whatever does not fit is called as it is:
-other layers, layers called more than once, subclassed networks.
+Views are of functional networks and Sequential ones of one input and one output, also inside one another. Whatever does
+not fit is called as it is: other layers, layers called more than once, subclassed networks, those with masks.
+
+A view is a model that Keras's `clone_model` makes of the network's graph. Each operation in it stands for one of the
+network's and has no weights: when it is called, it calls the network's, or what takes its place.
 """
 
 import collections
@@ -14,7 +17,6 @@ import functools
 
 import keras
 from keras import ops
-from keras.src.models.functional import Functional, operation_fn  # private: the class of functional models, see _View
 
 from keras_mart import layers
 
@@ -62,108 +64,109 @@ def training_view(network):
     return _view(network, _in_training, training=True)
 
 
-def _view(network, substitutes, training):
+def _view(network, substitute, training):
     graph = _graph_of(network) if _enabled else None
-    seen = network if graph is None else _View(network, graph, substitutes(graph))
+    if graph is None:
+        return lambda images: network(images, training=training)
+    seen = keras.models.clone_model(graph, clone_function=lambda operation: _StandIn(operation, training))
+    seen.dtype_policy, seen.autocast = network.dtype_policy, network.autocast
+    stand_ins = [each for each in seen.operations if isinstance(each, _StandIn)]  # the others are inputs
+    if not any(_is_masked(stand_in.operation, *call) for stand_in in stand_ins for call in stand_in.calls):
+        substitute([each for each in stand_ins if _is_plain(each)], _readers(stand_ins, seen.outputs))
     return lambda images: seen(images, training=training)
 
 
-class _View(keras.layers.Layer):
-    """A functional graph with some of its operations replaced.
+class _StandIn(keras.Operation):
+    """Calls an operation of a network, or its substitute, in the place of the operation in the view's graph."""
 
-    A layer, so that those inside learn as ever whether they are trained.
-    """
+    def __init__(self, operation, training):
+        super().__init__()
+        self.operation, self.training, self.substitute = operation, training, None
+        self.calls = []  # in the graph: arguments, keyword arguments and outputs, which are symbolic tensors
 
-    def __init__(self, network, graph, substitutes):
-        super().__init__(dtype=network.dtype_policy, autocast=network.autocast, name="view")
-        self.built = True
-        # Private: what is done with inputs before `call`. A Sequential casts them, a functional model does not.
-        self._convert_input_args = network._convert_input_args
-        self._allow_non_tensor_positional_args = True
+    def compute_output_spec(self, *args, **kwargs):
+        # Of the operation's first call: others may have other shapes, at which nobody looks, but as many outputs.
+        outputs = keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, x.dtype), self.operation.output)
+        self.calls.append((args, kwargs, outputs))
+        return outputs
 
-        def run(inputs, training):
-            def called(operation):
-                return substitutes.get(operation) or operation_fn(operation, training=training)
-
-            return graph._run_through_graph(graph._standardize_inputs(inputs), called)
-
-        # Private: what Functional.call does, the only way to run a graph with other operations. The graph is no
-        # attribute, which Keras would track.
-        self._run = run
-
-    def call(self, inputs, training=None):
-        outputs = self._run(inputs, training)
-        return outputs[0] if isinstance(outputs, (list, tuple)) and len(outputs) == 1 else outputs
+    def call(self, *args, **kwargs):
+        if self.substitute is not None:
+            return self.substitute(*args)
+        if isinstance(self.operation, keras.layers.Layer):
+            kwargs["training"] = self.training  # whatever the graph recorded of it
+        return self.operation(*args, **kwargs)
 
 
 def _graph_of(network):
-    """The functional graph that calling a model runs, `None` where it runs something else."""
-    kind = next((kind for kind in (keras.Sequential, Functional) if isinstance(network, kind)), None)
-    if kind is None or type(network).call is not kind.call or type(network).__call__ is not kind.__call__:
+    """A functional model of the graph that calling a network runs, `None` where it runs something else."""
+    if not isinstance(network, (keras.Sequential, keras.Function)):
         return None
-    return network._functional if kind is keras.Sequential else network  # private: `None` without an input's shape
+    inputs, outputs = (getattr(network, name, ()) for name in ("inputs", "outputs"))  # none without an input's shape
+    if not len(inputs) == len(outputs) == 1:
+        return None
+    graph = keras.Model(*inputs, *outputs, name="view")
+    kind = keras.Sequential if isinstance(network, keras.Sequential) else type(graph)
+    return graph if type(network).call is kind.call and type(network).__call__ is kind.__call__ else None
 
 
-def _in_evaluation(graph):
-    """Operation to what takes its place in a graph in evaluation mode."""
-    calls, consumers = _plain_calls(graph)
-    substitutes = {}
-    for operation, node in calls.items():
-        if _has_plain_weights(operation):
-            following = consumers[id(node.outputs[0])]
-            folds = len(following) == 1 and following[0] in calls and _folds(node, following[0])
-            substitutes[operation] = _weighted(operation, following[0] if folds else None)
+def _in_evaluation(plain, readers):
+    """Gives stand-ins that are called plainly their substitutes in evaluation mode."""
+    for each in plain:
+        if _has_plain_weights(each.operation):
+            following = readers[id(each.calls[0][-1])]
+            folds = len(following) == 1 and following[0] in plain and _folds(each.operation, following[0].operation)
+            each.substitute = _weighted(each.operation, following[0].operation if folds else None)
             if folds:
-                substitutes[following[0]] = lambda inputs, **_: inputs
-        elif isinstance(operation, keras.Model):
-            substitutes[operation] = _inner(view(operation))
-    for operation in calls:
-        if operation not in substitutes and type(operation) in _BATCH_NORMALISATIONS:
-            substitutes[operation] = _either(_fuses_in_evaluation, layers.fused, operation, False)
-    return substitutes
+                following[0].substitute = lambda inputs: inputs
+        elif isinstance(each.operation, keras.Model):
+            each.substitute = view(each.operation)
+    for each in plain:
+        if each.substitute is None and type(each.operation) in _BATCH_NORMALISATIONS:
+            each.substitute = _either(_fuses_in_evaluation, layers.fused, each.operation, False)
 
 
-def _in_training(graph):
-    """Operation to what takes its place in a graph in training mode."""
-    substitutes = {}
+def _in_training(plain, _):
+    """Gives stand-ins that are called plainly their substitutes in training mode."""
     fused = functools.partial(layers.fused, training=True)
-    for operation in _plain_calls(graph)[0]:
-        if type(operation) is keras.layers.BatchNormalization:
-            substitutes[operation] = _either(layers.fuses, fused, operation, True)
-        elif type(operation) is keras.layers.Conv2D and _has_plain_weights(operation):
-            substitutes[operation] = _either(layers.has_slow_gradient, layers.convolution, operation, True)
-        elif isinstance(operation, keras.Model):
-            substitutes[operation] = _inner(training_view(operation))
-    return substitutes
+    for each in plain:
+        if type(each.operation) is keras.layers.BatchNormalization:
+            each.substitute = _either(layers.fuses, fused, each.operation, True)
+        elif type(each.operation) is keras.layers.Conv2D and _has_plain_weights(each.operation):
+            each.substitute = _either(layers.has_slow_gradient, layers.convolution, each.operation, True)
+        elif isinstance(each.operation, keras.Model):
+            each.substitute = training_view(each.operation)
 
 
-def _plain_calls(graph):
-    """The operations called once and plainly, with their calls; and whom each tensor, by its id, goes to."""
-    depths = graph._nodes_by_depth.values()  # private: which call feeds which
-    nodes = [node for depth in depths for node in depth if not node.is_input]
-    times = collections.Counter(node.operation for node in nodes)
-    consumers = collections.defaultdict(list)
-    for node in nodes:
-        for tensor in node.input_tensors:
-            consumers[id(tensor)].append(node.operation)
-    for tensor in graph.outputs:
-        consumers[id(tensor)].append(None)
-    return {node.operation: node for node in nodes if times[node.operation] == 1 and _is_plain(node)}, consumers
+def _readers(stand_ins, outputs):
+    """The stand-ins that each tensor, by its id, goes to; `None` where it is the network's output."""
+    readers = collections.defaultdict(list)
+    for reader, read in [*((each, call[:2]) for each in stand_ins for call in each.calls), (None, outputs)]:
+        for tensor in keras.tree.flatten(read):
+            readers[id(tensor)].append(reader)
+    return readers
 
 
-def _is_plain(node):
-    """Whether a call maps one tensor without a mask to one, and leaves no loss behind."""
-    arguments = node.arguments
-    one = len(arguments.args) == 1 and isinstance(arguments.args[0], keras.KerasTensor) and len(node.outputs) == 1
+def _is_plain(stand_in):
+    """Whether an operation is called once, maps one tensor to one, and leaves no loss behind."""
+    args, kwargs, outputs = stand_in.calls[0]
     # What the graph recorded of `training` gives way to how the whole network is called.
-    others = [value for name, value in arguments.kwargs.items() if name != "training"]
+    others = [value for name, value in kwargs.items() if name != "training"]
     return (
-        one
+        len(stand_in.calls) == len(args) == 1
+        and all(isinstance(each, keras.KerasTensor) for each in (args[0], outputs))
         and all(value is None for value in others)
-        and getattr(arguments.args[0], "_keras_mask", None) is None
-        and getattr(node.operation, "activity_regularizer", None) is None
-        and getattr(node.operation, "autocast", True)
+        and getattr(stand_in.operation, "activity_regularizer", None) is None
+        and getattr(stand_in.operation, "autocast", True)
     )
+
+
+def _is_masked(operation, args, kwargs, _):
+    """Whether an operation is given a mask, or makes one."""
+    inputs = next(iter((*args, *kwargs.values())))
+    none = keras.tree.map_structure(lambda _: None, inputs)
+    made = operation.compute_mask(inputs, none) if getattr(operation, "supports_masking", False) else None
+    return any(mask is not None for mask in keras.tree.flatten((kwargs.get("mask"), made)))
 
 
 def _has_plain_weights(operation):
@@ -175,14 +178,14 @@ def _has_plain_weights(operation):
     )
 
 
-def _folds(node, following):
-    """Whether a layer with weights can do what the operation behind its call does."""
+def _folds(layer, following):
+    """Whether a layer with weights can do what the operation behind it does."""
     return (
         type(following) in _BATCH_NORMALISATIONS
-        and node.operation.activation is keras.activations.linear
-        and node.operation.compute_dtype != "float16"  # whose range a product of kernel and scale may leave
+        and layer.activation is keras.activations.linear
+        and layer.compute_dtype != "float16"  # whose range a product of kernel and scale may leave
         and not following.renorm
-        and following.axis in (-1, len(node.outputs[0].shape) - 1)
+        and following.axis in (-1, following.input_spec.ndim - 1)
     )
 
 
@@ -198,7 +201,7 @@ def _weighted(layer, normalisation):
     kernel = ops.cast(kernel, layer.compute_dtype)
     bias = None if bias is None else ops.cast(bias, layer.compute_dtype)
 
-    def apply(inputs, **_):
+    def apply(inputs):
         outputs = _product(layer, ops.cast(inputs, layer.compute_dtype), kernel)
         outputs = outputs if bias is None else ops.add(outputs, bias)
         return layer.activation(outputs) if normalisation is None else ops.cast(outputs, normalisation.compute_dtype)
@@ -235,12 +238,8 @@ def _fuses_in_evaluation(layer, inputs):
 def _either(fits, fast, layer, training):
     """The fast way through a layer where it fits the inputs, the layer itself where it does not."""
 
-    def apply(inputs, **_):
+    def apply(inputs):
         inputs = ops.cast(inputs, layer.compute_dtype)
-        return fast(layer, inputs) if fits(layer, inputs) else operation_fn(layer, training=training)(inputs)
+        return fast(layer, inputs) if fits(layer, inputs) else layer(inputs, training=training)
 
     return apply
-
-
-def _inner(seen):
-    return lambda inputs, **_: seen(inputs)

@@ -268,8 +268,11 @@ def test_another_ball_needs_another_evaluation_epsilon_where_the_run_keeps_one(b
 
 @pytest.mark.parametrize(("arguments", "fast"), [([], True), (["--nofold"], False)])
 def test_fast_views_can_be_turned_off(arguments, fast, run):
-    with mock.patch.object(folding, "view", wraps=folding.view) as view, mock.patch.object(folding, "_View") as made:
-        made.side_effect = lambda network, *_: network
+    with (
+        mock.patch.object(folding, "view", wraps=folding.view) as view,
+        mock.patch.object(folding, "_graph_of") as made,
+    ):
+        made.return_value = None
         command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm", *arguments)
     assert view.called
     assert made.called == fast

@@ -166,6 +166,25 @@ def test_view_of_any_graph_is_the_network(seed):
     assert count(view, shape) < count(plain, shape)
 
 
+def test_operations_of_several_arguments_and_outputs():
+    first, second = keras.Input((6, 6, 2)), keras.Input((6, 6, 2))
+    inner = keras.Model([first, second], layers.Add()([layers.Conv2D(2, 1)(first), layers.ReLU()(second)]))
+    images = keras.Input(SHAPE)
+    x = layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same")(1.0 - images))
+    halves = ops.split(x, 2, axis=-1)
+    network = shake(keras.Model(images, layers.Dense(3)(ops.mean(inner([inner(halves), halves[1]]), axis=(1, 2)))))
+    view = folding.view(network)
+    assert_same(view, in_evaluation(network), X)
+    assert count(view, SHAPE) == 0
+    assert_trains_the_same(folding.training_view(network), network)
+
+
+def test_a_network_compiled_with_a_loss_that_keras_cannot_load():
+    network = shake(functional(conv_bn))
+    network.compile("sgd", loss=lambda labels, logits: ops.mean(logits))
+    assert_same(folding.view(network), in_evaluation(network), X)
+
+
 # --- what must not be folded ---
 
 
@@ -207,6 +226,21 @@ def masked(images):
     x = layers.Masking(0.0)(layers.Reshape((36, 3))(layers.ReLU(threshold=0.6)(images)))
     pooled = layers.GlobalAveragePooling1D()(layers.Dense(4)(x))  # of what the mask, which Dense hands on, leaves
     return layers.BatchNormalization()(pooled)
+
+
+def mask_handed_on(images):
+    x = layers.Masking(0.0)(layers.Reshape((36, 3))(layers.ReLU(threshold=0.6)(images)))
+    return layers.BatchNormalization()(pooled_in_float32(x))
+
+
+def mask_given_and_handed_on(images):
+    x = layers.Reshape((36, 3))(images)
+    return pooled_in_float32(layers.BatchNormalization()(x, mask=ops.any(x > 0.7, axis=-1)))
+
+
+def pooled_in_float32(x):
+    # Of another dtype than its inputs, the pooling finds the mask on them only: its call in the graph has none.
+    return layers.GlobalAveragePooling1D(dtype="float32")(layers.Dense(4, dtype="mixed_bfloat16")(x))
 
 
 def with_lora():
@@ -259,6 +293,8 @@ UNFOLDED = {
     "read by an addition": lambda: functional(read_by_an_addition),
     "masked": lambda: functional(masked),
     "masked by an argument": lambda: functional(masked_by_an_argument),
+    "mask handed on": lambda: functional(mask_handed_on),
+    "mask given and handed on": lambda: functional(mask_given_and_handed_on),
     "renorm": lambda: functional(lambda images: conv_bn(images, norm=layers.BatchNormalization(renorm=True))),
     "lora": with_lora,
     "subclassed": Subclassed,
@@ -354,6 +390,15 @@ def test_half_precision_loses_no_more_than_the_network(policy, norm):
     plain = logits_and_gradient(in_evaluation(network), images)
     for got, ours, wanted in zip(logits_and_gradient(view, images), plain, expected, strict=True):
         assert relative(got, wanted) < min(2 * relative(ours, wanted), 8 * HALF_ROUNDING[policy])
+
+
+def test_an_activation_that_reads_a_variable_in_half_precision():
+    slope = keras.Variable(0.3)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    network = shake(functional(layers.Conv2D(4, 3, activation=lambda x: ops.maximum(x, slope * x))))
+    keras.config.set_dtype_policy("float32")
+    assert folding.view(network)(tf.constant(X)).dtype == network(X, training=False).dtype == "bfloat16"
+    assert_same(folding.view(network), in_evaluation(network), X)
 
 
 def casts_in_loops(network, attack):
