@@ -20,10 +20,12 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 
 from benchmarks import gpu_parts, measure
 
@@ -57,23 +59,30 @@ class Bench:
         self.size = gpu_parts.SMALL if given.small else gpu_parts.FULL
         self.until, self.failures, self._answers = 0.0, [], {}
 
-    def run(self, name, module, job, *, cached=False, again=False, **options):
+    def run(self, name, module, job, *, cached=False, **options):
         """The last answer of a child, `None` for nothing; what it answered before it failed counts."""
-        key = json.dumps([module, job, cached, again])
+        key = json.dumps([module, job, cached])
         if key in self._answers:
             return self._answers[key]
         if cached:
             flags = f"{os.environ.get('TF_XLA_FLAGS', '')} --tf_xla_persistent_cache_directory={self.cache}"
             options["environment"] = {**os.environ, "TF_XLA_FLAGS": flags}
         begin = time.monotonic()
+        if self.until - begin < 1:
+            return self.fail(f"{name}: no time was left for {module} {' '.join(map(str, job.values()))}")
         try:
-            answered = measure.run(module, job, timeout=max(self.until - begin, 1.0), **options)
+            answered = measure.run(module, job, timeout=self.until - begin, **options)
         except measure.Failed as failure:
             answered = failure.answer
-            self.failures.append(f"{name}: {str(failure).splitlines()[0]}")
-            print(failure, flush=True)
+            self.fail(f"{name}: {failure}")
         print(f"   {name}: {time.monotonic() - begin:.0f} s", flush=True)
         return self._answers.setdefault(key, answered)
+
+    def fail(self, message):
+        """Prints what went wrong, and keeps its first line and its last for the summary."""
+        print(f"FAILED {message}", flush=True)
+        lines = message.strip().splitlines()
+        self.failures.append(" ... ".join(dict.fromkeys((lines[0], lines[-1]))))
 
     @functools.cached_property
     def torch(self):
@@ -81,7 +90,8 @@ class Bench:
         environment = {key: value for key, value in os.environ.items() if key not in gpu_parts.PATHS}
         for python in [self.given.torch] if self.given.torch else [sys.executable, "/usr/bin/python3"]:
             command = [python, "-c", "import torch"]
-            if not subprocess.run(command, env=environment, stderr=subprocess.DEVNULL).returncode:
+            found = shutil.which(python) and subprocess.run(command, env=environment, stderr=subprocess.DEVNULL)
+            if found and not found.returncode:
                 return {"interpreter": python, "environment": environment}
         return None
 
@@ -96,7 +106,11 @@ def run_part(name, bench, seconds):
     """Runs a part and prints its table; the result of it."""
     print(f"== {name}, at most {seconds:.0f} s", flush=True)
     begin, bench.until = time.monotonic(), time.monotonic() + seconds
-    rows, columns, notes = gpu_parts.PARTS[name].run(bench)
+    try:
+        rows, columns, notes = gpu_parts.PARTS[name].run(bench)
+    except Exception:  # such as an answer that is not what was expected: the other parts go on
+        bench.fail(f"{name}: {traceback.format_exc()}")
+        return {"rows": [], "notes": [], "seconds": time.monotonic() - begin}
     measure.print_table(rows, columns)
     print(*notes, f"{name} took {time.monotonic() - begin:.0f} s", "", sep="\n", flush=True)
     return {"rows": rows, "notes": notes, "seconds": time.monotonic() - begin}

@@ -17,6 +17,7 @@ HARMLESS = 1 / 2550  # so small a ball holds no adversarial example: each stage 
 PATHS = ("PYTHONPATH", "LD_LIBRARY_PATH")  # which may lead to another Python's packages and libraries
 CONFIG = ("--flagfile=configs/cifar.cfg", "--precision=mixed_bfloat16", "--epochs=3")
 SMALL_DATA = ("--dataset=digits", "--augment=none", "--network=wide_resnet", "--depth=10", "--width=1", "--steps=2")
+BFLOAT16 = "keras_mart, bfloat16"
 NAME_LENGTH = 80  # an operation's name may be longer than a line
 
 STEPS = (
@@ -40,20 +41,26 @@ class Part:
     share: int
 
 
-def keras_steps(bench, name, cached=False, again=False, **changes):
+def keras_steps(bench, name, cached=False, **changes):
     """The row of a job of `benchmarks/step.py`."""
     job = {"variant": "keras_mart", "method": "mart", "precision": "mixed_bfloat16", "attack_alone": False}
     job |= {key: bench.size[key] for key in ("network", "batch_size", "attack_steps", "steps")} | changes
-    return row(name, job, bench.run(name, "step", job, cached=cached, again=again))
+    return row(name, job, bench.run(name, "step", job, cached=cached))
 
 
-def main_steps(bench, again=False):
-    """The row that several parts look at: MART in bfloat16, compiled by XLA, which keeps what it compiled."""
-    changes = {"jit_compile": True, "traced": bench.size["traced"]}
-    found = keras_steps(bench, "keras_mart, bfloat16", cached=True, again=again, **changes)
-    if "milliseconds" not in found and not again:
-        found = keras_steps(bench, "keras_mart, bfloat16, no cache", **changes)
-    return found
+def main_steps(bench):
+    """The row that several parts look at: MART in bfloat16, compiled by XLA, which keeps what it compiled in a cache.
+
+    Should the cache be what fails, it is measured without one.
+    """
+    found = keras_steps(bench, BFLOAT16, cached=True, jit_compile=True)
+    return found if "milliseconds" in found else keras_steps(bench, BFLOAT16, jit_compile=True)
+
+
+def main_steps_again(bench):
+    """The same in another process, with what the cache has, and the longest operations of some steps after those."""
+    traced = bench.size["traced"]
+    return keras_steps(bench, f"{BFLOAT16}, again", cached=True, jit_compile=True, traced=traced)
 
 
 def torch_steps(bench, variant, **changes):
@@ -88,42 +95,40 @@ def row(name, job, answer):
 def table(bench):
     """MART in this package and in PyTorch; what matters most comes first, should the time not be enough for all."""
     large, deep = {"batch_size": bench.size["large"]}, {"network": bench.size["deep"]}
-    jobs = [main_steps, lambda bench: keras_steps(bench, "keras_mart, bfloat16", **large)]
+    jobs = [main_steps, lambda bench: keras_steps(bench, BFLOAT16, **large)]
     if bench.torch:
         kinds = [("shipped", {}), ("tuned", {}), ("tuned", large), ("tuned", deep)]
         jobs += [
             lambda bench, variant=variant, more=more: torch_steps(bench, variant, **more) for variant, more in kinds
         ]
     jobs += [
-        lambda bench: keras_steps(bench, "keras_mart, bfloat16, no XLA", jit_compile=False),
-        lambda bench: keras_steps(bench, "keras_mart, bfloat16", **deep),
+        lambda bench: keras_steps(bench, f"{BFLOAT16}, no XLA", jit_compile=False),
+        lambda bench: keras_steps(bench, BFLOAT16, **deep),
         lambda bench: keras_steps(bench, "keras_mart, float32", precision="float32"),
     ]
     if bench.torch:
         jobs.append(lambda bench: torch_steps(bench, "compiled", **large))
     rows = [job(bench) for job in jobs]
-    notes = comparisons(rows) if bench.torch else ["no Python with PyTorch was found"]
+    notes = list(comparisons(rows)) if bench.torch else ["no Python with PyTorch was found"]
     return sorted(rows, key=lambda each: (each["network"], each["batch_size"])), STEPS, notes
 
 
 def comparisons(rows):
-    """How many times as fast as the official code this package is, for each network and batch."""
-    notes, measured = [], [each for each in rows if "milliseconds" in each]
-    ours = [each for each in measured if each["name"].startswith("keras_mart")]
-    for each in ours:
-        for other in measured:
-            alike = all(each[key] == other[key] for key in ("network", "batch_size"))
-            if alike and other["name"].startswith("official"):
-                ratio = other["milliseconds"] / each["milliseconds"]
-                what = f"{each['network']}, batch {each['batch_size']}"
-                notes.append(f"{what}: {each['name']} is {ratio:.2f} times as fast as {other['name']}")
-    return notes
+    """How many times as fast as the official code this package is in bfloat16, for each network and batch."""
+    measured = [each for each in rows if "milliseconds" in each]
+    ours = {(each["network"], each["batch_size"]): each for each in measured if each["name"] == BFLOAT16}
+    for each in measured:
+        mine = ours.get((each["network"], each["batch_size"]))
+        if mine and each["name"].startswith("official"):
+            ratio = each["milliseconds"] / mine["milliseconds"]
+            yield f"{each['network']}, batch {each['batch_size']}: {ratio:.2f} times as fast as {each['name']}"
 
 
 def startup(bench):
+    """The first process writes the cache as well, the second one reads it."""
     rows = [
         {**main_steps(bench), "name": "empty cache"},
-        {**main_steps(bench, again=True), "name": "cache of that run"},
+        {**main_steps_again(bench), "name": "cache of that run"},
     ]
     files = [path for path in bench.cache.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files) / 2**20
@@ -132,7 +137,8 @@ def startup(bench):
 
 
 def profile(bench):
-    trace = main_steps(bench).get("trace")
+    """The longest operations of the steps that followed the timed ones."""
+    trace = main_steps_again(bench).get("trace")
     if not trace:
         return [], OPERATIONS, ["no trace"]
     steps = bench.size["traced"]
@@ -150,7 +156,7 @@ def profile(bench):
 
 
 def replicas(bench):
-    """On a CPU both compile by XLA, as the parts before did, though it is slower there."""
+    """Both are compiled by XLA, on a CPU too."""
     rows = [
         {**main_steps(bench), "name": "one device"},
         keras_steps(bench, "two logical devices", jit_compile=True, replicas=2),
@@ -159,6 +165,7 @@ def replicas(bench):
 
 
 def float16(bench):
+    """The losses that are counted are means since the first step: after one that is not finite, none is."""
     found = keras_steps(bench, "keras_mart, float16", precision="mixed_float16")
     if "milliseconds" not in found:
         return [found], STEPS, ["nothing was measured"]
@@ -166,6 +173,7 @@ def float16(bench):
 
 
 def autoattack(bench):
+    """The second run of two; the first one, should the time be over then."""
     job = {"task": "evaluate", "attack": "autoattack", "variant": "keras_mart", "precision": "mixed_bfloat16"}
     job |= {"network": bench.size["network"], "model": None, "weights": None, "dataset": None, "repeats": 1}
     job |= {"examples": bench.size["examples"], "batch_size": bench.size["examples"], "epsilon": HARMLESS}
@@ -178,6 +186,7 @@ def autoattack(bench):
 
 
 def epochs(bench):
+    """Training by the command line, on digits with `--small`."""
     data = [f"--dataset=npz:{bench.given.cifar}"] if bench.given.cifar else []
     if bench.given.small and not data:
         data = list(SMALL_DATA)
@@ -195,11 +204,11 @@ def epochs(bench):
 
 
 PARTS = {
-    "table": Part(table, 190),
+    "table": Part(table, 180),
     "startup": Part(startup, 50),
-    "profile": Part(profile, 10),
+    "profile": Part(profile, 30),
     "replicas": Part(replicas, 60),
     "float16": Part(float16, 50),
     "autoattack": Part(autoattack, 60),
-    "epochs": Part(epochs, 60),
+    "epochs": Part(epochs, 50),
 }

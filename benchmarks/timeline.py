@@ -1,6 +1,7 @@
 """Where the time of a function goes: the operations of the device as TensorFlow's profiler records them.
 
 The profiler leaves an XSpace message (`*.xplane.pb`), which TensorFlow itself can read, so no other package is needed.
+A GPU's operations come one after the other; those of a CPU contain one another, so that their shares count twice.
 """
 
 import collections
@@ -46,14 +47,17 @@ def device_operations(folder):
     """The name of the device that was traced, and a list of (name, begin, end) in picoseconds."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2  # not part of TensorFlow's public interface
 
-    planes = {}
+    planes = []
     for path in folder.rglob("*.xplane.pb"):
-        planes |= {plane.name: plane for plane in xplane_pb2.XSpace.FromString(path.read_bytes()).planes}
-    name = next((each for each in sorted(planes) if each.startswith("/device:GPU")), "/host:CPU")
-    # A GPU's streams hold what ran on it; of the host's threads, Python's hold calls, of which nothing is idle.
-    begins = "Stream" if "GPU" in name else ""
-    lines = [line for line in planes[name].lines if line.name.startswith(begins) and line.name != "python"]
-    return name, [each for line in lines for each in events(planes[name], line)]
+        planes += xplane_pb2.XSpace.FromString(path.read_bytes()).planes
+    for plane in sorted(planes, key=lambda each: each.name):
+        # A GPU's streams hold what ran on it; of the host's threads, Python's hold calls, in which it waits as well.
+        streams = [line for line in plane.lines if line.name.startswith("Stream")]
+        if plane.name.startswith("/device:GPU") and any(line.events for line in streams):
+            return plane.name, [each for line in streams for each in events(plane, line)]
+    host = next(plane for plane in planes if plane.name == "/host:CPU")
+    threads = [line for line in host.lines if not line.name.startswith("python")]
+    return host.name, [each for line in threads for each in events(host, line)]
 
 
 def events(plane, line):
