@@ -36,7 +36,9 @@ def arguments():
     parser.add_argument("--seconds", type=measure.positive, default=480, help="for all parts together")
     parser.add_argument("--small", action="store_true", help="small networks and few steps, for a CPU")
     parser.add_argument("--torch", help="a Python that has PyTorch; by default this one or /usr/bin/python3")
-    parser.add_argument("--cifar", help="CIFAR-10 as an npz file, in the layout of Keras's mnist.npz")
+    parser.add_argument(
+        "--cifar", type=os.path.abspath, help="CIFAR-10 as an npz file, in the layout of Keras's mnist.npz"
+    )
     parser.add_argument("--json", help="file to keep the figures and all samples in; written after each part")
     given = parser.parse_args()
     if unknown := set(given.parts) - set(gpu_parts.PARTS):
