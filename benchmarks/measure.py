@@ -7,6 +7,9 @@ import json
 import os
 import pathlib
 import platform
+import resource
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -15,6 +18,8 @@ from importlib import metadata
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # So much of a failed child's complaint is shown.
 LAST_CHARACTERS = 3000
+# Begins the lines of a child's output that are answers.
+ANSWER = "answer: "
 
 
 def names(text):
@@ -34,19 +39,57 @@ def positive(text):
     return int(text)
 
 
-def run(module, job):
-    """What `python -m benchmarks.<module>` answers to a job: a child process of its own."""
-    command = [sys.executable, "-m", f"benchmarks.{module}", json.dumps(job)]
-    environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
-    child = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if child.returncode:
-        sys.exit(f"benchmarks.{module} failed for {job}:\n{child.stderr[-LAST_CHARACTERS:]}")
-    return json.loads(child.stdout.splitlines()[-1])
+class Failed(SystemExit):
+    """A child that failed or ran over its time: ends the benchmark with its message where nobody catches it.
+
+    `answer` is what the child had answered by then, `None` for nothing.
+    """
+
+    def __init__(self, message, answer):
+        super().__init__(message)
+        self.answer = answer
+
+
+def run(module, job, *, timeout=None, interpreter=sys.executable, environment=os.environ):
+    """What `python -m benchmarks.<module>` answers to a job: a child process of its own, and the last of its answers.
+
+    Raises:
+        Failed: a child that failed, or took longer than `timeout` seconds.
+    """
+    command = [interpreter, "-m", f"benchmarks.{module}", json.dumps(job)]
+    status, printed, complaint = _ended(command, {"TF_CPP_MIN_LOG_LEVEL": "2", **environment}, timeout)
+    answers = [line for line in printed.splitlines() if line.startswith(ANSWER)]
+    answered = json.loads(answers[-1].removeprefix(ANSWER)) if answers else None
+    if status is None:
+        raise Failed(f"benchmarks.{module} took longer than {timeout:.0f} seconds for {job}", answered)
+    if status:
+        raise Failed(f"benchmarks.{module} failed for {job}:\n{complaint[-LAST_CHARACTERS:]}", answered)
+    return answered
+
+
+def _ended(command, environment, timeout):
+    """The exit status of a command, `None` where it was killed after `timeout` seconds, its output and its errors."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes) as child:
+        try:
+            printed, complaint = child.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)  # the processes that it started, too
+            return None, *child.communicate()
+        except BaseException:
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
+    return child.returncode, printed, complaint
+
+
+def say(answered):
+    """In the child: prints an answer, as `run` reads it; a later one takes its place."""
+    print(f"\n{ANSWER}{json.dumps(answered)}", flush=True)
 
 
 def answer(function):
-    """In the child: prints what the function makes of the job, as `run` reads it."""
-    print(f"\n{json.dumps(function(**json.loads(sys.argv[1])))}")
+    """In the child: says what the function makes of the job."""
+    say(function(**json.loads(sys.argv[1])))
 
 
 def alternate(jobs, rounds):
@@ -93,8 +136,14 @@ def print_table(rows, columns):
 
 def machine():
     """What the figures were measured on."""
-    versions = {package: metadata.version(package) for package in ("tensorflow", "keras", "numpy", "keras_mart")}
-    return {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version(), **versions}
+    versions = {package: _version(package) for package in ("tensorflow", "keras", "numpy", "keras_mart")}
+    gpu = {"gpu": name} if (name := _gpu()) else {}
+    return {"cpu": _cpu(), "cores": os.cpu_count(), **gpu, "python": platform.python_version(), **versions}
+
+
+def resident():
+    """Bytes: the largest resident set of this process so far (Linux counts in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def line(described):
@@ -106,6 +155,20 @@ def _cpu():
     information = pathlib.Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _gpu():
+    if not shutil.which("nvidia-smi"):
+        return ""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return ", ".join(subprocess.run(command, capture_output=True, text=True).stdout.split("\n")[:-1])
+
+
+def _version(package):
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def write(path, **contents):

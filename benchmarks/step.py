@@ -1,6 +1,6 @@
 """A child process: the training steps of one method on one network, as Keras's own loop runs them."""
 
-import resource
+import contextlib
 import time
 
 import keras
@@ -8,31 +8,32 @@ import numpy as np
 import tensorflow as tf
 
 import keras_mart as km
-from benchmarks import measure, networks, plain
+from benchmarks import measure, networks, plain, timeline
 from keras_mart import distribution, folding
 from keras_mart.methods import METHODS
 
 EPSILON = 8 / 255
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 5e-4
+LOGICAL_GPU = 16 * 1024  # MiB of memory of each part of a GPU
 
 
 class Clock(keras.callbacks.Callback):
-    """Notes when each step ended."""
+    """Notes when each step ended, and its epoch's mean loss so far."""
 
     def __init__(self):
         super().__init__()
-        self.ends = []
+        self.ends, self.losses = [], []
 
     def on_train_batch_end(self, batch, logs=None):
-        float(logs["loss"])  # a GPU is done only when the result is there
+        self.losses.append(float(logs["loss"]))  # a GPU is done only when the result is there
         self.ends.append(time.perf_counter())
 
 
 def peak_memory():
-    """Bytes: the largest resident set so far (Linux counts in KiB); where there is a GPU, the most of its memory."""
+    """Bytes: the largest resident set so far; where there is a GPU, the most of its memory."""
     if tf.config.list_physical_devices("GPU"):
         return tf.config.experimental.get_memory_info("GPU:0")["peak"]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return measure.resident()
 
 
 def method_model(method, network, attack, num_examples):
@@ -44,7 +45,7 @@ def method_model(method, network, attack, num_examples):
     return METHODS[method](network, attack, seed=0, **options)
 
 
-def compiled_model(variant, method, network, batch_size, attack_steps):
+def compiled_model(variant, method, network, batch_size, attack_steps, jit_compile="auto"):
     """A model ready to fit, and its costs for each image."""
     attack = km.PGD(km.Linf(EPSILON), steps=attack_steps, step_size=EPSILON / 4, start="gaussian")
     model = method_model(method, networks.build(network), attack, batch_size)
@@ -53,7 +54,8 @@ def compiled_model(variant, method, network, batch_size, attack_steps):
         model = plain.Plain(method, plain.keras_only(model.network), attack, WEIGHT_DECAY)
         model.compile(keras.optimizers.SGD(LEARNING_RATE, MOMENTUM))
     else:
-        model.compile(km.optimizers.SGD(LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY))
+        optimizer = km.optimizers.SGD(LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
+        model.compile(optimizer, jit_compile=jit_compile)
     return model, flops
 
 
@@ -83,26 +85,47 @@ def attack_seconds(model, data, times):
     return seconds[1:]
 
 
-def training(variant, method, network, precision, batch_size, attack_steps, steps):
-    """Seconds of the first step, of each of the others and of their attack; bytes; operations for each image."""
+def replicated(replicas):
+    """A scope in which a model has so many replicas, on logical devices of the one device there is."""
+    if replicas == 1:
+        return contextlib.nullcontext()
+    gpus = tf.config.list_physical_devices("GPU")
+    part = tf.config.LogicalDeviceConfiguration(memory_limit=LOGICAL_GPU if gpus else None)
+    tf.config.set_logical_device_configuration((gpus or tf.config.list_physical_devices("CPU"))[0], [part] * replicas)
+    return distribution.strategy("mirrored").scope()
+
+
+def training(
+    variant, method, network, precision, batch_size, attack_steps, steps,
+    jit_compile="auto", replicas=1, traced=0, attack_alone=True,
+):  # fmt: skip
+    """Seconds of the first step, of each of the others and of their attack; bytes; operations for each image.
+
+    Args:
+        replicas: the batch is divided among so many logical devices.
+        traced: the number of steps, after those that are timed, of which the longest operations are listed.
+        attack_alone: whether the attack is timed by itself.
+    """
+    scope = replicated(replicas)
     imported = peak_memory()
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(0)
     if variant == "unfolded":
         folding.disable()
-    model, flops = compiled_model(variant, method, network, batch_size, attack_steps)
+    with scope:
+        model, flops = compiled_model(variant, method, network, batch_size, attack_steps, jit_compile)
     data, clock = batches(model, batch_size, 1 + steps), Clock()
     begin = time.perf_counter()
     model.fit(data, verbose=0, callbacks=[clock])
-    memory = peak_memory() - imported
-    attack = attack_seconds(model, data, steps) if flops["attack_flops"] else [0.0]
-    return {
-        "first": clock.ends[0] - begin,
-        "steps": list(np.diff(clock.ends)),
-        "attack": attack,
-        "memory": memory,
-        **flops,
-    }
+    found = {"first": clock.ends[0] - begin, "steps": list(np.diff(clock.ends)), "losses": clock.losses}
+    found |= {"attack": [0.0], "memory": peak_memory() - imported, **flops}
+    measure.say(found)  # what follows may fail
+    if attack_alone and flops["attack_flops"]:
+        found["attack"] = attack_seconds(model, data, steps)
+    if traced:
+        traced_data = batches(model, batch_size, traced)
+        found["trace"] = timeline.traced(lambda: model.fit(traced_data, verbose=0, callbacks=[Clock()]))
+    return found
 
 
 if __name__ == "__main__":
