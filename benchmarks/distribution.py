@@ -29,7 +29,7 @@ from benchmarks import measure, overheads, step
 from keras_mart import distribution
 from keras_mart.cli import state
 from keras_mart.cli.workdir import RunDirectory
-from keras_mart.methods.base import Outputs
+from keras_mart.methods import Outputs
 
 EPOCH = 352  # steps on CIFAR-10: 45,000 images, 128 at a time
 COLUMNS = (

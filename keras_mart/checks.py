@@ -1,6 +1,7 @@
 """What users can get wrong, and what they are told: the rule first, then what came."""
 
 import difflib
+import math
 import numbers
 from collections.abc import Mapping
 
@@ -237,6 +238,19 @@ def batch(classifier, image_values, label_values):
     if len(label_values) != len(image_values):
         raise ValueError(f"Each image needs a label. Received: {len(image_values)} images, {len(label_values)} labels")
     labels(label_values, classes(classifier, image_values))
+
+
+def ranges(num_classes, num_examples=None):
+    """Returns what images, labels and indices of a batch may be: a message, the lowest and the highest value of each.
+
+    A message is formatted with where they came and what they were. Without a number of examples, indices are free.
+    """
+    received = "Received at {}: labels from {:.0f} to {:.0f}."
+    images = "Images must lie in [0, 1] and hold no NaN. Received at {}: values from {:.9g} to {:.9g}. " + IMAGE_RULE
+    labels = f"Labels must lie in [0, {num_classes}). {received}"
+    indices = f"Indices must lie in [0, num_examples={num_examples}). {received.replace('labels', 'indices')}"
+    bounds = (-math.inf, math.inf) if num_examples is None else (0, num_examples - 1)
+    return [(images, -ROUNDING, 1 + ROUNDING), (labels, 0, num_classes - 1), (indices, *bounds)]
 
 
 def in_batches(image_values, label_values):

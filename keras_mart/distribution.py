@@ -2,6 +2,7 @@
 
 import faulthandler
 import functools
+import itertools
 import pickle
 import random
 
@@ -129,11 +130,28 @@ def total(value):
     return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
-def everywhere(values):
-    """[replicas, ...] what a float tensor is on each replica."""
+def placed(values):
+    """[replicas, ...] a float tensor at this replica's place, and zeros elsewhere: their total has all replicas'."""
     replicas = tf.range(tf.distribute.get_strategy().num_replicas_in_sync)
     here = tf.reshape(replicas == replica_id(), [-1] + [1] * len(values.shape))
-    return total(tf.where(here, values, tf.zeros_like(values)))
+    return tf.where(here, values, tf.zeros_like(values))
+
+
+def combined(means, sums, weight):
+    """Returns what tensors come to over all replicas, for which one message is sent.
+
+    Args:
+        means: structure of tensors to average; what is no float stays as it is here.
+        sums: structure of tensors to add.
+        weight: scalar, that of this replica's means.
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return means, sums
+    flat = tf.nest.flatten(means)
+    floats = {n: each * tf.cast(weight, each.dtype) for n, each in enumerate(flat) if each.dtype.is_floating}
+    floats, sums, whole = total((floats, sums, weight))
+    flat = [floats[n] / tf.cast(whole, each.dtype) if n in floats else each for n, each in enumerate(flat)]
+    return tf.nest.pack_sequence_as(means, flat), sums
 
 
 def local(value):
@@ -142,27 +160,21 @@ def local(value):
     return np.asarray(parts[0]) if len(parts) == 1 else np.concatenate([np.asarray(part) for part in parts])
 
 
-def mean(values, share):
-    """Tensors averaged over all replicas, by the share of the examples that each has; what is no float stays.
-
-    Args:
-        values: dictionary of tensors, this replica's.
-        share: scalar, its part of all replicas' examples.
-    """
-    floats = {name: value for name, value in values.items() if value.dtype.is_floating}
-    if tf.distribute.get_strategy().num_replicas_in_sync == 1 or not floats:
-        return values
-    return {**values, **total({name: value * tf.cast(share, value.dtype) for name, value in floats.items()})}
-
-
 def assign(variables, values):
-    """Assigns, inside a replica, values that are equal on all of them: nothing is sent."""
+    """Assigns, inside a replica, values that are equal on all of them: nothing is sent.
+
+    What is summed over the replicas when it is read, as metrics are, may differ.
+    """
+    summed = [each.aggregation == "sum" for each in variables]
+    for variable, value in itertools.compress(zip(variables, values, strict=True), summed):
+        variable.assign(value)
+    equal = [pair for pair, here in zip(zip(variables, values, strict=True), summed, strict=True) if not here]
 
     def everywhere(strategy, values):
-        for variable, value in zip(variables, values, strict=True):
+        for (variable, _), value in zip(equal, values, strict=True):
             strategy.extended.update(variable.value, lambda held, new: held.assign(new), (value,), group=False)
 
-    tf.distribute.get_replica_context().merge_call(everywhere, args=(list(values),))
+    tf.distribute.get_replica_context().merge_call(everywhere, args=([value for _, value in equal],))
 
 
 def agreed(number, strategy=None):
@@ -253,16 +265,12 @@ def fill_if_empty(tensors):
 
     Args:
         tensors: structure of [batch, ...] tensors.
-
-    Returns:
-        The structure, and [batch] float32 that is 1 for real examples and 0 for the filling.
     """
-    batch = tf.shape(tf.nest.flatten(tensors)[0])[0]
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
-        return tensors, tf.ones([batch])
-    missing = tf.cast(batch == 0, "int32")
+        return tensors
+    missing = tf.cast(tf.shape(tf.nest.flatten(tensors)[0])[0] == 0, "int32")
 
     def fill(tensor):
         return tf.pad(tensor, [[0, missing]] + [[0, 0]] * (len(tensor.shape) - 1))
 
-    return tf.nest.map_structure(fill, tensors), tf.concat([tf.ones([batch]), tf.zeros([missing])], 0)
+    return tf.nest.map_structure(fill, tensors)

@@ -26,3 +26,15 @@ def of(network):
 def layers(network):
     """Returns the layers of a model at any depth, wherever they are kept."""
     return list(network._flatten_layers(include_self=False))  # private: `layers` leaves out those of other layers
+
+
+def changed(network, key, settings):
+    """Returns whether a network, or the settings kept by that key, are others than when this was asked last."""
+    kept = of(network)
+    before, kept[key] = kept.get(key), settings
+    return before is None or not all(_same(before[name], value) for name, value in settings.items())
+
+
+def _same(one, other):
+    """Whether two settings are one: by value where that is an answer, as that of arrays is not."""
+    return one is other or (type(one) is type(other) and type(equal := one == other) is bool and equal)

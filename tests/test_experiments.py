@@ -10,7 +10,7 @@ import keras_mart as km
 from experiments import data, figure1
 from experiments.methods import ALTERATIONS, TREATMENTS, Altered, Partial, Split
 from keras_mart.evaluation.run import Run as Directory
-from keras_mart.methods.base import Outputs
+from keras_mart.methods import Outputs
 
 # --- the figures' own methods ---
 

@@ -9,7 +9,7 @@ from keras_mart.cli import parsers
 from keras_mart.datasets import AUGMENTATIONS
 from keras_mart.distribution import STRATEGIES
 from keras_mart.methods import METHODS
-from keras_mart.methods.finite import ON_NAN
+from keras_mart.methods.guard import ON_NAN
 
 FLAGS = flags.FLAGS
 MODES = ("train", "evaluate", "report", "export")

@@ -3,10 +3,13 @@
 import numpy as np
 import tensorflow as tf
 
+from keras_mart import checks
 from keras_mart.datasets import augmentation
 
 # The streams of random numbers that one seed gives: of the examples of `load`, and of those that `mix` adds.
 LABELLED, EXTRA = 0, 1
+# The elements of `filled` data are (inputs, labels, weights, real).
+FILLED = 4
 
 
 def epoch_seeds(seed, stream, epoch):
@@ -47,3 +50,26 @@ def finished(dataset, cardinality):
     options.autotune.enabled = False  # an iterator's end waits for the autotuner, for up to a minute
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def filled(dataset):
+    """The dataset with smaller batches filled up by zeros to the largest before them, and what is `real` of each.
+
+    Its elements are (inputs, labels, weights, [batch] float32 that is 1 for real examples and 0 for filling).
+    """
+
+    def fill(most, element):
+        images, index, labels, weights = checks.unpacked(element)
+        count = tf.shape(images)[0]
+        most = tf.maximum(most, count)
+        ones = tf.ones([count])
+        tensors = [images, labels, ones if weights is None else weights, ones, *([] if index is None else [index])]
+        tensors = [tf.pad(each, [[0, most - count]] + [[0, 0]] * (len(each.shape) - 1)) for each in tensors]
+        images, labels, weights, real, *index = tensors
+        return most, ((images, *index) if index else images, labels, weights, real)
+
+    images, index, *others = checks.unpacked(dataset.element_spec)
+    if any(each is not None and each.shape.rank is None for each in (images, index, *others)):
+        return dataset
+    options = dataset.options()
+    return dataset.scan(tf.constant(0), fill).with_options(options).prefetch(tf.data.AUTOTUNE)

@@ -2,11 +2,12 @@
 
 from keras_mart.methods.alp import ALP
 from keras_mart.methods.at import AT
-from keras_mart.methods.base import AdversarialModel, Outputs
+from keras_mart.methods.batch import Outputs
 from keras_mart.methods.clp import CLP
 from keras_mart.methods.hyperparameter import Hyperparameter
 from keras_mart.methods.mart import MART
 from keras_mart.methods.mma import MMA
+from keras_mart.methods.model import AdversarialModel
 from keras_mart.methods.perturbation import AWP
 from keras_mart.methods.standard import Standard
 from keras_mart.methods.trades import TRADES

@@ -3,11 +3,11 @@
 import keras
 
 from keras_mart import losses
-from keras_mart.methods import base
+from keras_mart.methods import model
 
 
 @keras.saving.register_keras_serializable("keras_mart")
-class AT(base.AdversarialModel):
+class AT(model.AdversarialModel):
     """Adversarial training: CE(q, y) on adversarial images alone.
 
     The natural images are forwarded in evaluation mode, for the natural accuracy only, so that BatchNorm's

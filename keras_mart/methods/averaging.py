@@ -69,7 +69,7 @@ def adapt(network, copy):
             copied.load_own_variables(store)
 
 
-def update(network, average, decay, step, counts):
+def update(network, average, decay, step):
     """Moves the average towards the network, inside a replica.
 
     Args:
@@ -77,15 +77,12 @@ def update(network, average, decay, step, counts):
         average: its `copy_of`.
         decay: in (0, 1); that of step n, from 0, is n / (n + 9) where this is less.
         step: scalar integer, n.
-        counts: boolean scalar; nothing moves where it is false.
     """
     step = ops.cast(step, "float32")
-    share = ops.where(counts, 1 - ops.minimum(decay, step / (step + WARM_UP)), 0.0)
+    share = 1 - ops.minimum(decay, step / (step + WARM_UP))
 
-    def towards(now, mean):
-        if "float" in mean.dtype:
-            return mean + ops.cast(share, mean.dtype) * (now - mean)
-        return ops.where(counts, now, mean)  # a counter; seeds of Dropout are no weights
+    def towards(now, mean):  # a counter is taken over; seeds of Dropout are no weights
+        return mean + ops.cast(share, mean.dtype) * (now - mean) if "float" in mean.dtype else ops.copy(now)
 
     moved = [towards(now, mean) for now, mean in zip(network.weights, average.weights, strict=True)]
     distribution.assign(average.weights, moved)

@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_mart import checks, distribution, losses
 from keras_mart.attacks.bisection import bisection
-from keras_mart.methods import base
+from keras_mart.methods import model
 from keras_mart.methods.hyperparameter import Hyperparameter
 from keras_mart.threats import per_example
 
@@ -18,7 +18,7 @@ SEARCH_BEYOND = 1.05
 
 
 @keras.saving.register_keras_serializable("keras_mart")
-class MMA(base.AdversarialModel):
+class MMA(model.AdversarialModel):
     """Max-margin adversarial training: cross-entropy at each example's own decision boundary.
 
     For an example with p_y > 1/2 the attack climbs the soft margin inside the example's margin of its last visit;
@@ -80,7 +80,7 @@ class MMA(base.AdversarialModel):
     def perturb(self, x, labels, seed, index=None):
         margin = self.attack_objective(x, labels)
         correct = ops.cast(margin(x) < 0, "float32")
-        radius = ops.maximum(ops.take(self.margins, index), self.min_margin)
+        radius = ops.maximum(ops.take(self.margins, self._known(index)), self.min_margin)
         found = self.attack.maximise(margin, x, radius, seed)
         direction = (found - x) / per_example(radius, x)
         furthest = SEARCH_BEYOND * self.max_epsilon
@@ -89,11 +89,16 @@ class MMA(base.AdversarialModel):
         return ops.stop_gradient(kept), ops.stop_gradient(epsilon * correct)
 
     def remember(self, index, epsilon, real):
+        index = self._known(index)
         # Replicas add their parts of two dense vectors: an example met twice in a batch gets the mean.
         shape = (self.num_examples,)
         found = distribution.total(tf.scatter_nd(index[:, None], epsilon * real, shape))
         times = distribution.total(tf.scatter_nd(index[:, None], real, shape))
         self.margins.assign(ops.where(times > 0, found / ops.maximum(times, 1.0), self.margins))
+
+    def _known(self, index):
+        """The index where it is right; what is wrong stops training at the end of the step, not in the middle."""
+        return ops.clip(index, 0, self.num_examples - 1)
 
     def training_loss(self, labels, outputs):
         return losses.mma(labels, outputs.natural, outputs.adversarial, outputs.epsilon, self.max_epsilon)

@@ -4,10 +4,7 @@ import dataclasses
 import numbers
 
 import keras
-import tensorflow as tf
 from keras import ops
-
-from keras_mart import distribution
 
 
 @keras.saving.register_keras_serializable("keras_mart")
@@ -47,32 +44,15 @@ class AWP:
         if not isinstance(self.warmup, numbers.Integral) or self.warmup < 0:
             raise ValueError(f"`warmup` must be a number of epochs, at least 0. Received: warmup={self.warmup}")
 
-    def perturbations(self, variables, gradients, epoch):
-        """What is added to each of the trainable variables, `None` to those that stay.
+    def perturbations(self, variables, gradients):
+        """Returns number to what is added to each of the trainable variables that are kernels and have a gradient.
 
         Args:
             variables: the trainable variables.
-            gradients: gives this replica's part of the gradient of each; it is not called during the warmup.
-            epoch: scalar integer tensor.
+            gradients: number to the gradient of the method's loss over all replicas.
         """
-        moves = [None] * len(variables)
-        which = [number for number, variable in enumerate(variables) if len(variable.shape) > 1]
-        if not which:
-            return moves
-
-        def of_kernels():
-            every = gradients()
-            return [every[number] for number in which]
-
-        def nothing():
-            return [ops.zeros_like(variables[number]) for number in which]
-
-        # Replicas cannot speak to one another inside a `cond`, as a synchronised BatchNormalization wants to.
-        warm = self.warmup == 0 or ops.convert_to_tensor(epoch) >= self.warmup
-        found = of_kernels() if warm is True else tf.cond(warm, of_kernels, nothing)
-        for number, gradient in zip(which, distribution.total(found), strict=True):
-            moves[number] = self._perturbation(variables[number], gradient)
-        return moves
+        kernels = {number: each for number, each in gradients.items() if len(each.shape) > 1}
+        return {number: self._perturbation(variables[number], each) for number, each in kernels.items()}
 
     def _perturbation(self, kernel, gradient):
         kernel, ascent = (ops.cast(each, "float32") for each in (kernel, gradient))  # float16 lacks the range

@@ -3,11 +3,11 @@
 import keras
 
 from keras_mart import losses
-from keras_mart.methods import base
+from keras_mart.methods import model
 
 
 @keras.saving.register_keras_serializable("keras_mart")
-class Standard(base.AdversarialModel):
+class Standard(model.AdversarialModel):
     """Standard training: CE(p, y) on natural images. It has no attack and no adversarial metrics.
 
     Args:

@@ -3,11 +3,11 @@
 import math
 
 from keras_mart import checks
-from keras_mart.methods import base
+from keras_mart.methods import model
 from keras_mart.methods.hyperparameter import Hyperparameter
 
 
-class WeightedModel(base.AdversarialModel):
+class WeightedModel(model.AdversarialModel):
     """A method with a second term of weight `beta`; `None` takes the method's own `default_beta`."""
 
     default_beta = None

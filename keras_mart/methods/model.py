@@ -1,0 +1,502 @@
+"""The model behind every method, and the one training step.
+
+A method is what its attack climbs (`attack_objective`) plus what its training descends (`training_loss`). A step is
+three parts: `_computed` (attack, forwards, gradients; nothing is assigned), `_agreed` (what all replicas must know, in
+one message), and `_applied` (every variable becomes its new value where the step counts).
+"""
+
+import inspect
+import itertools
+import random
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from keras_mart import checks, distribution, folding, losses, memory
+from keras_mart.attacks.base import Attack
+from keras_mart.attacks.inference import compile_by_xla, inference
+from keras_mart.datasets.batches import filled
+from keras_mart.methods import averaging, hyperparameter
+from keras_mart.methods import batch as batches
+from keras_mart.methods.batch import Outputs, Pass
+from keras_mart.methods.guard import ON_NAN, Guard, kept_unless
+from keras_mart.methods.hyperparameter import Hyperparameter
+from keras_mart.methods.perturbation import AWP
+from keras_mart.methods.scope import Passes, inlined
+
+# Distinguish the random numbers of training from those of validation.
+TRAINING, TESTING = 0, 1
+
+
+class AdversarialModel(keras.Model):
+    """A classifier trained against an adversary, with `compile`, `fit`, `evaluate`, `predict` and `save` as ever.
+
+    Calling it calls the wrapped network and returns float32 logits. The metrics are `loss`, `natural_accuracy`
+    and `adversarial_accuracy` (unweighted); `metrics=` of `compile` apply to the natural logits. In validation
+    the attack climbs its own loss at its own epsilon, so that `val_adversarial_accuracy` compares across methods, and
+    `val_loss` is the method's loss on what it found. Weight regularisation counts once; activity regularisation counts
+    for the last training forward of a step, the adversarial one.
+
+    Both training forwards of a step draw the same random numbers (Dropout, augmentation inside the network), others in
+    the next step: the loss compares two images, not two networks. The official codes draw anew for each.
+
+    A hyperparameter (`seed`, `beta`, ...) takes effect as soon as it is set, in the middle of `fit` too; another
+    `attack`, `weight_perturbation` or `form` does so at the next `fit`, `evaluate` or `train_on_batch`.
+
+    On several replicas a step means what it means on one: its loss is that of the whole batch, and so is the gradient
+    that an optimizer clips. BatchNormalization alone normalises with the statistics of each replica's part; the running
+    ones are the replicas' averages, weighted by their numbers of examples, and equal everywhere.
+
+    Args:
+        network: a Keras classifier that returns logits [batch, classes]; kept as `.network`.
+        attack: an attack with `maximise`, such as `keras_mart.PGD`.
+        seed: integer from which all random starts derive; drawn from Python's `random` by default
+            (so `keras.utils.set_random_seed` fixes it). On several workers the first one's holds.
+        weight_average: decay in (0, 1) of a moving average of the weights (BatchNormalization's running statistics
+            included), `None` for none. Evaluation, validation, predictions, attacks on the model and exports use the
+            averaged network, `.averaged_network`; training goes on with `.network`, whose weight regularisation is
+            the one in `val_loss` too. The decay of step n is at most n / (n + 9), so that early weights are soon
+            forgotten.
+        weight_perturbation: a `keras_mart.AWP`, `None` for none.
+
+    Raises:
+        ValueError: a network that ends in a softmax, an attack that cannot climb a method's objective, a network that
+            cannot be copied for its average.
+    """
+
+    # Tells attacks, evaluation and export to work on the network inside.
+    wraps_network = True
+    # Whether BatchNorm and the gradient see the natural batch; otherwise it is forwarded for its accuracy alone.
+    trains_on_natural = True
+    # Whether a batch also runs through the adversary.
+    has_adversary = True
+    # Whether training data must be ((image, index), label[, weight]).
+    needs_index = False
+
+    seed = Hyperparameter("an integer in [0, 2**31)", lambda value: 0 <= value < 2**31, integer=True)
+    weight_average = Hyperparameter("a decay between 0 and 1", lambda value: 0 < value < 1)
+
+    def __init__(self, network, attack=None, *, seed=None, weight_average=None, weight_perturbation=None, **kwargs):
+        if self.has_adversary and (isinstance(attack, type) or not hasattr(attack, "maximise")):
+            raise ValueError(
+                f"`attack` must be able to climb the objective of {type(self).__name__}, as keras_mart.PGD does. "
+                f"Received: attack={attack!r}"
+            )
+        if weight_perturbation is not None and not isinstance(weight_perturbation, AWP):
+            raise ValueError(f"`weight_perturbation` must be a keras_mart.AWP. Received: {weight_perturbation!r}")
+        checks.network(network)
+        # That of its float16 layers where it has any: they need the loss scaling.
+        policies = [layer.dtype_policy for layer in (*network.layers, network)]
+        half = [policy for policy in policies if policy.compute_dtype == "float16"]
+        super().__init__(autocast=False, **{"dtype": (half or policies[-1:])[0], **kwargs})
+        self.network = network
+        self.weight_average = weight_average
+        self.averaged_network = None if weight_average is None else averaging.copy_of(network)
+        self.built = network.built
+        self.attack = attack
+        self.seed = distribution.agreed(random.getrandbits(31) if seed is None else seed)
+        self.weight_perturbation = weight_perturbation
+        self.step, self.epoch = self._counter("step"), self._counter("epoch")
+        self.natural_accuracy = keras.metrics.SparseCategoricalAccuracy("natural_accuracy")
+        if self.has_adversary:
+            self.adversarial_accuracy = keras.metrics.SparseCategoricalAccuracy("adversarial_accuracy")
+        self._guard = Guard()
+
+    def _counter(self, name):
+        return self.add_weight(
+            shape=(), dtype="int32", trainable=False, name=name, initializer="zeros", aggregation="only_first_replica"
+        )
+
+    # The hooks of a method.
+
+    def attack_objective(self, x, labels):
+        """What the attack climbs in training: maps [batch, ...] images to [batch]. Cross-entropy by default."""
+        logits = self.inference()
+        return lambda candidates: losses.cross_entropy(labels, logits(candidates))
+
+    def training_loss(self, labels, outputs):
+        """What training descends: [batch] from [batch] labels and `Outputs`."""
+        raise NotImplementedError
+
+    def loss_terms(self, labels, outputs):
+        """Name to [batch], the parts of `training_loss`: what a message about a loss that is not finite tells."""
+        return {}
+
+    def perturb(self, x, labels, seed, index=None):
+        """The images trained on, [batch, ...], and the size of the ball they lie in, scalar or [batch]."""
+        objective = self.attack_objective(x, labels)
+        return self.attack.maximise(objective, x, seed=seed), self.attack.threat.epsilon
+
+    def remember(self, index, epsilon, real):
+        """Keeps what a method learns of single examples; `real` is 0 for those that are filling."""
+
+    def check_training_inputs(self, inputs):
+        """Raises ValueError where the first inputs lack what the method needs besides images."""
+
+    # What the hooks build on.
+
+    def inference(self):
+        """The network as attacks see it: maps images to float32 logits, in evaluation mode."""
+        return inference(self.network)
+
+    @property
+    def judged_network(self):
+        """The network that is evaluated, attacked and exported: the averaged one where there is one."""
+        return self.averaged_network or self.network
+
+    def call(self, inputs, training=None):
+        images, _ = checks.indexed(inputs)
+        if training:
+            logits = folding.training_view(self.network)(images)
+        else:
+            logits = self.judged_network(images, training=False)
+        return ops.cast(logits, "float32")
+
+    # The steps.
+
+    def train_step(self, data):
+        batch, seed = batches.of(data), self._seed(TRAINING, self.step)
+        found, assigned = self._computed(batch, seed)
+        agreed, moves = self._agreed(batch, found), {}
+        if self._perturbs_weights:
+            moves = self.weight_perturbation.perturbations(self.trainable_variables, agreed["gradients"])
+            found, assigned = self._computed(batch, seed, found.attacked, moves)
+            agreed = self._agreed(batch, found)
+        return self._applied(batch, found, agreed, assigned, moves)
+
+    def test_step(self, data):
+        batch = batches.of(data)
+        # The examples counted so far in this evaluation number its batches: each has its own random start.
+        seed = self._seed(TESTING, ops.cast(self.natural_accuracy.count, "int32"))
+        values, outputs = self._compiled(self._judged)(batch, seed)
+        ranges = distribution.total(distribution.placed(batch.ranges))
+        counts, _ = self._guard.judge(0, self._rules(outputs), ranges, tf.constant(True), {})
+        with kept_unless(counts, self.metrics_variables):
+            logs = self._measured(batch, values, outputs)
+        return distribution.for_keras({**logs, **self.get_metrics_result()})
+
+    def _computed(self, batch, seed, attacked=None, moves=None):
+        """Returns the `Pass` over a batch and the variables that its states are of; assigns nothing.
+
+        Args:
+            attacked: as in `Pass`; by default it is found here.
+            moves: number of a trainable variable to what is added to it.
+        """
+        assigned = []
+
+        def compute(batch, seed, attacked, moves):
+            if attacked is None:
+                arguments = batch.images, batch.labels, seed, batch.index
+                attacked = self.perturb(*arguments) if self.has_adversary else (None, 0.0)
+            if not self.trains_on_natural:
+                natural = ops.stop_gradient(self.inference()(batch.images))
+            with tf.GradientTape() as tape, Passes(self._moved(moves or {})) as scope, inlined:
+                if self.trains_on_natural:
+                    natural = self(batch.images, training=True)
+                    scope.rewind_seeds()
+                adversarial = None if attacked[0] is None else self(attacked[0], training=True)
+                outputs = Outputs(natural, adversarial, attacked[1], batch.index)
+                values = self._values(batch, outputs)
+                loss = self.optimizer.scale_loss(batches.mean(values, batch.real))
+            gradients = enumerate(tape.gradient(loss, self.trainable_variables))
+            gradients = {number: tf.convert_to_tensor(each) for number, each in gradients if each is not None}
+            terms = {"loss": values, **self.loss_terms(batch.labels, outputs)}
+            terms = {name: batches.mean(each, batch.real) for name, each in terms.items()}
+            assigned[:] = [variable for variable, _ in scope.assigned()]
+            states = dict(enumerate(value for _, value in scope.assigned()))
+            return Pass(attacked, values, outputs, terms, gradients, states)
+
+        return self._compiled(compute)(batch, seed, attacked, moves), assigned
+
+    def _moved(self, moves):
+        """Pairs of a trainable variable and the tensor to read in its place."""
+        moved = {number: self.trainable_variables[number] + move for number, move in moves.items()}
+        # Regularizers read a variable that is not mapped as `None`: it is mapped to itself.
+        pairs = enumerate(self.trainable_variables)
+        return [(each, moved.get(number, each)) for number, each in pairs if each.regularizer or number in moved]
+
+    def _agreed(self, batch, found):
+        """Returns the means of the terms, gradients and states of all replicas, and the `ranges` of each."""
+        means = {"terms": found.terms, "gradients": found.gradients, "states": found.states}
+        means, ranges = distribution.combined(means, distribution.placed(batch.ranges), tf.reduce_sum(batch.real))
+        return {**means, "ranges": ranges}
+
+    def _applied(self, batch, found, agreed, assigned, moves):
+        """Gives every variable its new value where the step counts, and returns the metrics."""
+        gradients, terms, step = agreed["gradients"], agreed["terms"], self.step + 1
+        scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)  # which sees to overflows itself
+        finite = [terms["loss"], *([] if scaled else gradients.values())]
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(each)) for each in finite])
+        rules = self._rules(found.outputs)
+        counts, stopped = self._guard.judge(step, rules, agreed["ranges"], finite, terms, self.on_nan == "stop")
+        variables = [*self.variables, *self.metrics_variables, *self.optimizer.variables]
+        with kept_unless(counts, variables):
+            back = {id(self.trainable_variables[number]): move for number, move in moves.items()}
+            states = zip(assigned, agreed["states"].values(), strict=True)
+            states = [value - back[id(each)] if id(each) in back else value for each, value in states]
+            distribution.assign(assigned, states)
+            if self.trainable_variables:
+                pairs = enumerate(self.trainable_variables)
+                self.optimizer.apply_gradients([(gradients.get(number), each) for number, each in pairs])
+            else:
+                warnings.warn("The model does not have any trainable weights.", stacklevel=2)
+            if self.averaged_network is not None:
+                averaging.update(self.network, self.averaged_network, self.weight_average, self.step)
+            if batch.index is not None:
+                self.remember(batch.index, found.attacked[1], batch.real)
+            logs = self._measured(batch, found.values, found.outputs, whole=self.jit_compile)
+        distribution.assign([self.step], [tf.where(stopped, step - 1, step)])
+        return distribution.for_keras({**logs, **self.get_metrics_result()})
+
+    def _judged(self, batch, seed):
+        adversarial, epsilon = None, 0.0
+        if self.has_adversary:
+            images = self.attack.perturb(inference(self.judged_network), batch.images, batch.labels, seed)
+            adversarial, epsilon = self(images, training=False), self.attack.threat.epsilon
+        outputs = Outputs(self(batch.images, training=False), adversarial, epsilon)
+        return self._values(batch, outputs), outputs
+
+    def _values(self, batch, outputs):
+        """[batch] the weighted losses, each with the regularisation losses of the network added."""
+        values = batch.weights * self.training_loss(batch.labels, outputs)
+        return values + sum(ops.cast(loss, "float32") for loss in self.losses)
+
+    def _measured(self, batch, values, outputs, whole=False):
+        """Updates the metrics; returns those of `compile`, which must not see filling. A whole batch has none."""
+        self._loss_tracker.update_state(values, batch.real)  # private: Keras's own `loss`, made by `compile`
+        self.natural_accuracy.update_state(batch.labels, outputs.natural, batch.real)
+        if outputs.adversarial is not None:
+            self.adversarial_accuracy.update_state(batch.labels, outputs.adversarial, batch.real)
+        examples = None if whole else tf.cast(tf.reduce_sum(batch.real), "int32")
+        shown = batch.images, batch.labels, outputs.natural, batch.weights
+        return self.compute_metrics(*(each[:examples] for each in shown))
+
+    def _rules(self, outputs):
+        return checks.ranges(outputs.natural.shape[-1], self.num_examples if self.needs_index else None)
+
+    def _seed(self, purpose, number):
+        seed = tf.random.fold_in(ops.stack([self.seed, purpose]), ops.convert_to_tensor(number))
+        return tf.random.fold_in(seed, distribution.replica_id())
+
+    def _compiled(self, function):
+        """The function compiled by XLA where `jit_compile` says so: all of it that runs inside one replica.
+
+        On one device Keras compiles the whole training step. What replicas say to one another, and metrics that must
+        not see filling, XLA does not take.
+        """
+        return tf.function(function, jit_compile=True, autograph=False) if self._xla else function
+
+    # What Keras calls, and users.
+
+    def build(self, input_shape):
+        shape = input_shape[0] if isinstance(input_shape[0], (tuple, list)) else input_shape
+        with tf.init_scope():  # a graph may be being traced
+            if not self.network.built:
+                if None in shape[1:]:
+                    self.network.build(shape)
+                else:  # all that builds a subclassed network
+                    self.network(ops.zeros((1, *shape[1:])), training=False)
+            if self.weight_average is not None and self.averaged_network is None:
+                self.averaged_network = averaging.copy_of(self.network)
+        self.built = True
+
+    def compile(
+        self, optimizer="rmsprop", loss=None, loss_weights=None, metrics=None, *, jit_compile="auto", on_nan="stop",
+        **kwargs,
+    ):  # fmt: skip
+        """Configures training. Arguments are those of `keras.Model.compile`, but for the loss, which the method owns.
+
+        Args:
+            optimizer: name or instance.
+            metrics: metrics of the natural logits, as Keras takes them.
+            jit_compile: `True` has XLA compile the training step (on several replicas attack and gradient), and
+                attacks on the model and its evaluation too; `False` has it compile nothing; "auto" does so on GPUs.
+            on_nan: what becomes of a step whose loss or gradient is not finite. It leaves weights, optimizer,
+                statistics, margins and metrics as they were, on all replicas. "stop" leaves those after it out too, and
+                ends `fit` with an error that tells the step and the values of the loss's parts: after steps 1, 2, 4,
+                8, ... and at the end of the epoch, as a look at every step would keep a GPU waiting. "skip" goes on,
+                and says there what was left out.
+
+        Raises:
+            ValueError: a loss was passed, or an unknown `on_nan`.
+        """
+        if loss is not None or loss_weights is not None:
+            raise ValueError(
+                f"`compile` takes no loss: {type(self).__name__} trains with its own (`training_loss`). "
+                f"Received: loss={loss!r}, loss_weights={loss_weights!r}"
+            )
+        checks.one_of(on_nan, ON_NAN, "on_nan")
+        self.on_nan, self._jit_compile_argument = on_nan, jit_compile
+        xla = distribution.prefers_xla() if jit_compile == "auto" else bool(jit_compile)
+        self._xla = xla and not kwargs.get("run_eagerly")
+        whole = self._xla and self.distribute_strategy.num_replicas_in_sync == 1
+        super().compile(optimizer, metrics=metrics, jit_compile=whole, **kwargs)
+        if self.built:
+            self._build_all()
+
+    def _build_all(self, shape=None):
+        """Builds before any graph is traced: variables that come later escape what a step keeps or takes back."""
+        with self.distribute_strategy.scope():
+            if not self.built:
+                self.build(shape)
+            if self.compiled:
+                compile_by_xla(self.judged_network, self._jit_compile_argument)
+            if self.compiled and self.optimizer is not None and not self.optimizer.built:
+                self.optimizer.build(self.trainable_variables)
+                inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+                inner._all_reduce_sum_gradients = list  # private: they come to it summed, so that it clips the sum
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        return {**config, "jit_compile": self._jit_compile_argument, "on_nan": self.on_nan} if config else config
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def fit(self, x=None, y=None, *args, **kwargs):
+        arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
+        x = self._check(x, y, training=True)
+        validation = arguments.get("validation_data")
+        if isinstance(validation, (tuple, list)):
+            self._check(*validation[:2])
+        elif validation is not None and not hasattr(validation, "__next__"):  # a generator cannot be looked into
+            several = arguments.get("epochs", 1) > arguments.get("initial_epoch", 0) + 1
+            self._check(validation, readable_again=several)
+        # Several workers shuffle arrays alike, each for itself.
+        distribution.share_seed(self.distribute_strategy)
+        arguments["x"] = distribution.prepared(x, self.distribute_strategy)
+        arguments["validation_data"] = self._for_evaluation(validation)
+        callbacks = arguments.get("callbacks")
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.callbacks.insert(0, _Epochs())
+            callbacks.callbacks[0].set_model(self)
+        else:
+            arguments["callbacks"] = [_Epochs(), *keras.tree.flatten(callbacks or [])]
+        return super().fit(**arguments)
+
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        self._guard.look()  # training that has stopped needs no validation
+        if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked its validation data
+            x = self._for_evaluation(self._check(x, y))
+        found = super().evaluate(x, y, *args, **kwargs)
+        self._guard.look()
+        return found
+
+    def train_on_batch(self, x, y=None, *args, **kwargs):
+        self._check(x, y, training=True)
+        return super().train_on_batch(x, y, *args, **kwargs)
+
+    def test_on_batch(self, x, y=None, *args, **kwargs):
+        self._check(x, y)
+        found = super().test_on_batch(x, y, *args, **kwargs)
+        self._guard.look()
+        return found
+
+    def _check(self, x, y=None, training=False, readable_again=False):
+        """Raises ValueError where the first batch is no good; returns the x to go on with.
+
+        The values of a `tf.data.Dataset` are looked at only if it is `readable_again`; each step looks at its own.
+        """
+        with self.distribute_strategy.scope():  # the first batch builds a network that is not built
+            x, first = checks.first_batch(x, y, readable_again)
+            images, index, labels, _ = checks.unpacked(first)
+            checks.batch(self.network, images, labels)
+        self._image_shape = tuple(images.shape if isinstance(images, tf.TypeSpec) else np.shape(images))
+        self._build_all(self._image_shape)
+        if isinstance(self.attack, Attack):
+            self.attack.check_images(self._image_shape)
+        if training:
+            self.check_training_inputs(images if index is None else (images, index))
+        return x
+
+    def _for_evaluation(self, data):
+        """The data prepared; their last batch filled up where XLA would compile its size anew."""
+        data = distribution.prepared(data, self.distribute_strategy)
+        return filled(data) if self._xla and isinstance(data, tf.data.Dataset) else data
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Private: to build the metrics under a strategy, Keras reads a batch for its shapes, averages the replicas'
+        # parts, which fails where they differ in size (keras-team/keras issue 20585), and reads the data anew.
+        images = keras.KerasTensor((None, *self._image_shape[1:]))
+        super()._maybe_symbolic_build(data_batch=(images, keras.KerasTensor((None,), "int32")))
+
+    def make_train_function(self, force=False):
+        perturbation = self.weight_perturbation
+        self._perturbs_weights = perturbation is not None and int(self.epoch.numpy()) >= perturbation.warmup
+        if force or self._changed("training") or self.train_function is None:
+            super().make_train_function(force=True)
+            self._run_step = self.train_function
+        self.train_function = self._looking(self._run_step)
+
+    def _looking(self, run_step):
+        """A train function that looks for steps that did not count now and then: while it is new, and ever less."""
+        calls = itertools.count(1)
+
+        def run(iterator):
+            logs = run_step(iterator)
+            number = next(calls)
+            if number & (number - 1) == 0:
+                self._guard.look()
+            return logs
+
+        return run
+
+    def make_test_function(self, force=False):
+        whole, self.jit_compile = self.jit_compile, False  # `_compiled` is all that XLA takes of it
+        super().make_test_function(self._changed("evaluation") or force)
+        self.jit_compile = whole
+
+    def make_predict_function(self, force=False):
+        super().make_predict_function(self._changed("prediction") or force)
+
+    def _changed(self, kind):
+        """Whether the network, the method or its attack are others than when this was called last.
+
+        What counts is the attribute of each constructor argument, but for hyperparameters, which traces read as they
+        are.
+        """
+        if self.averaged_network is not None:
+            averaging.adapt(self.network, self.averaged_network)
+        constructors = (each.__init__ for each in type(self).__mro__ if issubclass(each, AdversarialModel))
+        names = {name for each in constructors for name in inspect.signature(each).parameters}
+        names = {"on_nan", "_perturbs_weights", *names} - {"self", "network", *hyperparameter.names(self)}
+        settings = {name: getattr(self, name, None) for name in names} | {"folding": folding.enabled()}
+        return memory.changed(self.network, (kind, id(self)), settings)
+
+    def predict_step(self, data):
+        return self(checks.unpacked(data)[0], training=False)
+
+    def save(self, filepath, *args, **kwargs):
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(
+                f"`filepath` must end in .keras: an h5 file of a wrapped model cannot be loaded. Received: {filepath}"
+            )
+        super().save(filepath, *args, **kwargs)
+
+    def export(self, filepath, *args, **kwargs):
+        """Exports the network that is judged, as `keras.Model.export`; `keras_mart.export` adds signatures."""
+        self.judged_network.export(filepath, *args, **kwargs)
+
+    def get_config(self):
+        objects = {name: getattr(self, name) for name in ("network", "attack", "weight_perturbation")}
+        objects = {name: keras.saving.serialize_keras_object(each) for name, each in objects.items()}
+        return {**objects, "seed": self.seed, "weight_average": self.weight_average, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        with averaging.of_fresh_networks():
+            return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
+
+
+class _Epochs(keras.callbacks.Callback):
+    """Tells the model which epoch it is in, from 0, and has it look for steps that did not count when it ends."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.epoch.assign(epoch)
+        self.model.make_train_function()  # the perturbation of weights begins with an epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model._guard.look()
