@@ -47,9 +47,14 @@ def groups(results):
     return found
 
 
+def validated(row):
+    """The validation accuracy under PGD-20 in a row of a run's history; runs of 0.1.0 had it in a column of its own."""
+    return row.get("val_pgd20_accuracy", row.get("val_adversarial_accuracy"))
+
+
 def validations(record):
     """Epoch to validation accuracy under PGD-20, for the epochs that a run validated after."""
-    rows = ((int(row["epoch"]), row.get("val_pgd20_accuracy")) for row in record["history"])
+    rows = ((int(row["epoch"]), validated(row)) for row in record["history"])
     return {epoch: accuracy for epoch, accuracy in rows if accuracy is not None}
 
 

@@ -19,6 +19,7 @@ from experiments.cells import (
     markdown,
     percent,
     points,
+    validated,
     validations,
     values,
 )
@@ -339,7 +340,7 @@ def _fit(found):
         for record in found.get(name, {}).values():
             if record["history"]:
                 row = record["history"][-1]
-                training, validation = (percent(row[each]) for each in ("adversarial_accuracy", "val_pgd20_accuracy"))
+                training, validation = percent(row["adversarial_accuracy"]), percent(validated(row))
                 told.append(f"{told_as} {training} and {validation}")
     if not told:
         return ""

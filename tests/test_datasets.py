@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from keras_mart import datasets
+from keras_mart.datasets import batches
 
 TRAIN, TEST = 40, 10
 DIGITS_FIRST_LABELS = [[0, 3, 0, 1, 2, 5, 6, 0], [1, 2, 7, 8, 3, 2, 6, 7], [4, 5, 6, 9, 4, 7, 8, 9]]
@@ -126,7 +127,8 @@ def test_validation_has_at_most_5000_examples(npz):
 
 
 def test_each_epoch_has_a_new_order_that_repeats_with_the_seed():
-    first, again, other = (datasets.load("digits", with_index=True, seed=seed) for seed in (3, 3, 4))
+    options = {"with_index": True, "remainder": "keep"}
+    first, again, other = (datasets.load("digits", seed=seed, **options) for seed in (3, 3, 4))
     orders = [index_order(first) for _ in range(3)]
     assert all(sorted(order) == list(range(1197)) for order in orders)
     assert orders[0] != orders[1] != orders[2] != orders[0]
@@ -166,7 +168,7 @@ def test_keras_sees_a_new_order_in_each_epoch_of_fit():
 
 def test_index_is_the_examples_own_and_goes_with_its_image_and_label():
     images, labels = epoch(datasets.load("digits", shuffle=False))
-    (shuffled, index), shuffled_labels = epoch(datasets.load("digits", with_index=True))
+    (shuffled, index), shuffled_labels = epoch(datasets.load("digits", with_index=True, remainder="keep"))
     assert index.dtype == np.int32
     np.testing.assert_array_equal(shuffled, images[index])
     np.testing.assert_array_equal(shuffled_labels, labels[index])
@@ -179,11 +181,40 @@ def test_only_train_is_shuffled_by_default(split):
     )
 
 
-def test_last_batch_is_kept_and_the_number_of_batches_known():
-    dataset = datasets.load("digits", batch_size=500)
-    assert dataset.cardinality() == 3
-    assert [len(labels) for _, labels in dataset] == [500, 500, 197]
-    assert dataset.element_spec[0].shape.as_list() == [None, 8, 8, 1]
+def batch_sizes(dataset):
+    sizes = [len(labels) for _, labels in dataset]
+    assert dataset.cardinality() == len(dataset) == len(sizes)
+    return sizes
+
+
+def test_what_is_left_over_is_left_out_of_training_others_in_each_epoch():
+    dataset = datasets.load("digits", with_index=True, batch_size=500)
+    assert batch_sizes(dataset) == [500, 500]
+    assert dataset.element_spec[0][0].shape.as_list() == [500, 8, 8, 1]
+    left_out = [set(range(1197)) - set(index_order(dataset)) for _ in range(2)]
+    assert [len(each) for each in left_out] == [197, 197] and left_out[0] != left_out[1]
+    whole = datasets.load("digits", with_index=True, batch_size=500, remainder="keep", epoch=lambda: 5)
+    full = datasets.load("digits", with_index=True, batch_size=500, epoch=lambda: 5)
+    assert index_order(whole)[:1000] == index_order(full)
+
+
+def test_what_is_left_over_is_kept_where_it_is_asked_for_and_where_nothing_is_shuffled():
+    for options in ({"remainder": "keep"}, {"shuffle": False}):
+        assert batch_sizes(datasets.load("digits", batch_size=500, **options)) == [500, 500, 197]
+    assert batch_sizes(datasets.load("digits", "test", batch_size=300)) == [300, 100]
+    assert batch_sizes(datasets.load("digits", "test", batch_size=300, remainder="drop")) == [300]
+    assert batch_sizes(datasets.load("digits", batch_size=2000)) == [1197]  # less than a batch is one
+
+
+@pytest.mark.parametrize("with_index", [False, True])
+def test_filled_data_have_batches_of_one_size_and_say_what_is_real(with_index):
+    dataset = datasets.load("digits", "validation", batch_size=50, with_index=with_index)
+    for (images, labels, weights, real), (expected, wanted) in zip(batches.filled(dataset), dataset, strict=True):
+        count = len(wanted)
+        assert len(labels) == len(weights) == 50 and real.numpy().tolist() == [1.0] * count + [0.0] * (50 - count)
+        for one, other in zip(tf.nest.flatten([images, labels]), tf.nest.flatten([expected, wanted]), strict=True):
+            np.testing.assert_array_equal(one[:count], other)
+            assert not np.any(one[count:])
 
 
 def test_batch_size_none_gives_single_examples():

@@ -12,11 +12,10 @@ import pytest
 from conftest import conv_network
 from test_cli import command, fresh_flags  # noqa: F401
 
-from keras_mart.callbacks import RobustAccuracy
 from keras_mart.checkpoints import Checkpoints
 from keras_mart.cli import saving, workdir
 
-EXAMPLES = 44  # of which 40 are trained on: 3 steps of 16, 16 and 8
+EXAMPLES = 56  # of which 51 are trained on: 3 steps of 16, and 3 left out in each epoch
 CASES = {
     # Dropout, crops, shuffling, random starts, momentum, weight averages and perturbation; 8 extra examples in a batch
     # besides the 16, of 20 that a network labels.
@@ -100,10 +99,10 @@ def kill(monkeypatch, owner, name, call, before=True):
 
 # Where it is killed (owner, function, call, before its work or after), and --save_every.
 KILLS = {
-    "in the first epoch, nothing saved": (saving.Saver, "on_train_batch_end", 2, True, "1epoch"),
-    "in the middle of an epoch": (saving.Saver, "on_train_batch_end", 6, True, "2steps"),
-    "after the last step, in the validation": (RobustAccuracy, "on_epoch_end", 2, True, "3steps"),
-    "before the first state, with a best checkpoint": (saving.Saver, "on_train_batch_end", 5, True, "100epochs"),
+    "in the first epoch, nothing saved": (saving.Saver, "after_steps", 2, True, "1epoch"),
+    "in the middle of an epoch": (saving.Saver, "after_steps", 6, True, "2steps"),
+    "after the last step, in the validation": (saving.Saver, "on_test_end", 2, True, "3steps"),
+    "before the first state, with a best checkpoint": (saving.Saver, "after_steps", 5, True, "100epochs"),
     "in the first record": (workdir.RunDirectory, "_write_rows", 2, True, "1epoch"),
     "before last and best are written": (workdir.RunDirectory, "record", 2, True, "1epoch"),
     "between last, best and history": (workdir.RunDirectory, "_write_rows", 3, True, "1epoch"),

@@ -14,6 +14,9 @@ from keras_mart.evaluation.presets import presets
 from keras_mart.methods import AWP, METHODS
 from keras_mart.threats import L2, Linf
 
+# The attack of the validation, which chooses the best checkpoint.
+VALIDATION_ATTACK = "pgd20"
+
 
 def data(split, batch_size=None):
     """Batches of a split that is not trained on, of --batch_size by default."""
@@ -42,8 +45,8 @@ def training_data(model, epoch, first_batch=0):
 
 
 def steps():
-    """Number of batches of the training data."""
-    return -(-_examples("train") // _labelled_in_batch())
+    """Number of batches of the training data: what is left over is left out."""
+    return max(_examples("train") // _labelled_in_batch(), 1)
 
 
 def _labelled_in_batch():
@@ -138,7 +141,11 @@ def model(method):
         more = 0 if FLAGS.extra is None else len(datasets.load_extra(FLAGS.extra, FLAGS.data_dir).images)
         arguments["num_examples"] = _examples("train") + more
     built = METHODS[method](network(), seed=FLAGS.seed, weight_average=FLAGS.weight_average, **arguments)
-    built.compile(_optimizer(), jit_compile=_jit_compile(), on_nan=FLAGS.on_nan)
+    validation_attack = attacks([VALIDATION_ATTACK])[VALIDATION_ATTACK] if built.has_adversary else None
+    built.compile(
+        _optimizer(), validation_attack=validation_attack, jit_compile=_jit_compile(), on_nan=FLAGS.on_nan,
+        steps_per_execution=FLAGS.steps_per_execution,
+    )  # fmt: skip
     return built
 
 

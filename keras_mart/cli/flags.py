@@ -51,7 +51,8 @@ _strategy = "The tf.distribute strategy; auto: multiworker in a cluster, mirrore
 _choice(RUN, "strategy", "auto", STRATEGIES, _strategy)
 _integer(RUN, "workers", 1, "Processes on this machine that train together, to try a cluster.")
 _choice(RUN, "precision", "float32", PRECISIONS, "The Keras dtype policy.")
-_choice(RUN, "jit_compile", "auto", ("auto", "true", "false"), "XLA for attacks and gradients; auto: on GPUs.")
+_choice(RUN, "jit_compile", "auto", ("auto", "true", "false"), "XLA for training and attacks; auto: on GPUs.")
+_integer(RUN, "steps_per_execution", 1, "Training steps that are run without a word to Python between them.")
 _fold = "Attack and train through faster, equal views of the network; --nofold takes it as it is."
 flags.DEFINE_bool("fold", True, _fold, module_name=RUN)
 

@@ -7,6 +7,9 @@ import keras
 from keras_mart import distribution
 from keras_mart.cli import state
 
+# Several workers ask each other only so often whether one of them is to stop: they wait for the answer.
+STEPS_BETWEEN = 10
+
 
 @dataclasses.dataclass
 class Progress:
@@ -56,18 +59,22 @@ class Saver(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.requests.deferred = True
-        self.first = self.progress.step
-        if self.first:
+        if self.progress.step:
             state.restore_metrics(self.model, self.metrics)  # Keras has just reset them
-        if self.first == self.steps:
+        # No batch hook: Keras would fetch the logs of every step, and wait for it.
+        self.model.train_function = _followed(self.model.train_function, self.after_steps)
+        if self.progress.step == self.steps:
             self._heed_alone()
 
-    def on_train_batch_end(self, batch, logs=None):
-        self.progress.step = self.first + batch + 1
+    def after_steps(self):
+        """Counts the steps of one execution, saves where that is due, and stops where that was asked for."""
+        before, place = self.number(), self.progress.step + self.model.steps_per_execution
+        self.progress.step = min(place, self.steps)
         over = self.progress.step == self.steps
-        stop = self._asked_to_stop()
-        due = stop or self._is_due("steps", self.number())
+        stop = (over or self._workers() == 1 or self.progress.step % STEPS_BETWEEN == 0) and self._asked_to_stop()
+        due = stop or (self.every[1] == "steps" and self.number() // self.every[0] > before // self.every[0])
         if due or over:
+            self.model.guard.look()  # whether these steps count
             self.metrics = state.metrics(self.model)
         if due:
             self.save()
@@ -76,8 +83,13 @@ class Saver(keras.callbacks.Callback):
         if over:
             self._heed_alone()
 
-    def on_test_batch_end(self, batch, logs=None):
-        if self._workers() > 1 and self._asked_to_stop():
+    def on_test_begin(self, logs=None):
+        if self._workers() > 1:
+            self.model.test_function = _followed(self.model.test_function, self.after_validation_steps)
+
+    def after_validation_steps(self):
+        """Stops where that was asked for: several workers together."""
+        if self._asked_to_stop():
             self.save()
             self._stop()
 
@@ -95,7 +107,7 @@ class Saver(keras.callbacks.Callback):
             self.directory.record(self.model, self.progress.rows, better)
         last = epoch + 1 == self.params["epochs"]
         stop = self._asked_to_stop()
-        if last or stop or self._is_due("epochs", epoch + 1):
+        if last or stop or (self.every[1] == "epochs" and (epoch + 1) % self.every[0] == 0):
             self.save()
         if stop:
             self._stop()
@@ -124,12 +136,20 @@ class Saver(keras.callbacks.Callback):
         distribution.gathered("saved", self.model.distribute_strategy)  # who ends early would take the chief along
         raise self.requests.stopped()
 
-    def _is_due(self, unit, number):
-        return self.every[1] == unit and number % self.every[0] == 0
-
     def _asked_to_stop(self):
         """Whether one of the workers is."""
         return distribution.any_worker(self.requests.number is not None, self.model.distribute_strategy)
 
     def _writes(self):
         return distribution.is_chief(self.model.distribute_strategy)
+
+
+def _followed(function, then):
+    """A train or test function after each call of which something is done."""
+
+    def run(iterator):
+        logs = function(iterator)
+        then()
+        return logs
+
+    return run

@@ -5,14 +5,11 @@ import sys
 import keras
 
 from keras_mart import distribution
-from keras_mart.callbacks import EpochScalars, RobustAccuracy, is_measured
+from keras_mart.callbacks import EpochScalars, is_measured
 from keras_mart.cli import build, state
 from keras_mart.cli.flags import FLAGS
 from keras_mart.cli.saving import Progress, Saver
 from keras_mart.cli.stopping import Requests, Stopped, say
-
-# The attack that chooses the best checkpoint, on validation data.
-VALIDATION_ATTACK = "pgd20"
 
 
 def train(method, directory, strategy):
@@ -37,7 +34,11 @@ def train(method, directory, strategy):
 
 def _fit(model, saver, directory):
     validation = build.data("validation")
-    callbacks = [*_callbacks(model, validation, directory), saver]
+    # In the order in which they must run.
+    callbacks = [keras.callbacks.LearningRateScheduler(lambda epoch, _: build.learning_rate(epoch))]
+    if distribution.is_chief(model.distribute_strategy):
+        callbacks.append(EpochScalars(directory.tensorboard))
+    callbacks.append(saver)
 
     def fit(first_batch=0):
         model.fit(
@@ -95,23 +96,12 @@ def _saver(model, directory, requests):
     if checkpoint is not None:
         state.restore(model, checkpoint.arrays)
         progress, metrics = Progress(**checkpoint.facts["progress"]), checkpoint.facts["metrics"]
-    monitor = f"val_{VALIDATION_ATTACK}_accuracy" if model.has_adversary else "val_natural_accuracy"
+    monitor = "val_adversarial_accuracy" if model.has_adversary else "val_natural_accuracy"
     return Saver(directory, progress, steps, FLAGS.save_every, monitor, requests, metrics)
 
 
 def _validates(epoch):
     return is_measured(epoch, FLAGS.epochs, FLAGS.validate_every)
-
-
-def _callbacks(model, validation, directory):
-    """In the order in which they must run, the saver behind them."""
-    callbacks = [
-        keras.callbacks.LearningRateScheduler(lambda epoch, _: build.learning_rate(epoch)),
-        RobustAccuracy(validation, build.attacks([VALIDATION_ATTACK]), FLAGS.validate_every, verbose=0),
-    ]
-    if distribution.is_chief(model.distribute_strategy):
-        callbacks.append(EpochScalars(directory.tensorboard))
-    return callbacks
 
 
 def _where(saver, strategy):

@@ -55,6 +55,7 @@ def load(
     augment=None,
     with_index=False,
     shuffle=None,
+    remainder=None,
     seed=0,
     epoch=None,
     first_batch=0,
@@ -70,11 +71,14 @@ def load(
             test split. uint8 images are divided by 255; floats must be in [0, 1] already.
         split: "train", "validation" or "test". Validation is a fixed tenth of the source's training data, 5,000 at
             most; train is the rest.
-        batch_size: examples in a batch, the last one may have fewer; `None` for single examples.
+        batch_size: examples in a batch; `None` for single examples.
         augment: `None`, "crop" (pad by 4 zeros, crop at random) or "crop_flip" (and mirror a random half); train only.
         with_index: whether to give ((images, [batch] int32 index), labels); an example's index in its split never
             changes.
         shuffle: by default `True` for train and `False` for the others.
+        remainder: what becomes of the examples that are left over behind the last full batch. "drop" leaves them out,
+            so that all batches are of one size (others in each epoch where the order changes; what is less than a
+            batch is one); "keep" makes a smaller batch of them. By default "drop" for a train split that is shuffled.
         seed: an integer for the order and the crops.
         epoch: called without arguments at the beginning of each iteration, returns the number of the epoch that it is;
             by default iterations number themselves, from 0. `fit` iterates a little beforehand, to look at the data.
@@ -91,6 +95,9 @@ def load(
             raise ValueError(f"`augment` is for split='train' alone. Received: split={split!r}, augment={augment!r}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"`batch_size` must be positive or None. Received: batch_size={batch_size}")
+    shuffle = split == "train" if shuffle is None else shuffle
+    remainder = ("drop" if shuffle and split == "train" else "keep") if remainder is None else remainder
+    checks.one_of(remainder, ("drop", "keep"), "remainder")
     if first_batch and batch_size is None:
         raise ValueError(f"`first_batch` needs a `batch_size`. Received: first_batch={first_batch}, batch_size=None")
     examples = sources.read(name, data_dir).splits[split]
@@ -100,23 +107,25 @@ def load(
         images, labels = gather(index, seed)
         return (images, index) if with_index else images, labels
 
-    shuffle = split == "train" if shuffle is None else shuffle
+    count = len(examples.labels)
+    drop = remainder == "drop" and count >= (batch_size or count + 1)
     seeds = batches.epoch_seeds(seed, batches.LABELLED, epoch or itertools.count().__next__)
-    dataset = seeds.flat_map(_index_batches(len(examples.labels), batch_size or UNBATCHED_CHUNK, shuffle))
+    dataset = seeds.flat_map(_index_batches(count, batch_size or UNBATCHED_CHUNK, shuffle, drop))
     dataset = dataset.skip(first_batch).map(batch_of, num_parallel_calls=tf.data.AUTOTUNE)
     if batch_size is None:
         dataset = dataset.unbatch()
-    return batches.finished(dataset, -(-len(examples.labels) // (batch_size or 1)) - first_batch)
+    number = count // batch_size if drop else -(-count // (batch_size or 1))
+    return batches.finished(dataset, number - first_batch)
 
 
-def _index_batches(num_examples, batch_size, shuffle):
+def _index_batches(num_examples, batch_size, shuffle, drop):
     """Maps the [2] int64 seed of an epoch to a dataset of its ([batch] int32 index, [2] int64 seed)."""
 
     def of_epoch(epoch_seed):
         index = tf.range(num_examples)
         if shuffle:
             index = tf.random.experimental.stateless_shuffle(index, epoch_seed)
-        numbered = tf.data.Dataset.from_tensor_slices(index).batch(batch_size).enumerate()
+        numbered = tf.data.Dataset.from_tensor_slices(index).batch(batch_size, drop_remainder=drop).enumerate()
         return numbered.map(lambda number, index: (index, tf.random.fold_in(epoch_seed, number)))
 
     return of_epoch

@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_mart import checks, distribution
 from keras_mart.attacks import Attack, AutoAttack
 from keras_mart.attacks.base import Rounds, as_seed
-from keras_mart.attacks.inference import network_of
+from keras_mart.attacks.inference import network_of, uses_xla
 from keras_mart.attacks.survivors import attack_survivors, judge
 from keras_mart.evaluation.progress import Progress
 from keras_mart.evaluation.table import RESERVED, Table
@@ -62,7 +62,7 @@ def evaluate(model, data, attacks, *, batch_size=128, limit=None, stop_early=Fal
     stride = 1 if isinstance(data, tf.distribute.DistributedDataset) else workers
     batches = _number_of_batches(data, batch_size, limit)
     progress = Progress(batches and len(range(worker % stride, batches, stride)), verbose)
-    parts, right, seen = {}, collections.Counter(), 0
+    parts, right, seen, size = {}, collections.Counter(), 0, 0
     for number, (images, labels) in enumerate(_batches(data, batch_size, limit)):
         try:
             checks.batch(network, images, labels)
@@ -75,7 +75,8 @@ def evaluate(model, data, attacks, *, batch_size=128, limit=None, stop_early=Fal
         if number % stride != worker % stride:
             continue
         images, labels = tf.clip_by_value(tf.cast(images, "float32"), 0, 1), np.reshape(labels, -1)
-        part = _judge(network, images, labels, attacks, [seed, number], stop_early, progress)
+        size = max(size, len(labels)) if uses_xla(network) else len(labels)
+        part = _judge(network, images, labels, size, attacks, [seed, number], stop_early, progress)
         parts[number, worker] = part
         right.update({name: np.sum(predicted == labels) for name, predicted in part.predictions.items()})
         seen += len(labels)
@@ -92,8 +93,11 @@ def _joined(parts):
     return Table.concatenate([part for _, part in sorted(parts.items())]) if parts else None
 
 
-def _judge(network, images, labels, attacks, seed, stop_early, progress):
-    """The `Table` of one batch."""
+def _judge(network, images, labels, size, attacks, seed, stop_early, progress):
+    """The `Table` of one batch, which is filled up to a size by examples that are there already."""
+    count, rows = len(labels), np.resize(np.arange(len(labels)), size)
+    if size > count:
+        images, labels = tf.gather(images, rows), labels[rows]
     targets = tf.cast(labels, "int32")
     start = time.perf_counter()
     judged = judge(network, images, targets)
@@ -103,7 +107,7 @@ def _judge(network, images, labels, attacks, seed, stop_early, progress):
     for name, attack in attacks.items():
         before = worst if stop_early else natural
         spares = stop_early or isinstance(attack, (Rounds, AutoAttack))
-        left = before == labels if spares else np.full(len(labels), True)
+        left = (np.arange(size) < count) & ((before == labels) | (not spares))
         stages = {f"{name}/{stage}": each for stage, each in getattr(attack, "stages", {}).items()} or {name: attack}
         result = attack_survivors(network, stages, images, targets, as_seed(seed), left, judged, progress.round)
         after = {stage: np.where(left, predicted, before) for stage, predicted in result.predictions.items()}
@@ -117,7 +121,8 @@ def _judge(network, images, labels, attacks, seed, stop_early, progress):
         predictions.update(after)
         seconds.update(result.seconds)
         gradients.update(result.gradients)
-    return Table(labels, predictions, seconds, gradients, stop_early)
+    predictions = {name: each[:count] for name, each in predictions.items()}
+    return Table(labels[:count], predictions, seconds, gradients, stop_early)
 
 
 def check(model, data, attacks):

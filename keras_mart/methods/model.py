@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mart import checks, distribution, folding, losses, memory
-from keras_mart.attacks.base import Attack
+from keras_mart.attacks.base import Attack, Rounds
 from keras_mart.attacks.inference import compile_by_xla, inference
 from keras_mart.datasets.batches import filled
 from keras_mart.methods import averaging, hyperparameter
@@ -103,7 +103,7 @@ class AdversarialModel(keras.Model):
         self.natural_accuracy = keras.metrics.SparseCategoricalAccuracy("natural_accuracy")
         if self.has_adversary:
             self.adversarial_accuracy = keras.metrics.SparseCategoricalAccuracy("adversarial_accuracy")
-        self._guard = Guard()
+        self.guard = Guard()
 
     def _counter(self, name):
         return self.add_weight(
@@ -173,7 +173,7 @@ class AdversarialModel(keras.Model):
         seed = self._seed(TESTING, ops.cast(self.natural_accuracy.count, "int32"))
         values, outputs = self._compiled(self._judged)(batch, seed)
         ranges = distribution.total(distribution.placed(batch.ranges))
-        counts, _ = self._guard.judge(0, self._rules(outputs), ranges, tf.constant(True), {})
+        counts, _ = self.guard.judge(0, self._rules(outputs), ranges, tf.constant(True), {})
         with kept_unless(counts, self.metrics_variables):
             logs = self._measured(batch, values, outputs)
         return distribution.for_keras({**logs, **self.get_metrics_result()})
@@ -231,7 +231,7 @@ class AdversarialModel(keras.Model):
         finite = [terms["loss"], *([] if scaled else gradients.values())]
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(each)) for each in finite])
         rules = self._rules(found.outputs)
-        counts, stopped = self._guard.judge(step, rules, agreed["ranges"], finite, terms, self.on_nan == "stop")
+        counts, stopped = self.guard.judge(step, rules, agreed["ranges"], finite, terms, self.on_nan == "stop")
         variables = [*self.variables, *self.metrics_variables, *self.optimizer.variables]
         with kept_unless(counts, variables):
             back = {id(self.trainable_variables[number]): move for number, move in moves.items()}
@@ -254,8 +254,9 @@ class AdversarialModel(keras.Model):
     def _judged(self, batch, seed):
         adversarial, epsilon = None, 0.0
         if self.has_adversary:
-            images = self.attack.perturb(inference(self.judged_network), batch.images, batch.labels, seed)
-            adversarial, epsilon = self(images, training=False), self.attack.threat.epsilon
+            attack = self.validation_attack or self.attack
+            images = attack.perturb(inference(self.judged_network), batch.images, batch.labels, seed)
+            adversarial, epsilon = self(images, training=False), attack.threat.epsilon
         outputs = Outputs(self(batch.images, training=False), adversarial, epsilon)
         return self._values(batch, outputs), outputs
 
@@ -304,14 +305,16 @@ class AdversarialModel(keras.Model):
         self.built = True
 
     def compile(
-        self, optimizer="rmsprop", loss=None, loss_weights=None, metrics=None, *, jit_compile="auto", on_nan="stop",
-        **kwargs,
+        self, optimizer="rmsprop", loss=None, loss_weights=None, metrics=None, *, validation_attack=None,
+        jit_compile="auto", on_nan="stop", **kwargs,
     ):  # fmt: skip
         """Configures training. Arguments are those of `keras.Model.compile`, but for the loss, which the method owns.
 
         Args:
             optimizer: name or instance.
             metrics: metrics of the natural logits, as Keras takes them.
+            validation_attack: the attack of validation and `evaluate`, one that does not run in rounds; by default the
+                one of training.
             jit_compile: `True` has XLA compile the training step (on several replicas attack and gradient), and
                 attacks on the model and its evaluation too; `False` has it compile nothing; "auto" does so on GPUs.
             on_nan: what becomes of a step whose loss or gradient is not finite. It leaves weights, optimizer,
@@ -321,7 +324,7 @@ class AdversarialModel(keras.Model):
                 and says there what was left out.
 
         Raises:
-            ValueError: a loss was passed, or an unknown `on_nan`.
+            ValueError: a loss was passed, an unknown `on_nan`, or a `validation_attack` that cannot be.
         """
         if loss is not None or loss_weights is not None:
             raise ValueError(
@@ -329,6 +332,15 @@ class AdversarialModel(keras.Model):
                 f"Received: loss={loss!r}, loss_weights={loss_weights!r}"
             )
         checks.one_of(on_nan, ON_NAN, "on_nan")
+        fits = (
+            self.has_adversary and isinstance(validation_attack, Attack) and not isinstance(validation_attack, Rounds)
+        )
+        if not (validation_attack is None or fits):
+            raise ValueError(
+                "`validation_attack` must be an attack such as keras_mart.PGD, of a method that has an adversary. "
+                f"Received: {validation_attack!r} for {type(self).__name__}"
+            )
+        self.validation_attack = validation_attack
         self.on_nan, self._jit_compile_argument = on_nan, jit_compile
         xla = distribution.prefers_xla() if jit_compile == "auto" else bool(jit_compile)
         self._xla = xla and not kwargs.get("run_eagerly")
@@ -344,14 +356,17 @@ class AdversarialModel(keras.Model):
                 self.build(shape)
             if self.compiled:
                 compile_by_xla(self.judged_network, self._jit_compile_argument)
-            if self.compiled and self.optimizer is not None and not self.optimizer.built:
-                self.optimizer.build(self.trainable_variables)
+            if self.compiled and self.optimizer is not None:
                 inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
                 inner._all_reduce_sum_gradients = list  # private: they come to it summed, so that it clips the sum
+                if not self.optimizer.built:
+                    self.optimizer.build(self.trainable_variables)
 
     def get_compile_config(self):
         config = super().get_compile_config()
-        return {**config, "jit_compile": self._jit_compile_argument, "on_nan": self.on_nan} if config else config
+        attack = keras.saving.serialize_keras_object(self.validation_attack)
+        own = {"validation_attack": attack, "jit_compile": self._jit_compile_argument, "on_nan": self.on_nan}
+        return {**config, **own} if config else config
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -378,11 +393,11 @@ class AdversarialModel(keras.Model):
         return super().fit(**arguments)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
-        self._guard.look()  # training that has stopped needs no validation
+        self.guard.look()  # training that has stopped needs no validation
         if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked its validation data
             x = self._for_evaluation(self._check(x, y))
         found = super().evaluate(x, y, *args, **kwargs)
-        self._guard.look()
+        self.guard.look()
         return found
 
     def train_on_batch(self, x, y=None, *args, **kwargs):
@@ -392,7 +407,7 @@ class AdversarialModel(keras.Model):
     def test_on_batch(self, x, y=None, *args, **kwargs):
         self._check(x, y)
         found = super().test_on_batch(x, y, *args, **kwargs)
-        self._guard.look()
+        self.guard.look()
         return found
 
     def _check(self, x, y=None, training=False, readable_again=False):
@@ -406,8 +421,9 @@ class AdversarialModel(keras.Model):
             checks.batch(self.network, images, labels)
         self._image_shape = tuple(images.shape if isinstance(images, tf.TypeSpec) else np.shape(images))
         self._build_all(self._image_shape)
-        if isinstance(self.attack, Attack):
-            self.attack.check_images(self._image_shape)
+        for attack in (self.attack, self.validation_attack):
+            if isinstance(attack, Attack):
+                attack.check_images(self._image_shape)
         if training:
             self.check_training_inputs(images if index is None else (images, index))
         return x
@@ -439,7 +455,7 @@ class AdversarialModel(keras.Model):
             logs = run_step(iterator)
             number = next(calls)
             if number & (number - 1) == 0:
-                self._guard.look()
+                self.guard.look()
             return logs
 
         return run
@@ -462,7 +478,11 @@ class AdversarialModel(keras.Model):
             averaging.adapt(self.network, self.averaged_network)
         constructors = (each.__init__ for each in type(self).__mro__ if issubclass(each, AdversarialModel))
         names = {name for each in constructors for name in inspect.signature(each).parameters}
-        names = {"on_nan", "_perturbs_weights", *names} - {"self", "network", *hyperparameter.names(self)}
+        names = {"on_nan", "validation_attack", "_perturbs_weights", *names} - {
+            "self",
+            "network",
+            *hyperparameter.names(self),
+        }
         settings = {name: getattr(self, name, None) for name in names} | {"folding": folding.enabled()}
         return memory.changed(self.network, (kind, id(self)), settings)
 
@@ -499,4 +519,4 @@ class _Epochs(keras.callbacks.Callback):
         self.model.make_train_function()  # the perturbation of weights begins with an epoch
 
     def on_epoch_end(self, epoch, logs=None):
-        self.model._guard.look()
+        self.model.guard.look()

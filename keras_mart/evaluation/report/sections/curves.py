@@ -16,7 +16,6 @@ ACCURACY = (
     ("val_natural_accuracy", "solid", NATURAL),
     ("adversarial_accuracy", "dashed", RUN),
     ("val_adversarial_accuracy", "solid", RUN),
-    ("val_pgd20_accuracy", "dots", RUN),
 )
 LOSS = (("loss", "dashed", RUN), ("val_loss", "solid", RUN))
 MEANING = {
@@ -24,7 +23,6 @@ MEANING = {
     "val_natural_accuracy": "natural, validation",
     "adversarial_accuracy": "adversarial, training",
     "val_adversarial_accuracy": "adversarial, validation",
-    "val_pgd20_accuracy": "PGD-20, validation",
 }
 HEIGHT, LOSS_HEIGHT = 190, 120
 

@@ -1,0 +1,91 @@
+"""What XLA compiles: a training step is one program without a branch, and nothing is compiled for parts of batches."""
+
+import os
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import conv_network, images_and_labels
+
+import keras_mart as km
+
+X, Y = images_and_labels(20)
+ATTACK = km.PGD(km.Linf(0.1), steps=3, step_size=0.05)
+# They wait for the host, or make text on the device.
+NOT_IN_A_STEP = {"Assert", "If", "StatelessIf", "While", "StringFormat", "StringJoin", "AsString", "PrintV2"}
+EVERYTHING = {"weight_average": 0.9, "weight_perturbation": km.AWP(0.01)}
+
+
+def compiled(arguments=EVERYTHING, **compile_arguments):
+    model = km.MART(conv_network(), ATTACK, seed=0, **arguments)
+    optimizer = km.optimizers.SGD(0.1, momentum=0.9, weight_decay=1e-3, global_clipnorm=1.0)
+    model.compile(optimizer, metrics=["accuracy"], **{"jit_compile": True, **compile_arguments})
+    return model
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+def test_a_whole_training_step_is_one_program_without_branches(on_nan):
+    model = compiled(on_nan=on_nan)
+    model.fit(X[:8], Y[:8], batch_size=8, verbose=0)  # builds what a step needs
+    assert model.jit_compile is True
+    step = tf.function(model.train_step, jit_compile=True, autograph=False)
+    batch = tf.constant(X[:8]), tf.constant(Y[:8], tf.int32)
+    operations = {each.type for each in step.get_concrete_function(batch).graph.get_operations()}
+    assert not operations & NOT_IN_A_STEP and "PartitionedCall" not in operations - {"StatefulPartitionedCall"}
+    program = step.experimental_get_compiler_ir(batch)(stage="optimized_hlo")
+    loops = len(re.findall(r"\bwhile\(", program))
+    assert loops == program.count("known_trip_count") == 1  # that of PGD
+    assert not re.findall(r"\bconditional\(", program)
+
+
+@pytest.mark.parametrize("arguments", [{}, EVERYTHING], ids=["plain", "average and perturbation"])
+def test_it_does_what_the_step_does_that_is_not_compiled(arguments, monkeypatch):
+    from agreement import replace_random_numbers
+
+    replace_random_numbers(monkeypatch.setattr)  # TensorFlow's differ under XLA
+    found = []
+    for jit_compile in (False, True):
+        model = compiled(arguments, jit_compile=jit_compile)
+        model.network.get_layer(index=-2).rate = 0.0  # Dropout's differ too
+        history = model.fit(X, Y, batch_size=10, epochs=2, validation_data=(X, Y), shuffle=False, verbose=0).history
+        found.append((history, model.get_weights()))
+    for name, values in found[0][0].items():
+        np.testing.assert_allclose(found[1][0][name], values, rtol=1e-4, err_msg=name)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+PROGRAMS = """
+import pathlib, sys
+import keras, numpy as np, tensorflow as tf
+import keras_mart as km
+
+random = np.random.RandomState(0)
+data = {name: random.randint(0, 256, [count, 6, 6]).astype("uint8") for name, count in (("x_train", 62), ("x_test", 9))}
+labels = {name.replace("x", "y"): np.arange(len(images)) % 3 for name, images in data.items()}
+np.savez(f"{sys.argv[1]}/data.npz", **data, **labels)  # 56 to train on, 6 for validation
+load = lambda split: km.datasets.load(f"npz:{sys.argv[1]}/data.npz", split, batch_size=10 if split == "train" else 4)
+network = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
+model = km.MART(network, km.PGD(km.Linf(0.1), steps=2), seed=0)
+model.compile("sgd", jit_compile=True)
+attacks = {"pgd": km.PGD(km.Linf(0.1), steps=2), "fgsm": km.FGSM(km.Linf(0.1))}
+robust = [] if sys.argv[2] == "0" else [km.RobustAccuracy(load("validation"), attacks, verbose=0)]
+before = {path.name for path in pathlib.Path(sys.argv[1]).iterdir()}
+model.fit(load("train"), validation_data=load("validation"), epochs=2, verbose=0, callbacks=robust)
+names = {path.name.split("__")[1] for path in pathlib.Path(sys.argv[1]).iterdir() if path.name not in before}
+print(sorted(names))
+"""
+
+
+@pytest.mark.parametrize(("robust", "expected"), [(0, 2), (1, 5)])
+def test_one_program_for_training_one_for_validation_and_one_for_each_attack(robust, expected, tmp_path):
+    cache = {"TF_XLA_FLAGS": f"--tf_xla_persistent_cache_directory={tmp_path}", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-c", PROGRAMS, str(tmp_path), str(robust)]
+    ran = subprocess.run(command, env={**os.environ, **cache}, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    programs = [path for path in tmp_path.iterdir() if path.name.startswith("xla_compile_cache")]
+    assert len(programs) == expected, ran.stdout  # with the attacks comes the network's judgement of what they find
