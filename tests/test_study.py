@@ -239,7 +239,7 @@ def test_a_run_of_the_command_line(tmp_path, monkeypatch):
     record = kept(made)["split-0"]
     assert record["flags"] == flags and record["seconds"].keys() == {"train", "weak"}
     (row,) = record["history"]
-    assert row["epoch"] == 1 and np.isfinite(row["loss"]) and 0 <= row["val_pgd20_accuracy"] <= 1
+    assert row["epoch"] == 1 and np.isfinite(row["loss"]) and 0 <= row["val_adversarial_accuracy"] <= 1
     judged = record["evaluations"]["weak"]
     assert judged["flags"] == {"attacks": "fgsm", "examples": 7} and judged["threat"]["epsilon"] == 0.1
     assert judged["best"]["examples"] == 7 and judged["last"]["accuracy"].keys() >= {"natural", "fgsm"}

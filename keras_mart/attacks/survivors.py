@@ -1,6 +1,5 @@
 """Attacks one after the other, each on the examples that are still classified correctly."""
 
-import functools
 import time
 from typing import NamedTuple
 
@@ -52,7 +51,7 @@ def attack_survivors(network, attacks, images, labels, seed, left=None, natural=
     """Runs attacks in turn; an example that is misclassified once is left alone by the rest.
 
     Nothing is traced again as the examples become fewer: the batch size of a trace is open. Where XLA compiles, which
-    it does anew for every size, they are filled up: to a power of two for attacks in rounds, else to all there are.
+    it does anew for every size, they are filled up to a power of two.
 
     Args:
         network: a Keras classifier that returns logits.
@@ -78,7 +77,6 @@ def attack_survivors(network, attacks, images, labels, seed, left=None, natural=
     for number, (name, attack) in enumerate(attacks.items()):
         start, candidates, attacked = time.perf_counter(), images, 0
         rounds = attack.rounds(natural.classes) if hasattr(attack, "rounds") else 1
-        fill = functools.partial(_filled, network, rounds, len(images))
         for each in range(rounds):
             which = np.flatnonzero(survivors.left)
             if on_round is not None:
@@ -86,11 +84,9 @@ def attack_survivors(network, attacks, images, labels, seed, left=None, natural=
             if not len(which):
                 break
             round_seed = tf.random.fold_in(tf.random.fold_in(seed, number), each)
-            found = _one_round(attack, network, (images, labels, candidates), fill(which), round_seed, each)[
-                : len(which)
-            ]
+            found = _one_round(attack, network, (images, labels, candidates), which, round_seed, each)
             candidates = _replace(candidates, which, found)
-            survivors.confront(which, found, fill(np.arange(len(which))))
+            survivors.confront(which, found)
             attacked += len(which)
         predictions[name] = survivors.predicted.copy()
         seconds[name] = time.perf_counter() - start
@@ -109,12 +105,10 @@ class _Survivors:
         # Whatever an attack finds counts more than the natural image.
         self.margins = np.where(self.left, -np.inf, natural.margins)
 
-    def confront(self, which, found, rows):
-        """Takes in what was found for the examples at `which`, and lets go of those that it fools.
-
-        What is found is judged at `rows`: all of it, and some of it again as filling.
-        """
+    def confront(self, which, found):
+        """Takes in what was found for the examples at `which`, and lets go of those that it fools."""
         labels = tf.gather(self.labels, which)
+        rows = _filled(self.network, np.arange(len(which)), len(self.left))
         filled = (each if len(rows) == len(which) else tf.gather(each, rows) for each in (found, labels))
         judged = judge(self.network, *filled)
         now = Judgement(judged.predicted[: len(which)], judged.margins[: len(which)], judged.classes)
@@ -128,18 +122,20 @@ class _Survivors:
 
 def _one_round(attack, network, state, which, seed, number):
     """[len(which), ...] what a round of the attack finds for some of the examples."""
-    every = np.array_equal(which, np.arange(len(state[0])))
-    images, labels, candidates = (each if every else tf.gather(each, which) for each in state)
+    filled = _filled(network, which, len(state[0]))
+    images, labels, candidates = (each if len(which) == len(each) else tf.gather(each, filled) for each in state)
     if hasattr(attack, "round_on_network"):
-        return attack.round_on_network(network, images, labels, seed, number, candidates)
-    return attack(network, images, labels, seed=seed)
+        found = attack.round_on_network(network, images, labels, seed, number, candidates)
+    else:
+        found = attack(network, images, labels, seed=seed)
+    return found[: len(which)]
 
 
-def _filled(network, rounds, most, which):
+def _filled(network, which, most):
     """The numbers of examples; where XLA compiles, repeated up to a power of two of them, or to the most there are."""
     if not uses_xla(network):
         return which
-    return np.resize(which, most if rounds == 1 else min(1 << (len(which) - 1).bit_length(), most))
+    return np.resize(which, min(1 << (len(which) - 1).bit_length(), most))
 
 
 def _replace(images, which, others):

@@ -95,8 +95,9 @@ def _joined(parts):
 
 def _judge(network, images, labels, size, attacks, seed, stop_early, progress):
     """The `Table` of one batch, which is filled up to a size by examples that are there already."""
-    count, rows = len(labels), np.resize(np.arange(len(labels)), size)
-    if size > count:
+    real = np.arange(size) < len(labels)
+    if not real.all():
+        rows = np.resize(np.arange(len(labels)), size)
         images, labels = tf.gather(images, rows), labels[rows]
     targets = tf.cast(labels, "int32")
     start = time.perf_counter()
@@ -107,22 +108,26 @@ def _judge(network, images, labels, size, attacks, seed, stop_early, progress):
     for name, attack in attacks.items():
         before = worst if stop_early else natural
         spares = stop_early or isinstance(attack, (Rounds, AutoAttack))
-        left = (np.arange(size) < count) & ((before == labels) | (not spares))
+        # Filling is attacked where all are, for the sake of the size.
+        left = (before == labels) & real if spares else np.full(size, True)
         stages = {f"{name}/{stage}": each for stage, each in getattr(attack, "stages", {}).items()} or {name: attack}
         result = attack_survivors(network, stages, images, targets, as_seed(seed), left, judged, progress.round)
         after = {stage: np.where(left, predicted, before) for stage, predicted in result.predictions.items()}
         for stage, predicted in after.items():
-            progress.stage(stage, np.sum(predicted[left] == labels[left]), np.sum(left), result.seconds[stage])
+            right = (predicted == labels)[left & real]
+            progress.stage(stage, np.sum(right), len(right), result.seconds[stage])
         predictions[name] = list(after.values())[-1]
         worst = np.where(worst == labels, predictions[name], worst)
         seconds[name] = sum(result.seconds.values())
-        costs = list(result.gradients.values())
-        gradients[name] = None if None in costs else sum(costs)
+        costs = result.gradients
+        if not spares:
+            costs = {stage: cost and cost * int(np.sum(real)) // size for stage, cost in costs.items()}
+        gradients[name] = None if None in costs.values() else sum(costs.values())
         predictions.update(after)
         seconds.update(result.seconds)
-        gradients.update(result.gradients)
-    predictions = {name: each[:count] for name, each in predictions.items()}
-    return Table(labels[:count], predictions, seconds, gradients, stop_early)
+        gradients.update(costs)
+    predictions = {name: each[real] for name, each in predictions.items()}
+    return Table(labels[real], predictions, seconds, gradients, stop_early)
 
 
 def check(model, data, attacks):

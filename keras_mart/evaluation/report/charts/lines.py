@@ -20,7 +20,7 @@ class Line:
     Attributes:
         points: (x, y) pairs, at least one.
         colour: CSS class.
-        style: "solid", "dashed" or "dots".
+        style: "solid" or "dashed".
         band: (x, low, high) triples round it.
         shape: number of the shape that marks its points, or `None`.
     """
@@ -79,8 +79,6 @@ def _band(line, x, y):
 
 def _line(line, x, y):
     places = [(x(at), y(value)) for at, value in line.points]
-    if line.style == "dots":
-        return tag("g", [shape(0, *place, 2, "point") for place in places], class_=line.colour)
     # "h0": a single point is a line of no length, which round ends make visible.
     path = "M" + "L".join(f"{svg.number(at)} {svg.number(height)}" for at, height in places) + "h0"
     dots = [shape(line.shape, *place, 4.5) for place in places] if line.shape is not None else None

@@ -36,10 +36,7 @@ def swatch(index):
 
 def key(style, class_):
     """A piece of a line, to stand before what it means."""
-    if style == "dots":
-        piece = [shape(0, x, 6, 2, "point") for x in (5, 14, 23)]
-    else:
-        piece = tag("path", d="M2 6H26", class_=f"line {style}")
+    piece = tag("path", d="M2 6H26", class_=f"line {style}")
     return tag("svg", piece, viewBox="0 0 28 12", class_=f"key {class_}", aria_hidden="true")
 
 
