@@ -126,3 +126,25 @@ def test_what_cannot_be_measured_is_refused_before_training(data, attacks, messa
     with pytest.raises(ValueError, match=message):
         fit(km.RobustAccuracy(data, attacks), recorder, epochs=1)
     assert not recorder.logs
+
+
+def test_validation_by_another_attack_measures_what_evaluate_does(tmp_path):
+    attack = km.PGD(km.Linf(0.3), 5, step_size=0.1, start="zero")
+    model = km.AT(linear_network([[-4.0, 4.0]], [2.0, -2.0]), km.PGD(km.Linf(0.01), 1, start="zero"), seed=0)
+    model.compile("sgd", validation_attack=attack)
+    found = model.evaluate(IMAGES, LABELS, verbose=0, return_dict=True)["adversarial_accuracy"]
+    table = km.evaluate(model, (IMAGES, LABELS), {"pgd": attack}, verbose=0)
+    assert found == pytest.approx(table["pgd"]) and found < table["natural"]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.validation_attack == attack
+    assert loaded.evaluate(IMAGES, LABELS, verbose=0, return_dict=True)["adversarial_accuracy"] == found
+    loaded.compile("sgd")
+    assert loaded.evaluate(IMAGES, LABELS, verbose=0, return_dict=True)["adversarial_accuracy"] > found
+
+
+@pytest.mark.parametrize("attack", [km.PGD, km.APGDT(km.Linf(0.1)), "pgd"])
+def test_attacks_that_validation_cannot_run_are_refused(attack):
+    model = km.AT(linear_network([[-4.0, 4.0]], [2.0, -2.0]), km.PGD(km.Linf(0.01), 1))
+    with pytest.raises(ValueError, match=r"`validation_attack` must be an attack such as keras_mart\.PGD"):
+        model.compile("sgd", validation_attack=attack)

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mart import CW, FGSM, L2, PGD, Linf, cli, datasets, folding, watch
-from keras_mart.cli import build, flags, help, rules, workdir
+from keras_mart import CW, FGSM, L2, PGD, Linf, callbacks, cli, datasets, folding, watch
+from keras_mart.cli import build, flags, help, rules, saving, workdir
 from keras_mart.cli.flags import FLAGS
 from keras_mart.evaluation import Table
-from keras_mart.methods import METHODS
+from keras_mart.methods import METHODS, model
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 TRAIN, TEST, CLASSES = 40, 12, 3
@@ -392,6 +392,20 @@ def test_schedule_and_validation_count_epochs_from_1(tiny, tmp_path):
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx([0.1, 0.01, 0.01, 0.001])
     assert [row["epoch"] for row in rows if row["val_natural_accuracy"]] == ["1", "3", "4"]
     assert (tmp_path / "run" / "best.keras").exists()
+
+
+def test_steps_of_one_execution_change_nothing(finished, tiny, tmp_path):
+    one, two = finished[0], tmp_path / "run"
+    flags = ["--steps_per_execution=2", "--save_every=1steps", "--mode=train", f"--workdir={two}"]
+    assert command(*tiny, *flags).status == 0
+    assert (one / "history.csv").read_text() == (two / "history.csv").read_text()
+    assert sorted(path.name for path in (two / "checkpoints").iterdir()) == ["0000000002", "0000000003"]  # the newest
+
+
+def test_no_callback_of_ours_makes_keras_wait_for_every_step():
+    for callback in (saving.Saver, callbacks.EpochScalars, callbacks.RobustAccuracy, model._Epochs):
+        for hook in ("on_batch_end", "on_train_batch_end", "on_test_batch_end"):
+            assert getattr(callback, hook) is getattr(keras.callbacks.Callback, hook), (callback, hook)
 
 
 def test_several_devices_precision_and_index(tiny, tmp_path, two_replicas, monkeypatch):

@@ -92,6 +92,32 @@ def test_stop_tells_the_step_and_the_values_of_the_parts(arguments):
     np.testing.assert_array_equal(network.get_weights()[0], weights[0])
 
 
+@pytest.mark.parametrize(("bad", "looked"), [(3, 4), (6, 7)], ids=["at the next look", "at the end of the epoch"])
+def test_stop_is_told_where_the_host_looks_with_the_weights_of_the_last_good_step(bad, looked):
+    x, y = images_and_labels(28)
+    weights = np.where(np.arange(28) // 4 == bad - 1, np.nan, 1.0)
+    seen = []
+    counting = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(batch))
+    model, good = build(average=0.9), build(average=0.9)
+    with pytest.raises(FloatingPointError, match=f"Received at step {bad}: loss = nan"):
+        fit(model, weights, x, y, batch_size=4, callbacks=[counting])
+    assert int(model.step) == bad - 1
+    assert len(seen) == (looked if looked == 7 else looked - 1)  # the steps until then were made, and changed nothing
+    fit(good, x=x[: 4 * bad - 4], y=y[: 4 * bad - 4], weights=None, batch_size=4)
+    for one, other in zip(model.network.get_weights(), good.network.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert np.isfinite(fit(model, None, x, y, batch_size=4)["loss"]).all()  # nothing is left of it
+
+
+def test_skip_tells_how_many_were_left_out(capfd):
+    x, y = images_and_labels(28)
+    model = build(on_nan="skip")
+    fit(model, np.where(np.arange(28) // 4 > 3, np.nan, 1.0), x, y, batch_size=4)  # 5, 6 and 7
+    said = capfd.readouterr().err
+    assert 'Not finite, left out: "step 7: loss = nan' in said and "(and 2 before it)" in said
+    assert int(model.step) == 7
+
+
 @pytest.mark.parametrize(("case", "replicas"), [("mart", 1), ("mma", 2)])
 def test_skip_leaves_everything_as_it_was(case, strategy, capfd):
     with strategy.scope():
