@@ -6,6 +6,7 @@ import keras
 
 from keras_mart import distribution
 from keras_mart.cli import state
+from keras_mart.methods.model import followed
 
 # Several workers ask each other only so often whether one of them is to stop: they wait for the answer.
 STEPS_BETWEEN = 10
@@ -62,7 +63,7 @@ class Saver(keras.callbacks.Callback):
         if self.progress.step:
             state.restore_metrics(self.model, self.metrics)  # Keras has just reset them
         # No batch hook: Keras would fetch the logs of every step, and wait for it.
-        self.model.train_function = _followed(self.model.train_function, self.after_steps)
+        self.model.train_function = followed(self.model.train_function, self.after_steps)
         if self.progress.step == self.steps:
             self._heed_alone()
 
@@ -85,7 +86,7 @@ class Saver(keras.callbacks.Callback):
 
     def on_test_begin(self, logs=None):
         if self._workers() > 1:
-            self.model.test_function = _followed(self.model.test_function, self.after_validation_steps)
+            self.model.test_function = followed(self.model.test_function, self.after_validation_steps)
 
     def after_validation_steps(self):
         """Stops where that was asked for: several workers together."""
@@ -142,14 +143,3 @@ class Saver(keras.callbacks.Callback):
 
     def _writes(self):
         return distribution.is_chief(self.model.distribute_strategy)
-
-
-def _followed(function, then):
-    """A train or test function after each call of which something is done."""
-
-    def run(iterator):
-        logs = function(iterator)
-        then()
-        return logs
-
-    return run

@@ -69,10 +69,21 @@ class Guard:
 
 
 @contextlib.contextmanager
-def kept_unless(counts, variables):
-    """Takes back what is assigned to the variables inside where a step does not count."""
+def kept_unless(counts, variables, compiled=lambda function: function):
+    """Takes back what is assigned to the variables inside where a step does not count.
+
+    Args:
+        counts: boolean scalar.
+        variables: Keras variables; some may come twice.
+        compiled: makes one program of a function of tensors, where that pays.
+    """
     variables = list({id(each): each for each in variables}.values())
     with tf.control_dependencies([counts]):  # else they are read in advance, and held throughout the step
         before = [tf.identity(each) for each in variables]
     yield
-    distribution.assign(variables, [tf.where(counts, now, old) for now, old in zip(variables, before, strict=True)])
+
+    def chosen(counts, now, before):
+        return [tf.where(counts, new, old) for new, old in zip(now, before, strict=True)]
+
+    now = [tf.convert_to_tensor(each) for each in variables]
+    distribution.assign(variables, compiled(chosen)(counts, now, before))

@@ -38,16 +38,15 @@ class AdversarialModel(keras.Model):
     and `adversarial_accuracy` (unweighted); `metrics=` of `compile` apply to the natural logits. In validation
     the attack climbs its own loss at its own epsilon, so that `val_adversarial_accuracy` compares across methods, and
     `val_loss` is the method's loss on what it found. Weight regularisation counts once; activity regularisation counts
-    for the last training forward of a step, the adversarial one.
+    for the last training forward of a step, the adversarial one. Both training forwards draw the same random numbers
+    (Dropout, augmentation inside the network): the loss compares two images, not two networks. The official codes draw
+    anew for each.
 
-    Both training forwards of a step draw the same random numbers (Dropout, augmentation inside the network), others in
-    the next step: the loss compares two images, not two networks. The official codes draw anew for each.
-
-    A hyperparameter (`seed`, `beta`, ...) takes effect as soon as it is set, in the middle of `fit` too; another
-    `attack`, `weight_perturbation` or `form` does so at the next `fit`, `evaluate` or `train_on_batch`.
+    A hyperparameter (`seed`, `beta`, ...) takes effect as soon as it is set; another `attack`, `weight_perturbation` or
+    `form` does so at the next epoch, `evaluate` or `train_on_batch`.
 
     On several replicas a step means what it means on one: its loss is that of the whole batch, and so is the gradient
-    that an optimizer clips. BatchNormalization alone normalises with the statistics of each replica's part; the running
+    that an optimizer clips. BatchNormalization only normalises with the statistics of each replica's part; the running
     ones are the replicas' averages, weighted by their numbers of examples, and equal everywhere.
 
     Args:
@@ -56,10 +55,9 @@ class AdversarialModel(keras.Model):
         seed: integer from which all random starts derive; drawn from Python's `random` by default
             (so `keras.utils.set_random_seed` fixes it). On several workers the first one's holds.
         weight_average: decay in (0, 1) of a moving average of the weights (BatchNormalization's running statistics
-            included), `None` for none. Evaluation, validation, predictions, attacks on the model and exports use the
-            averaged network, `.averaged_network`; training goes on with `.network`, whose weight regularisation is
-            the one in `val_loss` too. The decay of step n is at most n / (n + 9), so that early weights are soon
-            forgotten.
+            included), `None` for none; that of step n is at most n / (n + 9). Evaluation, validation, predictions,
+            attacks on the model and exports use the averaged network, `.averaged_network`; training goes on with
+            `.network`, whose weight regularisation is the one in `val_loss` too.
         weight_perturbation: a `keras_mart.AWP`, `None` for none.
 
     Raises:
@@ -233,7 +231,7 @@ class AdversarialModel(keras.Model):
         rules = self._rules(found.outputs)
         counts, stopped = self.guard.judge(step, rules, agreed["ranges"], finite, terms, self.on_nan == "stop")
         variables = [*self.variables, *self.metrics_variables, *self.optimizer.variables]
-        with kept_unless(counts, variables):
+        with kept_unless(counts, variables, self._compiled):
             back = {id(self.trainable_variables[number]): move for number, move in moves.items()}
             states = zip(assigned, agreed["states"].values(), strict=True)
             states = [value - back[id(each)] if id(each) in back else value for each, value in states]
@@ -320,7 +318,7 @@ class AdversarialModel(keras.Model):
             on_nan: what becomes of a step whose loss or gradient is not finite. It leaves weights, optimizer,
                 statistics, margins and metrics as they were, on all replicas. "stop" leaves those after it out too, and
                 ends `fit` with an error that tells the step and the values of the loss's parts: after steps 1, 2, 4,
-                8, ... and at the end of the epoch, as a look at every step would keep a GPU waiting. "skip" goes on,
+                8, ... of an epoch and at its end, as a look at every step would keep a GPU waiting. "skip" goes on,
                 and says there what was left out.
 
         Raises:
@@ -445,20 +443,14 @@ class AdversarialModel(keras.Model):
         if force or self._changed("training") or self.train_function is None:
             super().make_train_function(force=True)
             self._run_step = self.train_function
-        self.train_function = self._looking(self._run_step)
-
-    def _looking(self, run_step):
-        """A train function that looks for steps that did not count now and then: while it is new, and ever less."""
         calls = itertools.count(1)
 
-        def run(iterator):
-            logs = run_step(iterator)
+        def glance():  # while it is new often, and ever less
             number = next(calls)
             if number & (number - 1) == 0:
                 self.guard.look()
-            return logs
 
-        return run
+        self.train_function = followed(self._run_step, glance)
 
     def make_test_function(self, force=False):
         whole, self.jit_compile = self.jit_compile, False  # `_compiled` is all that XLA takes of it
@@ -478,11 +470,8 @@ class AdversarialModel(keras.Model):
             averaging.adapt(self.network, self.averaged_network)
         constructors = (each.__init__ for each in type(self).__mro__ if issubclass(each, AdversarialModel))
         names = {name for each in constructors for name in inspect.signature(each).parameters}
-        names = {"on_nan", "validation_attack", "_perturbs_weights", *names} - {
-            "self",
-            "network",
-            *hyperparameter.names(self),
-        }
+        names -= {"self", "network", *hyperparameter.names(self)}
+        names |= {"on_nan", "validation_attack", "_perturbs_weights"}
         settings = {name: getattr(self, name, None) for name in names} | {"folding": folding.enabled()}
         return memory.changed(self.network, (kind, id(self)), settings)
 
@@ -520,3 +509,14 @@ class _Epochs(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.model.guard.look()
+
+
+def followed(function, then):
+    """A train or test function after each call of which something is done."""
+
+    def run(iterator):
+        logs = function(iterator)
+        then()
+        return logs
+
+    return run
