@@ -11,7 +11,7 @@ all-reduce  a training step of MART on `--batch_size` images divided among the w
 input       a batch of `--recipe_batch` images (32x32x3, cropped and flipped), over epochs in which nothing else is
             done: distributed as `fit` does it, and not. Shares of both are of a step together of as many images.
 saving      in one process, in TMPDIR: the state to go on from, which holds a copy of best.keras too, and what the end
-            of an epoch writes. MiB are of new files. Shares are of 352 steps, CIFAR-10's epoch, on `--recipe_batch`.
+            of an epoch writes. MiB are of new files. Shares are of 351 steps, CIFAR-10's epoch, on `--recipe_batch`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from keras_mart.cli import state
 from keras_mart.cli.workdir import RunDirectory
 from keras_mart.methods import Outputs
 
-EPOCH = 352  # steps on CIFAR-10: 45,000 images, 128 at a time
+EPOCH = 351  # steps on CIFAR-10: 45,000 images, 128 at a time
 COLUMNS = (
     ("part", "part", ""), ("network", "network", ""), ("what", "name", ""), ("ms", "median", ".2f"),
     ("least", "least", ".2f"), ("most", "most", ".2f"), ("MiB", "mebibytes", ".2f"), ("share", "share", ".3%"),
@@ -80,9 +80,9 @@ def all_reduce(given, strategy, network, folder):
     with strategy.scope():
         _, together = training_step(given, network, local)
     model, alone = training_step(given, network, local)
-    others, gradients, metrics = sent(model, local)
-    messages = {"messages of a step": [*others, *gradients, *metrics]}
-    messages |= {"messages: gradients": gradients, "messages: metrics": metrics}
+    agreed, metrics = sent(model, local)
+    messages = {"messages of a step": [*agreed, *metrics]}
+    messages |= {"message: what is agreed on": agreed, "messages: metrics": metrics}
     functions = {"step together": together, "step alone": alone}
     functions |= {name: summing(each, strategy) for name, each in messages.items()}
     functions["command line's message"] = lambda: distribution.any_worker(False, strategy)
@@ -92,14 +92,14 @@ def all_reduce(given, strategy, network, folder):
 
 
 def sent(model, local):
-    """The messages of a step, lists of zeros: gradients, metrics, and first the others (`methods/base.py`)."""
+    """The messages of a step, lists of zeros: what replicas agree on (`methods/model.py`), and the metrics."""
     logits, zero, count = tf.zeros([local, model.network.output_shape[-1]]), tf.zeros([]), tf.zeros([], "int64")
     terms = model.loss_terms(tf.zeros([local], "int32"), Outputs(logits, logits, 0.0))
     states = [each for each in model.network.non_trainable_variables if each.value.dtype.is_floating]
-    zeros = [[tf.zeros_like(each.value) for each in variables] for variables in (states, model.trainable_variables)]
-    # The number of examples; the loss, its parts and whether a gradient is not finite; BatchNormalization's statistics.
-    others = [[zero], [zero] * (2 + len(terms)), *([zeros[0]] if states else [])]
-    return others, [zeros[1]], 3 * [[zero], [count]]
+    zeros = [tf.zeros_like(each.value) for each in [*states, *model.trainable_variables]]
+    ranges = tf.zeros([tf.distribute.get_strategy().num_replicas_in_sync, 3, 2])
+    # Statistics and gradients; the loss and its parts; the ranges of the data and the number of examples.
+    return [[*zeros, *[zero] * (1 + len(terms)), ranges, zero]], 3 * [[zero], [count]]
 
 
 def summing(messages, strategy):
@@ -110,7 +110,7 @@ def summing(messages, strategy):
 
 def sharding(given, strategy, network, folder):
     plain = km.datasets.load(f"npz:{folder}/images.npz", batch_size=given.recipe_batch, augment="crop_flip")
-    distributed = strategy.experimental_distribute_dataset(distribution.by_examples(plain, strategy))
+    distributed = strategy.experimental_distribute_dataset(distribution.prepared(plain, strategy))
     batch = tf.function(lambda iterator: next(iterator), autograph=False)
 
     def epoch(data):
