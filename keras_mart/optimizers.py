@@ -67,3 +67,31 @@ class SGD(keras.optimizers.SGD):
         Private in Keras, yet the only way to keep `weight_decay` as attribute and in the config without the
         decoupled decay that Keras derives from them.
         """
+
+
+def of_summed_gradients(optimizer, compiled):
+    """Makes a Keras optimizer take gradients that are the same on all replicas, and update as one program on each.
+
+    It clips the sum then, not each replica's part of it. Both methods are private in Keras, which adds the gradients
+    up and goes through the variables one by one in no other place.
+
+    Args:
+        optimizer: a built Keras optimizer.
+        compiled: makes one program of a function of tensors, where that pays.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+
+    def update(strategy, pairs, rate):
+        gradients, variables = zip(*pairs, strict=True)
+
+        def together(gradients, rate):
+            for gradient, variable in zip(gradients, variables, strict=True):
+                inner.update_step(gradient, variable, rate)
+
+        def on_device(_, gradients):
+            compiled(together)(gradients, tf.convert_to_tensor(rate))
+
+        strategy.extended.update(variables[0], on_device, args=(list(gradients),), group=False)
+
+    inner._all_reduce_sum_gradients = list
+    inner._distributed_tf_update_step = update

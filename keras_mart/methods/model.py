@@ -26,6 +26,7 @@ from keras_mart.methods.guard import ON_NAN, Guard, kept_unless
 from keras_mart.methods.hyperparameter import Hyperparameter
 from keras_mart.methods.perturbation import AWP
 from keras_mart.methods.scope import Passes, inlined
+from keras_mart.optimizers import of_summed_gradients
 
 # Distinguish the random numbers of training from those of validation.
 TRAINING, TESTING = 0, 1
@@ -355,8 +356,7 @@ class AdversarialModel(keras.Model):
             if self.compiled:
                 compile_by_xla(self.judged_network, self._jit_compile_argument)
             if self.compiled and self.optimizer is not None:
-                inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-                inner._all_reduce_sum_gradients = list  # private: they come to it summed, so that it clips the sum
+                of_summed_gradients(self.optimizer, self._compiled)
                 if not self.optimizer.built:
                     self.optimizer.build(self.trainable_variables)
 
