@@ -88,10 +88,10 @@ def of_summed_gradients(optimizer, compiled):
             for gradient, variable in zip(gradients, variables, strict=True):
                 inner.update_step(gradient, variable, rate)
 
-        def on_device(_, gradients):
+        def on_device(_, gradients, rate):
             compiled(together)(gradients, tf.convert_to_tensor(rate))
 
-        strategy.extended.update(variables[0], on_device, args=(list(gradients),), group=False)
+        strategy.extended.update(variables[0], on_device, args=(list(gradients), rate), group=False)
 
     inner._all_reduce_sum_gradients = list
     inner._distributed_tf_update_step = update

@@ -144,6 +144,19 @@ def test_two_replicas_clip_the_gradient_of_the_whole_batch(limit, scaled, two_re
         assert np.any(np.abs(left) > 1e-5)
 
 
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_replicas_update_by_a_rate_that_changes(jit_compile, two_replicas):
+    def run(strategy):
+        with strategy.scope():
+            model = km.Standard(network(batch_norm=False), seed=0)
+            rate = keras.optimizers.schedules.ExponentialDecay(0.01, 1, 0.5)
+            model.compile(keras.optimizers.Adam(rate, clipnorm=0.5), jit_compile=jit_compile)
+        model.fit(X, Y, batch_size=7, shuffle=False, verbose=0)
+        return model
+
+    same_weights(run(tf.distribute.get_strategy()), run(two_replicas), tolerance=1e-6)
+
+
 def test_statistics_of_two_replicas_are_averaged_by_their_examples(two_replicas):
     attack = km.PGD(km.Linf(0), steps=1)
     with two_replicas.scope():

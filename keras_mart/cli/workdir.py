@@ -16,7 +16,16 @@ from keras_mart.evaluation.run import Run
 # --evaluation_epsilon, at which the best checkpoint is chosen.
 FREE = tuple(
     f"--{name}="
-    for name in ("epochs", "strategy", "jit_compile", "data_dir", "save_every", "on_nan", *rules.OF_THE_EVALUATION)
+    for name in (
+        "epochs",
+        "strategy",
+        "jit_compile",
+        "steps_per_execution",
+        "data_dir",
+        "save_every",
+        "on_nan",
+        *rules.OF_THE_EVALUATION,
+    )
     if name != "evaluation_epsilon"
 )
 
