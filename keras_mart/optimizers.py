@@ -1,5 +1,7 @@
 """Stochastic gradient descent as the papers' recipes mean it."""
 
+import contextlib
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -69,11 +71,12 @@ class SGD(keras.optimizers.SGD):
         """
 
 
+@contextlib.contextmanager
 def of_summed_gradients(optimizer, compiled):
-    """Makes a Keras optimizer take gradients that are the same on all replicas, and update as one program on each.
+    """Inside, a Keras optimizer takes gradients that replicas have summed, and updates as one program on each.
 
-    It clips the sum then, not each replica's part of it. Both methods are private in Keras, which adds the gradients
-    up and goes through the variables one by one in no other place.
+    It clips the sum then, not each replica's part of it. Keras adds the gradients up, and goes through the variables
+    one by one, in these two private methods only.
 
     Args:
         optimizer: a built Keras optimizer.
@@ -93,5 +96,10 @@ def of_summed_gradients(optimizer, compiled):
 
         strategy.extended.update(variables[0], on_device, args=(list(gradients), rate), group=False)
 
-    inner._all_reduce_sum_gradients = list
-    inner._distributed_tf_update_step = update
+    own = {"_all_reduce_sum_gradients": list, "_distributed_tf_update_step": update}
+    vars(inner).update(own)
+    try:
+        yield
+    finally:  # several replicas do the same, and leave together
+        for name in own:
+            vars(inner).pop(name, None)

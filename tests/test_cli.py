@@ -402,6 +402,19 @@ def test_steps_of_one_execution_change_nothing(finished, tiny, tmp_path):
     assert sorted(path.name for path in (two / "checkpoints").iterdir()) == ["0000000002", "0000000003"]  # the newest
 
 
+def test_several_workers_ask_once_after_each_batch_of_every_validation(monkeypatch):
+    saver = saving.Saver(None, saving.Progress(), 1, (1, "epochs"), "", None)
+    asked = []
+    monkeypatch.setattr(saver, "after_validation_steps", lambda: asked.append(1))
+    monkeypatch.setattr(saver, "_workers", lambda: 2)
+    saver.set_model(mock.Mock(test_function=lambda iterator: {}))
+    for _ in range(3):
+        saver.on_test_begin()
+        saver.model.test_function(iter([]))
+        saver.on_test_end()
+    assert len(asked) == 3
+
+
 def test_no_callback_of_ours_makes_keras_wait_for_every_step():
     for callback in (saving.Saver, callbacks.EpochScalars, callbacks.RobustAccuracy, model._Epochs):
         for hook in ("on_batch_end", "on_train_batch_end", "on_test_batch_end"):

@@ -109,6 +109,36 @@ def test_stop_is_told_where_the_host_looks_with_the_weights_of_the_last_good_ste
     assert np.isfinite(fit(model, None, x, y, batch_size=4)["loss"]).all()  # nothing is left of it
 
 
+def test_the_parts_are_told_after_a_validation_too():
+    model = build("mart")
+    fit(model, validation_data=(X, Y))
+    with pytest.raises(FloatingPointError, match="loss = nan, boosted_cross_entropy = "):
+        fit(model, BAD, validation_data=(X, Y))
+
+
+@pytest.mark.parametrize("again", ["fit", "evaluate", "compile"])
+def test_what_was_not_told_when_something_else_ended_a_fit_is_forgotten(again):
+    def interrupt(batch, logs):
+        if batch == 2:  # after a look at the second step, before that at the fourth
+            raise KeyboardInterrupt
+
+    model = build()
+    with pytest.raises(KeyboardInterrupt):
+        weights = np.where(np.arange(12) // 4 == 2, np.nan, 1.0)
+        x, y = images_and_labels(12)
+        ending = keras.callbacks.LambdaCallback(on_train_batch_end=interrupt)
+        fit(model, weights, x, y, batch_size=4, callbacks=[ending])
+            model, weights, x, y, batch_size=4, callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=interrupt)]
+        )
+    if again == "compile":
+        model.compile("sgd")
+        model.guard.look()
+    elif again == "fit":
+        fit(model)
+    else:
+        model.evaluate(X, Y, verbose=0)
+
+
 def test_skip_tells_how_many_were_left_out(capfd):
     x, y = images_and_labels(28)
     model = build(on_nan="skip")

@@ -144,6 +144,26 @@ def test_two_replicas_clip_the_gradient_of_the_whole_batch(limit, scaled, two_re
         assert np.any(np.abs(left) > 1e-5)
 
 
+def test_an_optimizer_is_left_as_it_was(two_replicas):
+    with two_replicas.scope():
+        model = km.Standard(network(batch_norm=False), seed=0)
+        optimizer = keras.optimizers.SGD(0.1)
+        model.compile(optimizer)
+    model.fit(X[:8], Y[:8], verbose=0)
+    assert not {"_all_reduce_sum_gradients", "_distributed_tf_update_step"} & vars(optimizer).keys()
+
+
+def test_several_steps_of_an_execution_are_refused_on_several_replicas(two_replicas):
+    with two_replicas.scope(), pytest.raises(ValueError, match=r"Received: steps_per_execution=2 on 2 replicas"):
+        build("at", steps_per_execution=2)
+
+
+@pytest.mark.parametrize("how", ["fit", "evaluate", "train_on_batch"])
+def test_a_model_that_is_not_compiled_says_so(how):
+    with pytest.raises(ValueError, match=r"You must call `compile\(\)` before using the model"):
+        getattr(build("at", compiled=False), how)(X, Y)
+
+
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_replicas_update_by_a_rate_that_changes(jit_compile, two_replicas):
     def run(strategy):

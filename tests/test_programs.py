@@ -32,7 +32,6 @@ def test_a_whole_training_step_is_one_program_without_branches():
     model._check(X[:8], Y[:8])  # as `fit` does, which would compile the step once more
     step = tf.function(model.train_step, jit_compile=True, autograph=False)
     batch = tf.constant(X[:8]), tf.constant(Y[:8], tf.int32)
-    model._perturbs_weights = True
     operations = {each.type for each in step.get_concrete_function(batch).graph.get_operations()}
     assert not operations & NOT_IN_A_STEP
     program = step.experimental_get_compiler_ir(batch)(stage="optimized_hlo")

@@ -69,11 +69,15 @@ class Saver(keras.callbacks.Callback):
 
     def after_steps(self):
         """Counts the steps of one execution, saves where that is due, and stops where that was asked for."""
-        before, place = self.number(), self.progress.step + self.model.steps_per_execution
-        self.progress.step = min(place, self.steps)
+        before = self.number()
+        self.progress.step = min(self.progress.step + self.model.steps_per_execution, self.steps)
         over = self.progress.step == self.steps
-        stop = (over or self._workers() == 1 or self.progress.step % STEPS_BETWEEN == 0) and self._asked_to_stop()
-        due = stop or (self.every[1] == "steps" and self.number() // self.every[0] > before // self.every[0])
+
+        def passed(every):
+            return self.number() // every > before // every
+
+        stop = (over or self._workers() == 1 or passed(STEPS_BETWEEN)) and self._asked_to_stop()
+        due = stop or (self.every[1] == "steps" and passed(self.every[0]))
         if due or over:
             self.model.guard.look()  # whether these steps count
             self.metrics = state.metrics(self.model)
@@ -85,8 +89,12 @@ class Saver(keras.callbacks.Callback):
             self._heed_alone()
 
     def on_test_begin(self, logs=None):
+        self._judging = self.model.test_function
         if self._workers() > 1:
-            self.model.test_function = followed(self.model.test_function, self.after_validation_steps)
+            self.model.test_function = followed(self._judging, self.after_validation_steps)
+
+    def on_test_end(self, logs=None):
+        self.model.test_function = self._judging
 
     def after_validation_steps(self):
         """Stops where that was asked for: several workers together."""

@@ -4,6 +4,7 @@ import contextlib
 import sys
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_mart import distribution
@@ -31,12 +32,13 @@ class Guard:
             terms: name to scalar, what is told where they are not.
             stops: whether that stops training; data that break a rule always do.
         """
-        self._rules, self._terms = rules, tuple(terms)[: ROOM - HEAD - 2 * len(rules)]
+        names = tuple(terms)[: ROOM - HEAD - 2 * len(rules)]
+        self._rules, self._terms = rules, names or self._terms  # an evaluation has no terms
         least, most = (tf.constant([rule[side] for rule in rules], "float32") for side in (1, 2))
         right = tf.reduce_all((ranges[..., 0] >= least) & (ranges[..., 1] <= most))
         before = self._kept[1] > 0
         stopped = before | ~right | (~finite & stops)
-        numbers = [self._kept[0] + 1, stopped, step, *(terms[name] for name in self._terms)]
+        numbers = [self._kept[0] + 1, stopped, step, *(terms[name] for name in names)]
         numbers = tf.stack([tf.cast(each, "float32") for each in numbers])
         found = [numbers[:HEAD], tf.reduce_min(ranges[..., 0], 0), tf.reduce_max(ranges[..., 1], 0), numbers[HEAD:]]
         found = tf.concat(found, 0)
@@ -54,18 +56,22 @@ class Guard:
         times, stopped, step, *found = self._kept.numpy().tolist()
         if not times:
             return
-        self._kept.assign([0.0] * ROOM)
+        self.forget()
         where = f"step {step:.0f}" if step else "evaluation"
-        ranges = list(zip(self._rules, found, found[len(self._rules) :], strict=False))
-        for (message, least, most), low, high in ranges:
-            if not (low >= tf.float32.as_numpy_dtype(least) and high <= tf.float32.as_numpy_dtype(most)):
-                raise ValueError(message.format(where, low, high))
         terms = zip(self._terms, found[2 * len(self._rules) :], strict=False)
         said = f"{where}: {', '.join(f'{name} = {value:.6g}' for name, value in terms)}"
+        others = f" (and {times - 1:.0f} before it)" if times > 1 else ""
+        if not stopped or others:
+            print(f'Not finite, left out: "{said}"{others}', file=sys.stderr)
+        for (message, least, most), low, high in zip(self._rules, found, found[len(self._rules) :], strict=False):
+            if not np.float32(least) <= low <= high <= np.float32(most):
+                raise ValueError(message.format(where, low, high))
         if stopped:
             raise FloatingPointError(f"Loss and gradient must be finite. Received at {said}")
-        others = f" (and {times - 1:.0f} before it)" if times > 1 else ""
-        print(f'Not finite, left out: "{said}"{others}', file=sys.stderr)
+
+    def forget(self):
+        """Lets steps count again, whatever has been."""
+        self._kept.assign([0.0] * ROOM)
 
 
 @contextlib.contextmanager

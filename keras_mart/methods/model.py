@@ -74,6 +74,8 @@ class AdversarialModel(keras.Model):
     has_adversary = True
     # Whether training data must be ((image, index), label[, weight]).
     needs_index = False
+    # What `compile` sets.
+    validation_attack, on_nan, _xla = None, "stop", False
 
     seed = Hyperparameter("an integer in [0, 2**31)", lambda value: 0 <= value < 2**31, integer=True)
     weight_average = Hyperparameter("a decay between 0 and 1", lambda value: 0 < value < 1)
@@ -238,8 +240,9 @@ class AdversarialModel(keras.Model):
             states = [value - back[id(each)] if id(each) in back else value for each, value in states]
             distribution.assign(assigned, states)
             if self.trainable_variables:
-                pairs = enumerate(self.trainable_variables)
-                self.optimizer.apply_gradients([(gradients.get(number), each) for number, each in pairs])
+                pairs = [(gradients.get(number), each) for number, each in enumerate(self.trainable_variables)]
+                with of_summed_gradients(self.optimizer, self._compiled):
+                    self.optimizer.apply_gradients(pairs)
             else:
                 warnings.warn("The model does not have any trainable weights.", stacklevel=2)
             if self.averaged_network is not None:
@@ -265,7 +268,10 @@ class AdversarialModel(keras.Model):
         return values + sum(ops.cast(loss, "float32") for loss in self.losses)
 
     def _measured(self, batch, values, outputs, whole=False):
-        """Updates the metrics; returns those of `compile`, which must not see filling. A whole batch has none."""
+        """Updates the metrics; returns those of `compile`, which must not see filling.
+
+        `whole` says that there is none: a slice of unknown length is nothing for XLA.
+        """
         self._loss_tracker.update_state(values, batch.real)  # private: Keras's own `loss`, made by `compile`
         self.natural_accuracy.update_state(batch.labels, outputs.natural, batch.real)
         if outputs.adversarial is not None:
@@ -314,8 +320,9 @@ class AdversarialModel(keras.Model):
             metrics: metrics of the natural logits, as Keras takes them.
             validation_attack: the attack of validation and `evaluate`, one that does not run in rounds; by default the
                 one of training.
-            jit_compile: `True` has XLA compile the training step (on several replicas attack and gradient), and
-                attacks on the model and its evaluation too; `False` has it compile nothing; "auto" does so on GPUs.
+            jit_compile: `True` has XLA compile the training step, metrics included (on several replicas attack and
+                gradient), and attacks on the model and its evaluation; `False` has it compile nothing, as some metrics
+                ask for; "auto" does so on GPUs.
             on_nan: what becomes of a step whose loss or gradient is not finite. It leaves weights, optimizer,
                 statistics, margins and metrics as they were, on all replicas. "stop" leaves those after it out too, and
                 ends `fit` with an error that tells the step and the values of the loss's parts: after steps 1, 2, 4,
@@ -323,7 +330,8 @@ class AdversarialModel(keras.Model):
                 and says there what was left out.
 
         Raises:
-            ValueError: a loss was passed, an unknown `on_nan`, or a `validation_attack` that cannot be.
+            ValueError: a loss was passed, an unknown `on_nan`, a `validation_attack` that cannot be, or several
+                `steps_per_execution` on several replicas.
         """
         if loss is not None or loss_weights is not None:
             raise ValueError(
@@ -339,12 +347,18 @@ class AdversarialModel(keras.Model):
                 "`validation_attack` must be an attack such as keras_mart.PGD, of a method that has an adversary. "
                 f"Received: {validation_attack!r} for {type(self).__name__}"
             )
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if replicas > 1 and kwargs.get("steps_per_execution", 1) > 1:
+            raise ValueError(
+                "`steps_per_execution` must be 1 on several replicas, whose steps Keras cannot put into a loop. "
+                f"Received: steps_per_execution={kwargs['steps_per_execution']} on {replicas} replicas"
+            )
         self.validation_attack = validation_attack
         self.on_nan, self._jit_compile_argument = on_nan, jit_compile
         xla = distribution.prefers_xla() if jit_compile == "auto" else bool(jit_compile)
         self._xla = xla and not kwargs.get("run_eagerly")
-        whole = self._xla and self.distribute_strategy.num_replicas_in_sync == 1
-        super().compile(optimizer, metrics=metrics, jit_compile=whole, **kwargs)
+        super().compile(optimizer, metrics=metrics, jit_compile=self._xla and replicas == 1, **kwargs)
+        self.guard.forget()
         if self.built:
             self._build_all()
 
@@ -355,10 +369,8 @@ class AdversarialModel(keras.Model):
                 self.build(shape)
             if self.compiled:
                 compile_by_xla(self.judged_network, self._jit_compile_argument)
-            if self.compiled and self.optimizer is not None:
-                of_summed_gradients(self.optimizer, self._compiled)
-                if not self.optimizer.built:
-                    self.optimizer.build(self.trainable_variables)
+            if self.compiled and self.optimizer is not None and not self.optimizer.built:
+                self.optimizer.build(self.trainable_variables)
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -371,6 +383,7 @@ class AdversarialModel(keras.Model):
 
     def fit(self, x=None, y=None, *args, **kwargs):
         arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
+        self.guard.forget()
         x = self._check(x, y, training=True)
         validation = arguments.get("validation_data")
         if isinstance(validation, (tuple, list)):
@@ -384,15 +397,17 @@ class AdversarialModel(keras.Model):
         arguments["validation_data"] = self._for_evaluation(validation)
         callbacks = arguments.get("callbacks")
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.callbacks.insert(0, _Epochs())
+            callbacks.callbacks[:] = [_Epochs(), *(each for each in callbacks.callbacks if type(each) is not _Epochs)]
             callbacks.callbacks[0].set_model(self)
         else:
             arguments["callbacks"] = [_Epochs(), *keras.tree.flatten(callbacks or [])]
         return super().fit(**arguments)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
-        self.guard.look()  # training that has stopped needs no validation
-        if not kwargs.get("_use_cached_eval_dataset"):  # `fit` has checked its validation data
+        if kwargs.get("_use_cached_eval_dataset"):  # in `fit`, which has checked the data
+            self.guard.look()  # training that has stopped needs no validation
+        else:
+            self.guard.forget()
             x = self._for_evaluation(self._check(x, y))
         found = super().evaluate(x, y, *args, **kwargs)
         self.guard.look()
@@ -427,9 +442,10 @@ class AdversarialModel(keras.Model):
         return x
 
     def _for_evaluation(self, data):
-        """The data prepared; their last batch filled up where XLA would compile its size anew."""
+        """The data prepared; the last batch of a `tf.data.Dataset` filled up where XLA would compile its size anew."""
         data = distribution.prepared(data, self.distribute_strategy)
-        return filled(data) if self._xla and isinstance(data, tf.data.Dataset) else data
+        own = type(self).test_step is AdversarialModel.test_step  # another's knows nothing of filling
+        return filled(data) if self._xla and own and isinstance(data, tf.data.Dataset) else data
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Private: to build the metrics under a strategy, Keras reads a batch for its shapes, averages the replicas'
@@ -437,9 +453,13 @@ class AdversarialModel(keras.Model):
         images = keras.KerasTensor((None, *self._image_shape[1:]))
         super()._maybe_symbolic_build(data_batch=(images, keras.KerasTensor((None,), "int32")))
 
+    @property
+    def _perturbs_weights(self):
+        """Whether the `weight_perturbation` is behind its warm-up: a trace holds for one or the other."""
+        with tf.init_scope():
+            return self.weight_perturbation is not None and int(self.epoch.numpy()) >= self.weight_perturbation.warmup
+
     def make_train_function(self, force=False):
-        perturbation = self.weight_perturbation
-        self._perturbs_weights = perturbation is not None and int(self.epoch.numpy()) >= perturbation.warmup
         if force or self._changed("training") or self.train_function is None:
             super().make_train_function(force=True)
             self._run_step = self.train_function
