@@ -128,8 +128,6 @@ def test_what_was_not_told_when_something_else_ended_a_fit_is_forgotten(again):
         x, y = images_and_labels(12)
         ending = keras.callbacks.LambdaCallback(on_train_batch_end=interrupt)
         fit(model, weights, x, y, batch_size=4, callbacks=[ending])
-            model, weights, x, y, batch_size=4, callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=interrupt)]
-        )
     if again == "compile":
         model.compile("sgd")
         model.guard.look()
