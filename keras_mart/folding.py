@@ -3,7 +3,7 @@
 In evaluation mode a BatchNormalization multiplies and adds constants, which the convolution or dense layer in front of
 it can do as well: with another kernel and a bias. The view is made from the live weights whenever it is asked for, in
 float32, and cast once: an attack of ten steps neither normalises nor casts weights ten times. In training a
-BatchNormalization is one operation, and a convolution may have another gradient (`keras_mart.layers`).
+BatchNormalization is one operation (`keras_mart.layers`).
 
 Views are of functional networks and Sequential ones of one input and one output, also inside one another. Whatever does
 not fit is called as it is: other layers, layers called more than once, subclassed networks, those with masks.
@@ -132,8 +132,6 @@ def _in_training(plain, _):
     for each in plain:
         if type(each.operation) is keras.layers.BatchNormalization:
             each.substitute = _either(layers.fuses, fused, each.operation, True)
-        elif type(each.operation) is keras.layers.Conv2D and _has_plain_weights(each.operation):
-            each.substitute = _either(layers.has_slow_gradient, layers.convolution, each.operation, True)
         elif isinstance(each.operation, keras.Model):
             each.substitute = training_view(each.operation)
 

@@ -1,4 +1,4 @@
-"""Keras's layers with the same weights and results, computed faster: BatchNormalization, and Conv2D in training."""
+"""Keras's BatchNormalization with the same weights and results, computed faster."""
 
 import keras
 import tensorflow as tf
@@ -7,8 +7,6 @@ from keras import ops
 # cuDNN 7 took no smaller epsilon (CUDNN_BN_MIN_EPSILON), and PyTorch's default lies on it.
 SMALLEST_FUSED_EPSILON = 1e-5
 FUSED_DTYPES = ("bfloat16", "float16", "float32")
-# Up to so many output pixels the gradient of the weights is faster as one matrix product for each tap.
-FEW_PIXELS = 16
 
 
 @keras.saving.register_keras_serializable("keras_mart")
@@ -72,73 +70,3 @@ def fused(layer, inputs, training=False):
 
 def _has_gpu():
     return bool(tf.config.get_visible_devices("GPU"))
-
-
-def has_slow_gradient(layer, inputs):
-    """Whether `convolution` is faster in training than a Conv2D of Keras, for inputs of this shape and dtype."""
-    _, *size, _ = layer.compute_output_shape(inputs.shape)
-    return (
-        inputs.dtype == "bfloat16"
-        and not _has_gpu()
-        and layer.data_format == "channels_last"
-        and layer.groups == 1
-        and set(layer.dilation_rate) == {1}
-        and (layer.padding == "valid" or (set(layer.strides) == {1} and all(k % 2 for k in layer.kernel_size)))
-        and None not in size
-        and size[0] * size[1] <= FEW_PIXELS
-    )
-
-
-def convolution(layer, inputs):
-    """What a built Conv2D of Keras makes of its inputs, with another way to the gradient of its weights.
-
-    On CPUs and in bfloat16, TensorFlow's own takes more than twice as long as the convolution itself where few pixels
-    meet many channels. Here it is one matrix product for each tap of the kernel, over the pixels that the tap meets.
-    """
-    outputs = _convolution(layer.strides, layer.padding)(inputs, ops.cast(layer.kernel, inputs.dtype))
-    if layer.use_bias:
-        outputs = ops.add(outputs, ops.cast(layer.bias, inputs.dtype))
-    return layer.activation(outputs)
-
-
-def _convolution(strides, padding):
-    """Maps images and a kernel to the convolution, with a gradient of its own."""
-    how = {"strides": (1, *strides, 1), "padding": padding.upper()}
-
-    @tf.custom_gradient
-    def convolve(images, kernel):
-        outputs = tf.nn.conv2d(images, kernel, **how)
-
-        def gradient(outer):
-            outer = tf.ensure_shape(outer, outputs.shape)
-            of_images = tf.raw_ops.Conv2DBackpropInput(
-                input_sizes=tf.shape(images), filter=kernel, out_backprop=outer, **how
-            )
-            with tf.control_dependencies([outer]):  # else the slices of the images are made in advance, and kept
-                return of_images, _weight_gradient(images, outer, kernel.shape, **how)
-
-        return outputs, gradient
-
-    return convolve
-
-
-def _weight_gradient(images, outer, shape, strides, padding):
-    rows, columns, channels, filters = shape
-    before_first = [size // 2 if padding == "SAME" else 0 for size in (rows, columns)]  # pixels of padding
-
-    def meeting(axis, tap):
-        """The input's and the output's pixels that a tap brings together along an axis."""
-        stride, offset = strides[axis], tap - before_first[axis - 1]
-        first = max(0, -(offset // stride))
-        last = min(outer.shape[axis] - 1, (images.shape[axis] - 1 - offset) // stride)
-        return slice(first * stride + offset, last * stride + offset + 1, stride), slice(first, last + 1)
-
-    def product(row, column):
-        (in_rows, out_rows), (in_columns, out_columns) = meeting(1, row), meeting(2, column)
-        if out_rows.start >= out_rows.stop or out_columns.start >= out_columns.stop:  # it meets padding alone
-            return tf.zeros((channels, filters), outer.dtype)
-        before = tf.reshape(images[:, in_rows, in_columns], (-1, channels))
-        after = tf.reshape(outer[:, out_rows, out_columns], (-1, filters))
-        return tf.matmul(before, after, transpose_a=True)
-
-    return tf.stack([tf.stack([product(row, column) for column in range(columns)]) for row in range(rows)])
