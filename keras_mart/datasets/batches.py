@@ -71,5 +71,4 @@ def filled(dataset):
     images, index, *others = checks.unpacked(dataset.element_spec)
     if any(each is not None and each.shape.rank is None for each in (images, index, *others)):
         return dataset
-    options = dataset.options()
-    return dataset.scan(tf.constant(0), fill).with_options(options).prefetch(tf.data.AUTOTUNE)
+    return dataset.scan(tf.constant(0), fill).prefetch(tf.data.AUTOTUNE)
