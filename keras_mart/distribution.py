@@ -73,6 +73,12 @@ def worker(strategy=None):
     return resolver.task_id + (chiefs if resolver.task_type == "worker" else 0), count
 
 
+def replicas_here(strategy):
+    """The number of replicas of a strategy, or of none, in this process."""
+    several = strategy is not None and strategy.num_replicas_in_sync > 1
+    return len(strategy.extended.worker_devices) if several else 1
+
+
 def is_chief(strategy=None):
     """Whether this process is the one of its cluster that writes; True outside a cluster."""
     return worker(strategy)[0] == 0
@@ -158,6 +164,11 @@ def local(value):
     """An array of this machine's part of a value: of a batch that a strategy has split, all replicas' parts."""
     parts = tf.distribute.get_strategy().experimental_local_results(value)
     return np.asarray(parts[0]) if len(parts) == 1 else np.concatenate([np.asarray(part) for part in parts])
+
+
+def is_shared_out(data):
+    """Whether data are a distributed dataset, of which each worker has its own part already."""
+    return isinstance(data, tf.distribute.DistributedDataset)
 
 
 def assign(variables, values):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import pathlib
 import re
@@ -71,6 +72,26 @@ def whole_folder(path):
         sync_tree(unfinished)
         unfinished.rename(path)
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Keeps other processes out of the block; the lock ends with its process, however that ends.
+
+    Args:
+        path: str or path of the lock's file, in a folder that exists. It stays.
+
+    Raises:
+        ValueError: another process is in the block.
+    """
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"One process at a time may work in {pathlib.Path(path).parent}. Received: another one does"
+            ) from None
+        yield
 
 
 def remove(path):

@@ -9,8 +9,9 @@ import math
 import numbers
 
 import keras
-import tensorflow as tf
 from keras import ops
+
+from keras_mart import randomness
 
 # Below this L2 norm a gradient counts as zero: dividing by it would only blow up rounding noise.
 SMALLEST_NORM = 1e-37
@@ -76,6 +77,10 @@ class Threat:
                 f"[0, 1]. Received: {name}={length:g}.{in_units_of_255(length)}"
             )
 
+    def widest(self, shape):
+        """Returns the ball of this norm that holds all images of a shape, [batch, ...]."""
+        return type(self)(self._furthest(shape))
+
     def _furthest(self, shape):
         """The largest distance of two images in [0, 1] of a shape, or of any shape where it is `None`."""
         return math.inf
@@ -99,11 +104,11 @@ class Threat:
         return ops.clip(images + inside, 0.0, 1.0)
 
     def rim(self, images, seed, epsilon=None):
-        """Random points at the full distance from the images (then clipped to [0, 1]), from a [2] integer seed."""
+        """Random points at the full distance from the images, then clipped to [0, 1]; a seed as in `randomness`."""
         return ops.clip(images + self._direction(images, seed) * self._radius(images, epsilon), 0.0, 1.0)
 
     def sample(self, images, seed, epsilon=None):
-        """Points drawn uniformly from the ball (then clipped to [0, 1]), from a [2] integer seed."""
+        """Points drawn uniformly from the ball, then clipped to [0, 1]; a seed as in `randomness`."""
         offsets = self._uniform(images, seed) * self._radius(images, epsilon)
         return self.project(images + offsets, images, epsilon)
 
@@ -132,7 +137,7 @@ class Linf(Threat):
         return ops.clip(offsets, -radius, radius)
 
     def _uniform(self, images, seed):
-        return tf.random.stateless_uniform(ops.shape(images), seed, -1.0, 1.0, images.dtype)
+        return randomness.uniform(ops.shape(images), seed, -1.0, 1.0)
 
     def _direction(self, images, seed):
         uniform = self._uniform(images, seed)
@@ -154,7 +159,7 @@ class L2(Threat):
             candidates: [batch, ...] images.
             gradient: [batch, ...].
             step_size: scalar or [batch], in input units.
-            seed: [2] integers for the random directions; without it an example with a zero gradient stays.
+            seed: of the random directions, as in `randomness`; without it an example with a zero gradient stays.
         """
         norm = _norm(gradient)
         zero = norm <= SMALLEST_NORM
@@ -173,12 +178,12 @@ class L2(Threat):
 
     def _uniform(self, images, seed):
         shape = ops.shape(images)
-        dimensions = tf.cast(tf.reduce_prod(tf.shape(images)[1:]), images.dtype)
-        seeds = tf.random.split(seed, 2)
+        dimensions = ops.cast(math.prod(shape[1:]), "float32")
+        seeds = randomness.split(seed, 2)
         ones = (shape[0],) + (1,) * (len(shape) - 1)
-        radius = tf.random.stateless_uniform(ones, seeds[0], dtype=images.dtype) ** (1.0 / dimensions)
+        radius = randomness.uniform(ones, seeds[0]) ** (1.0 / dimensions)
         return radius * self._direction(images, seeds[1])
 
     def _direction(self, images, seed):
-        normal = tf.random.stateless_normal(ops.shape(images), seed, dtype=images.dtype)
+        normal = randomness.normal(ops.shape(images), seed)
         return normal / ops.maximum(_norm(normal), SMALLEST_NORM)

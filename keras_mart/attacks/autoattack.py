@@ -10,7 +10,6 @@ from keras_mart.attacks.apgdt import APGDT
 from keras_mart.attacks.base import Attack
 from keras_mart.attacks.fab import FABT
 from keras_mart.attacks.square import Square
-from keras_mart.attacks.survivors import attack_survivors
 
 STAGES = {"apgd-ce": APGDCE, "apgd-dlr": APGDDLR, "apgd-t": APGDT, "fab-t": FABT, "square": Square}
 VERSIONS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "rand": ("apgd-ce", "apgd-dlr")}
@@ -26,8 +25,8 @@ class AutoAttack(Attack):
     Each attack runs on the examples that are classified correctly after the ones before; `keras_mart.evaluate` reports
     the accuracy after each. An example that is misclassified as it is stays its natural image.
 
-    Differences: those of the single attacks. Batches are attacked one by one, so seeds and batch size decide which
-    random numbers an example meets.
+    Differences: those of the single attacks. The random numbers of an example depend on the seed and on its place among
+    all examples, not on the batch.
 
     Args:
         threat: the ball, `Linf` or `L2`.
@@ -39,6 +38,8 @@ class AutoAttack(Attack):
 
     Reference: Croce and Hein, arXiv 2003.01690; github.com/fra31/auto-attack.
     """
+
+    spares = True
 
     version: str | tuple = "standard"
 
@@ -69,6 +70,3 @@ class AutoAttack(Attack):
     def check_images(self, shape):
         for attack in self.attacks:
             attack.check_images(shape)
-
-    def on_network(self, network, images, labels, seed):
-        return attack_survivors(network, self.stages, images, labels, seed).images

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mart import checks, losses
+from keras_mart import checks, losses, randomness
 from keras_mart.attacks import gradients
 from keras_mart.attacks.inference import network_of, traced
 from keras_mart.attacks.survivors import attack_survivors
@@ -27,9 +27,16 @@ class Attack:
     Args:
         threat: the ball, `keras_mart.Linf` or `keras_mart.L2`.
 
+    Attributes:
+        spares: whether it leaves alone what is misclassified already.
+        carries: whether a round goes on from the images that the round before returned.
+        minimises: whether it looks for the nearest adversarial image: one run gives accuracy at every epsilon.
+
     Raises:
         ValueError: a threat that is none.
     """
+
+    spares = carries = minimises = False
 
     threat: Threat
 
@@ -47,7 +54,8 @@ class Attack:
             model: any Keras classifier that returns logits, or a wrapped one.
             x: [batch, ...] images in [0, 1].
             labels: [batch] or [batch, 1] integers.
-            seed: an integer or [2] integers; the same seed gives the same examples. `None` takes a fresh one.
+            seed: an integer or [2] integers; the same seed gives the same examples, of an image at the same place in
+                larger batches too. `None` takes a fresh one.
 
         Returns:
             [batch, ...] float32 images, inside the ball and [0, 1].
@@ -59,9 +67,10 @@ class Attack:
         if not tf.is_symbolic_tensor(x):
             checks.batch(network, x, labels)
         images = ops.clip(ops.convert_to_tensor(x, "float32"), 0.0, 1.0)
-        self.check_images(images.shape)
+        self.check_task(network, images)
         labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
-        return self.on_network(network, images, labels, as_seed(seed))
+        seeds = randomness.of_examples(as_seed(seed), ops.arange(ops.shape(images)[0], dtype="int32"))
+        return self.on_network(network, images, labels, seeds)
 
     @property
     def gradients(self):
@@ -72,23 +81,47 @@ class Attack:
         """Raises ValueError where it cannot attack images of this shape, [batch, ...]."""
         self.threat.check_length(self.threat.epsilon, "epsilon", shape)
 
+    def check_task(self, network, images):
+        """Raises ValueError where it cannot attack this network on these [batch, ...] images."""
+        self.check_images(images.shape)
+
+    @property
+    def stages(self):
+        """Name to attack of what it is made of, in order: of itself, or of several."""
+        return {"": self}
+
     def rounds(self, classes):
-        """In how many rounds it runs on a network of so many classes; `Rounds` says more."""
+        """Number of rounds on a network of so many classes; `Rounds` says more."""
         return 1
 
-    def on_network(self, network, images, labels, seed):
-        """Adversarial examples from what was checked and converted: float32 images, [batch] int32 labels, a seed."""
-        signature = [
-            tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32"), tf.TensorSpec([2], "int32"),
-        ]  # fmt: skip
-        return traced(network, _key(self), self.perturb, signature)(images, labels, seed)
+    def on_network(self, network, images, labels, seeds):
+        """Adversarial examples from what was checked: float32 images, [batch] int32 labels, [batch, 2] seeds."""
+        if self.spares:
+            return attack_survivors(network, self, images, labels, seeds)
+        return self.in_round(network, images, labels, seeds)
 
-    def round_on_network(self, network, images, labels, seed, number, candidates):
-        """What `Rounds` does in a round; other attacks have one, in which they do all they do."""
-        return self.on_network(network, images, labels, seed)
+    def in_round(self, network, images, labels, seeds, number=0, candidates=None):
+        """What a round finds, that of its number, from 0; `candidates` are the images that the round before found."""
+        return self._traced(network, images)(images, labels, seeds)
+
+    def _traced(self, network, images, *more):
+        """`perturb`, traced for these images; `more` are signatures of further arguments."""
+        of_images, of_labels = tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32")
+        signature = [of_images, of_labels, tf.TensorSpec([None, 2], "int32"), *more]
+        return traced(network, _key(self), self.perturb, signature)
 
     def perturb(self, logits, images, labels, seed):
-        """The attack itself: `logits` maps [batch, ...] images to [batch, classes] float32."""
+        """The attack itself.
+
+        Args:
+            logits: maps [batch, ...] images to [batch, classes] float32.
+            images: [batch, ...] float32 in [0, 1].
+            labels: [batch] int32.
+            seed: [2] integers, or [batch, 2], one for each example (`keras_mart.randomness`).
+
+        Returns:
+            [batch, ...] images in the ball.
+        """
         raise NotImplementedError
 
     def get_config(self):
@@ -114,7 +147,8 @@ class Climb(Attack):
             objective: maps [batch, ...] images to [batch] values, differentiable.
             x: [batch, ...] float32 images in [0, 1].
             epsilon: scalar or [batch], in place of the threat's own; step sizes scale with it.
-            seed: an integer or [2] integers; `None` takes a fresh one.
+            seed: an integer, [2] integers, or [batch, 2], one for each example (`keras_mart.randomness`); `None` takes
+                a fresh one.
             score: maps images to [batch] values by which the best of several restarts is chosen; the objective
                 by default.
 
@@ -142,14 +176,14 @@ class Rounds(Attack):
     misclassified as it is, its natural image.
     """
 
+    spares = True
+
     def perturb(self, logits, images, labels, seed, number, candidates):
         """One round.
 
         Args:
-            logits: maps [batch, ...] images to [batch, classes] float32.
-            images: [batch, ...], classified correctly.
-            labels: [batch] integers.
-            seed: [2] integers, other ones in each round.
+            logits, images, labels: as in `Attack.perturb`; the images are classified correctly.
+            seed: as there, another one in each round.
             number: scalar int32, the number of the round, from 0.
             candidates: [batch, ...] what the round before returned; the images in the first.
 
@@ -158,15 +192,10 @@ class Rounds(Attack):
         """
         raise NotImplementedError
 
-    def on_network(self, network, images, labels, seed):
-        return attack_survivors(network, {"": self}, images, labels, seed).images
-
-    def round_on_network(self, network, images, labels, seed, number, candidates):
-        of_images, of_labels, of_seed = (
-            tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32"), tf.TensorSpec([2], "int32"),
-        )  # fmt: skip
-        signature = [of_images, of_labels, of_seed, tf.TensorSpec([], "int32"), of_images]
-        return traced(network, _key(self), self.perturb, signature)(images, labels, seed, number, candidates)
+    def in_round(self, network, images, labels, seeds, number=0, candidates=None):
+        more = tf.TensorSpec([], "int32"), tf.TensorSpec([None, *images.shape[1:]])
+        candidates = images if candidates is None else candidates
+        return self._traced(network, images, *more)(images, labels, seeds, number, candidates)
 
 
 def _key(attack):
@@ -189,16 +218,16 @@ def worst_of(times, run, score, images, seed):
 
     Args:
         times: number of runs.
-        run: maps a [2] integer seed to [batch, ...] images.
+        run: maps a seed to [batch, ...] images.
         score: maps [batch, ...] images to [batch] values; not called where there is one run.
         images: [batch, ...], which say the shape.
-        seed: [2] integers.
+        seed: [2] or [batch, 2] integers.
     """
     if times == 1:
         return ops.stop_gradient(run(seed))
 
     def again(number, worst, worst_score):
-        candidates = run(tf.random.fold_in(seed, number))
+        candidates = run(randomness.fold_in(seed, number))
         scores = score(candidates)
         scores = ops.where(ops.isnan(scores), float("inf"), scores)  # no network is right about what it cannot say
         worse = scores > worst_score
@@ -215,8 +244,8 @@ def ranked_class(logits, rank):
 
 
 def as_seed(seed):
-    """[2] int32 from an integer, from two integers, or from `None` (drawn from Python's `random`)."""
+    """A seed as int32: integers as they are, [2] from a single one or from `None` (drawn from Python's `random`)."""
     if seed is None:
         seed = random.getrandbits(31)
     seed = ops.convert_to_tensor(seed, "int32")
-    return seed if len(seed.shape) == 1 else ops.stack([seed, ops.zeros_like(seed)])
+    return seed if len(seed.shape) else ops.stack([seed, ops.zeros_like(seed)])

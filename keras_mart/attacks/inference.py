@@ -48,24 +48,49 @@ def inference(network, as_it_is=False):
 def traced(network, key, function, signature, as_it_is=False):
     """`function(logits, *tensors)` as a `tf.function`, traced once for each network, key and signature.
 
-    A network whose layers or variables changed is traced again (`memory.of`).
+    A network whose layers or variables changed is traced again (`memory.of`). One that was made under a strategy of
+    several replicas runs on all of them, outside other functions: each does its share of the batch.
 
     Args:
         network: a Keras classifier; its traces live as long as it does.
         key: hashable, tells this function from others.
-        function: takes what `inference` returns and then tensors.
+        function: takes what `inference` returns and then tensors; returns [batch, ...] tensors.
         signature: list of `tf.TensorSpec`.
         as_it_is: as in `inference`.
     """
     traces = memory.of(network)
-    key = ("trace", key, as_it_is or not folding.enabled(), uses_xla(network), *signature)
+    key = ("trace", key, as_it_is or not folding.enabled(), uses_xla(network), tf.inside_function(), *signature)
     if key not in traces:
         # A trace that held its network would keep it alive for ever. A partial, not a closure: TensorFlow warns of
         # retracing where many traced functions share their code.
         called = functools.partial(_call, function, weakref.ref(network), as_it_is)
-        traces[key] = tf.function(called, input_signature=signature, autograph=False, jit_compile=uses_xla(network))
+        compiled = tf.function(called, input_signature=signature, autograph=False, jit_compile=uses_xla(network))
+        replicas = distribution.replicas_here(getattr(network, "distribute_strategy", None))
+        several = replicas > 1 and not tf.inside_function()
+        traces[key] = _on_replicas(compiled, network.distribute_strategy, replicas, signature) if several else compiled
     return traces[key]
 
 
 def _call(function, network, as_it_is, *tensors):
     return function(inference(network(), as_it_is), *tensors)
+
+
+def _on_replicas(function, strategy, replicas, signature):
+    """The function, of which each replica of this process computes its share of the batch."""
+    batched = [spec.shape.rank > 0 and spec.shape[0] is None for spec in signature]
+
+    def everywhere(*tensors):
+        size = tf.shape(tensors[0])[0]
+        share = -(-size // replicas)
+
+        def of_replica():
+            own = tf.distribute.get_replica_context().replica_id_in_sync_group % replicas
+            rows = (own * share + tf.range(share)) % size  # what is beyond the end is filling
+            return function(
+                *(tf.gather(each, rows) if cut else each for each, cut in zip(tensors, batched, strict=True))
+            )
+
+        parts = strategy.run(of_replica)
+        return tf.nest.map_structure(lambda part: tf.concat(strategy.experimental_local_results(part), 0)[:size], parts)
+
+    return tf.function(everywhere, input_signature=signature, autograph=False)

@@ -3,10 +3,9 @@
 import dataclasses
 
 import keras
-import tensorflow as tf
 from keras import ops
 
-from keras_mart import checks, losses, threats
+from keras_mart import checks, losses, randomness, threats
 from keras_mart.attacks import base, gradients
 
 STARTS = ("uniform", "gaussian", "zero")
@@ -86,10 +85,10 @@ class PGD(base.Climb):
 
         def step(number, candidates):
             gradient, *_ = gradients.gradient_of(unmarked, candidates)
-            moved = self.threat.ascend(candidates, gradient, step_size, tf.random.fold_in(seed, number))
+            moved = self.threat.ascend(candidates, gradient, step_size, randomness.fold_in(seed, number))
             return (self.threat.project(moved, x, epsilon),)
 
-        start = self._start(x, epsilon, tf.random.fold_in(seed, self.steps))
+        start = self._start(x, epsilon, randomness.fold_in(seed, self.steps))
         return gradients.loop(step, (start,), self.steps)[0]
 
     def _start(self, x, epsilon, seed):
@@ -97,7 +96,7 @@ class PGD(base.Climb):
             return x
         if self.start == "uniform":
             return self.threat.sample(x, seed, epsilon)
-        noise = GAUSSIAN_START * tf.random.stateless_normal(ops.shape(x), seed)
+        noise = GAUSSIAN_START * randomness.normal(ops.shape(x), seed)
         return self.threat.project(x + noise, x, epsilon)
 
 

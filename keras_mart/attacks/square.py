@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mart import checks, losses
+from keras_mart import checks, losses, randomness
 from keras_mart.attacks import base, gradients
 from keras_mart.threats import L2, choose
 
@@ -30,7 +30,7 @@ class Square(base.Rounds):
     no gradient, so it sees through a network that hides its own: where it beats the gradient attacks, they failed.
 
     Differences: follows the official code as AutoAttack runs it (the margin as loss, the schedule not rescaled to the
-    number of queries; all examples of a batch get the same square, and none begins at the last possible row or
+    number of queries; all examples get the same square, and none begins at the last possible row or
     column). A margin of exactly 0 does not end the search, since the label may still be predicted. Examples that were
     fooled leave the batch after every 100 queries rather than at once. Images [batch, channels, height, width] are told
     by having at most 4 channels.
@@ -52,6 +52,7 @@ class Square(base.Rounds):
     p_init: float = 0.8
 
     gradients = 0
+    carries = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -81,7 +82,7 @@ class Square(base.Rounds):
 
     def _search(self, logits, images, labels, seed, number, candidates):
         """One round on [batch, height, width, channels] images."""
-        start_seed, seed = tf.unstack(tf.random.split(seed, 2))
+        start_seed, seed = randomness.split(seed, 2)
         space = _l2 if isinstance(self.threat, L2) else _linf
         start, change = space(self.threat.epsilon, images)
         candidates = tf.cond(number == 0, lambda: start(start_seed), lambda: candidates)
@@ -95,7 +96,7 @@ class Square(base.Rounds):
 
         def query(count, current, largest):
             query_number = number * ROUND + count
-            changed = change(current, self._area(query_number), tf.random.fold_in(seed, count))
+            changed = change(current, self._area(query_number), randomness.fold_in(seed, count))
             found = margin(changed)
             # Once fooled, an example stays as it is. At a margin of 0 it may yet be classified correctly.
             better = ops.logical_and(found > largest, largest <= least)
@@ -119,11 +120,11 @@ def _linf(epsilon, images):
         return ops.clip(images + epsilon * stripes, 0.0, 1.0)
 
     def change(current, area, seed):
-        seeds = tf.unstack(tf.random.split(seed, 2))
+        seeds = randomness.split(seed, 2)
         side = ops.maximum(ops.cast(ops.round(ops.sqrt(area * height * width)), "int32"), 1)
         side = ops.minimum(side, min(height, width))
         square = _rectangle(height, width, *_corner(height, width, side, seeds[0]), side)
-        moved = current + 2 * epsilon * square * _signs((1, 1, 1, channels), seeds[1])
+        moved = current + 2 * epsilon * square * _signs((1, 1, 1, channels), randomness.shared(seeds[1]))
         return ops.clip(ops.clip(moved, images - epsilon, images + epsilon), 0.0, 1.0)
 
     return start, change
@@ -145,14 +146,14 @@ def _l2(epsilon, images):
         across = width // side
 
         def add(place, tiles):
-            shape_seed, sign_seed = tf.unstack(tf.random.split(tf.random.fold_in(seed, place), 2))
+            shape_seed, sign_seed = randomness.split(randomness.fold_in(seed, place), 2)
             top, left = margin + place // across * side, margin + place % across * side
             return (tiles + _bumps(height, width, top, left, side, shape_seed) * signs(sign_seed),)
 
         return at_full_epsilon(gradients.loop(add, (ops.zeros_like(images),), height // side * across)[0])
 
     def change(current, area, seed):
-        seeds = tf.unstack(tf.random.split(seed, 4))
+        seeds = randomness.split(seed, 4)
         side = ops.maximum(ops.cast(ops.round(ops.sqrt(area * height * width)), "int32"), LEAST_WINDOW)
         side = ops.minimum(side + (1 - side % 2), min(height, width))
         top, left = _corner(height, width, side, seeds[0])
@@ -177,7 +178,7 @@ def _bumps(height, width, top, left, side, seed):
     """[1, height, width, 1] a window with two bumps of opposite sign, above and below or side by side, of norm 1."""
     rows = ops.arange(height)[:, None] - top
     columns = ops.arange(width)[None] - left
-    turned = tf.random.stateless_uniform((), seed) > 0.5
+    turned = randomness.uniform((), randomness.shared(seed)) > 0.5
     rows, columns = ops.where(turned, columns, rows), ops.where(turned, rows, columns)
     half = side // 2
     upper = _bump(rows, columns, half, side, max(height, width))
@@ -218,7 +219,7 @@ def _rectangle(height, width, top, left, side):
 
 def _corner(height, width, side, seed):
     """The top row and left column of a random square; the last possible ones are left out, as in the official code."""
-    shares = tf.unstack(tf.random.stateless_uniform((2,), seed))
+    shares = tf.unstack(randomness.uniform((2,), randomness.shared(seed)))
     return tuple(
         ops.cast(ops.floor(share * ops.cast(size - side, "float32")), "int32")
         for share, size in zip(shares, (height, width), strict=True)
@@ -226,4 +227,4 @@ def _corner(height, width, side, seed):
 
 
 def _signs(shape, seed):
-    return ops.sign(tf.random.stateless_uniform(shape, seed, -1.0, 1.0))
+    return ops.sign(randomness.uniform(shape, seed, -1.0, 1.0))

@@ -1,156 +1,166 @@
-"""Attacks one after the other, each on the examples that are still classified correctly."""
+"""The loop of all evaluation: a round of an attack, batch by batch, on the examples that are left to it."""
 
-import time
+import dataclasses
+import itertools
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_mart import losses
+from keras_mart import checks, losses, randomness
 from keras_mart.attacks.inference import traced, uses_xla
-
-
-class Result(NamedTuple):
-    """What the attacks came to.
-
-    images: [batch, ...] the adversarial image of each example, of those found the one with the largest margin.
-    predictions: attack's name to [batch] predicted classes after it.
-    seconds: attack's name to the time it took.
-    gradients: attack's name to the number of gradients computed, each of one example; `None` where it does not say.
-    """
-
-    images: object
-    predictions: dict
-    seconds: dict
-    gradients: dict
-
 
 # The class predicted by logits that are NaN: no label equals it.
 NOTHING = -1
 
 
+class Examples(NamedTuple):
+    """Arrays: [examples, ...] images, [examples] int32 labels, [examples, 2] int32 seeds (`randomness.of_examples`)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    seeds: np.ndarray
+
+
 class Judgement(NamedTuple):
-    """What a network says to images: [batch] predicted classes, [batch] logit margins, the number of classes."""
+    """What a network says to images: [batch] predicted classes, [batch] logit margins."""
 
     predicted: np.ndarray
     margins: np.ndarray
-    classes: int
 
 
-class Progress(NamedTuple):
-    """What is about to be done: a round of an attack on `left` examples; `round` counts from 0."""
+class Found(NamedTuple):
+    """What a round found for a batch: the examples' places, their images, the images found, and their judgement."""
 
-    attack: str
-    round: int
-    rounds: int
-    left: int
+    rows: np.ndarray
+    images: np.ndarray
+    found: np.ndarray
+    judged: Judgement
 
 
-def attack_survivors(network, attacks, images, labels, seed, left=None, natural=None, on_round=None):
-    """Runs attacks in turn; an example that is misclassified once is left alone by the rest.
+@dataclasses.dataclass
+class Standing:
+    """How examples stand under an attack.
+
+    Attributes:
+        labels: [examples] integers.
+        predicted: [examples] integers, what each is taken for now.
+        left: [examples] booleans, which of them are to be attacked.
+        candidates: [examples, ...] what the last round returned, for attacks that go on from there.
+    """
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    left: np.ndarray
+    candidates: np.ndarray | None = None
+
+    def take(self, rows, predicted, candidates=None):
+        """Takes in what a round has made of some examples, and lets go of those that it fooled."""
+        self.predicted[rows] = predicted
+        self.left[rows] = predicted == self.labels[rows]
+        if candidates is not None:
+            self.candidates[rows] = candidates
+
+
+def run_round(network, attack, examples, which, size, number=0, candidates=None):
+    """Yields what an attack finds for some examples, batch by batch.
 
     Nothing is traced again as the examples become fewer: the batch size of a trace is open. Where XLA compiles, which
-    it does anew for every size, they are filled up to a power of two.
+    it does anew for every size, the last batch is filled up with examples that are there already.
 
     Args:
         network: a Keras classifier that returns logits.
-        attacks: name to attack.
-        images: [batch, ...] float32 images.
-        labels: [batch] int32.
-        seed: [2] integers.
-        left: [batch] NumPy booleans, the examples to attack; those classified correctly by default.
-        natural: the `Judgement` of the images, where it is known already.
-        on_round: called with a `Progress` before each round.
+        attack: an `Attack`, or a callable of (network, images, labels, seed=[2] integers).
+        examples: `Examples`.
+        which: places of the examples to attack.
+        size: number of examples in a batch.
+        number: of the round.
+        candidates: [examples, ...] what the round before returned, for attacks that go on from there.
+
+    Yields:
+        `Found` of each batch.
+    """
+    for rows, count in batches(network, which, size):
+        images, labels = prepared(examples.images[rows]), tf.constant(examples.labels[rows])
+        seeds = tf.constant(examples.seeds[rows])
+        if hasattr(attack, "in_round"):
+            before = images if candidates is None or number == 0 else tf.constant(candidates[rows])
+            found = attack.in_round(network, images, labels, seeds, number, before)
+        else:
+            found = attack(network, images, labels, seed=randomness.fold_in(randomness.shared(seeds), int(rows[0])))
+        judged = judge(network, found, labels)
+        judged = Judgement(*(each[:count] for each in judged))
+        yield Found(rows[:count], images.numpy()[:count], np.asarray(found)[:count], judged)
+
+
+def stages(attack, seeds):
+    """[(name, attack, [batch, 2] seeds)] of what an attack is made of; a callable is its own only stage."""
+    parts = getattr(attack, "stages", {"": attack})
+    if len(parts) == 1:
+        return [(name, part, seeds) for name, part in parts.items()]
+    return [(name, part, np.asarray(randomness.fold_in(seeds, n))) for n, (name, part) in enumerate(parts.items())]
+
+
+def attack_survivors(network, attack, images, labels, seeds):
+    """Runs an attack on one batch, but only on what is classified correctly and as long as it is.
 
     Returns:
-        A `Result`.
+        [batch, ...] float32 tensor: of what was found for an example, the image with the largest logit margin.
 
     Raises:
         ValueError: symbolic images.
     """
     if tf.is_symbolic_tensor(images):
-        raise ValueError(f"An attack in rounds runs eagerly, not inside a tf.function. Received: {attacks}")
-    natural = natural or judge(network, images, labels)
-    survivors = _Survivors(network, images, labels, natural, left)
-    predictions, seconds, gradients = {}, {}, {}
-    for number, (name, attack) in enumerate(attacks.items()):
-        start, candidates, attacked = time.perf_counter(), images, 0
-        rounds = attack.rounds(natural.classes) if hasattr(attack, "rounds") else 1
-        for each in range(rounds):
-            which = np.flatnonzero(survivors.left)
-            if on_round is not None:
-                on_round(Progress(name, each, rounds, len(which)))
-            if not len(which):
-                break
-            round_seed = tf.random.fold_in(tf.random.fold_in(seed, number), each)
-            found = _one_round(attack, network, (images, labels, candidates), which, round_seed, each)
-            candidates = _replace(candidates, which, found)
-            survivors.confront(which, found)
-            attacked += len(which)
-        predictions[name] = survivors.predicted.copy()
-        seconds[name] = time.perf_counter() - start
-        cost = getattr(attack, "gradients", None)
-        gradients[name] = None if cost is None else cost * attacked
-    return Result(survivors.adversarial, predictions, seconds, gradients)
+        raise ValueError(f"An attack in rounds runs eagerly, not inside a tf.function. Received: {attack}")
+    natural, best = judge(network, images, labels), np.array(images)
+    labels, classes = np.asarray(labels), checks.classes(network, images)
+    standing = Standing(labels, natural.predicted.copy(), natural.predicted == labels)
+    margins = np.where(standing.left, -np.inf, natural.margins)  # whatever is found counts more than the natural image
+    for _, stage, stage_seeds in stages(attack, seeds):
+        examples = Examples(np.asarray(images), labels, np.asarray(stage_seeds))
+        standing.candidates = np.array(images) if stage.carries else None
+        for number in range(stage.rounds(classes)):
+            which = np.flatnonzero(standing.left)
+            for rows, _, found, judged in run_round(
+                network, stage, examples, which, len(labels), number, standing.candidates
+            ):
+                fooled = judged.predicted != labels[rows]  # also at a margin of 0, where another class may be predicted
+                better = fooled | (judged.margins > margins[rows])
+                best[rows[better]], margins[rows[better]] = found[better], judged.margins[better]
+                standing.take(rows, judged.predicted, found if stage.carries else None)
+    return tf.constant(best)
 
 
-class _Survivors:
-    """Who is `left`, and of what was found for each example the image with the largest margin."""
+def batches(network, which, size):
+    """Yields ([batch] places of examples, how many of them are not filling).
 
-    def __init__(self, network, images, labels, natural, left):
-        self.network, self.labels = network, labels
-        self.adversarial, self.predicted = images, natural.predicted.copy()
-        self.left = self.predicted == np.asarray(labels) if left is None else left.copy()
-        # Whatever an attack finds counts more than the natural image.
-        self.margins = np.where(self.left, -np.inf, natural.margins)
-
-    def confront(self, which, found):
-        """Takes in what was found for the examples at `which`, and lets go of those that it fools."""
-        labels = tf.gather(self.labels, which)
-        rows = _filled(self.network, np.arange(len(which)), len(self.left))
-        filled = (each if len(rows) == len(which) else tf.gather(each, rows) for each in (found, labels))
-        judged = judge(self.network, *filled)
-        now = Judgement(judged.predicted[: len(which)], judged.margins[: len(which)], judged.classes)
-        fooled = now.predicted != labels.numpy()  # also at a margin of 0, where another class may be predicted
-        better = fooled | (now.margins > self.margins[which])
-        self.adversarial = _replace(self.adversarial, which[better], tf.boolean_mask(found, better))
-        self.margins[which[better]] = now.margins[better]
-        self.predicted[which[better]] = now.predicted[better]
-        self.left[which] = self.predicted[which] == labels.numpy()
+    The batches are of equal size, about: a tiny last one would cost as much time. Where XLA compiles, all are full.
+    """
+    if uses_xla(network):
+        for start in range(0, len(which), size):
+            rows = which[start : start + size]
+            yield np.resize(rows, size), len(rows)
+        return
+    ends = np.linspace(0, len(which), -(-len(which) // size) + 1).astype(int)
+    for start, end in itertools.pairwise(ends):
+        yield which[start:end], end - start
 
 
-def _one_round(attack, network, state, which, seed, number):
-    """[len(which), ...] what a round of the attack finds for some of the examples."""
-    filled = _filled(network, which, len(state[0]))
-    images, labels, candidates = (each if len(which) == len(each) else tf.gather(each, filled) for each in state)
-    if hasattr(attack, "round_on_network"):
-        found = attack.round_on_network(network, images, labels, seed, number, candidates)
-    else:
-        found = attack(network, images, labels, seed=seed)
-    return found[: len(which)]
-
-
-def _filled(network, which, most):
-    """The numbers of examples; where XLA compiles, repeated up to a power of two of them, or to the most there are."""
-    if not uses_xla(network):
-        return which
-    return np.resize(which, min(1 << (len(which) - 1).bit_length(), most))
-
-
-def _replace(images, which, others):
-    return others if len(which) == len(images) else tf.tensor_scatter_nd_update(images, which[:, None], others)
+def prepared(images):
+    """Returns [batch, ...] images as a float32 tensor, in [0, 1] to the last bit."""
+    return tf.clip_by_value(tf.cast(images, "float32"), 0.0, 1.0)
 
 
 def judge(network, images, labels):
-    """The `Judgement` of images: float32 [batch, ...], and int32 [batch] labels."""
+    """Returns the `Judgement` of images: float32 [batch, ...], and int32 [batch] labels."""
     signature = [tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32")]
-    judgement = traced(network, "judge", _judgement, signature, as_it_is=True)
-    predicted, margins, classes = judgement(images, labels)
-    return Judgement(predicted.numpy(), margins.numpy(), int(classes))
+    predicted, margins = traced(network, "judge", _judgement, signature, as_it_is=True)(images, labels)
+    return Judgement(predicted.numpy(), margins.numpy())
 
 
 def _judgement(logits, images, labels):
     outputs = logits(images)
     unknown = ops.any(ops.isnan(outputs), axis=-1)
-    return ops.where(unknown, NOTHING, ops.argmax(outputs, axis=-1)), losses.margin(labels, outputs), outputs.shape[-1]
+    predicted = ops.cast(ops.argmax(outputs, axis=-1), "int32")
+    return ops.where(unknown, NOTHING, predicted), losses.margin(labels, outputs)

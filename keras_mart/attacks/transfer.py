@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_mart import checks
-from keras_mart.attacks.base import Attack, Rounds
+from keras_mart.attacks.base import Attack
 from keras_mart.attacks.inference import network_of
 
 
@@ -48,17 +48,18 @@ class Transfer(Attack):
 
     @property
     def gradients(self):
-        in_rounds = isinstance(self.attack, Rounds) and self.attack.gradients != 0
-        return None if in_rounds else self.attack.gradients
+        return None if self.attack.spares and self.attack.gradients != 0 else self.attack.gradients
 
     def check_images(self, shape):
         self.attack.check_images(shape)
 
-    def on_network(self, network, images, labels, seed):
-        source = network_of(self.source)
+    def check_task(self, network, images):
         if not tf.is_symbolic_tensor(images):
-            checks.same_task(source, network, images)
-        return self.attack.on_network(source, images, labels, seed)
+            checks.same_task(network_of(self.source), network, images)
+        super().check_task(network, images)
+
+    def in_round(self, network, images, labels, seeds, number=0, candidates=None):
+        return self.attack.on_network(network_of(self.source), images, labels, seeds)
 
     def get_config(self):
         raise ValueError("A Transfer attack holds a model and is not serialised.")

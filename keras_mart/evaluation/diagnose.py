@@ -7,11 +7,12 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from keras_mart.attacks import PGD, Noise, Square, Transfer
+from keras_mart.attacks import PGD, Attack, Noise, Square, Transfer
 from keras_mart.attacks.gradients import gradient_of, unmarked
 from keras_mart.attacks.inference import network_of, traced
-from keras_mart.evaluation import signs
-from keras_mart.evaluation.accuracy import evaluate, taken
+from keras_mart.evaluation import examples, signs
+from keras_mart.evaluation.accuracy import evaluate
+from keras_mart.evaluation.precision import with_precision
 from keras_mart.losses import cross_entropy
 from keras_mart.threats import L2, Threat
 
@@ -64,7 +65,7 @@ class Diagnosis:
         return json.dumps({**dataclasses.asdict(self), "threat": threat}, indent=2)
 
 
-def diagnose(model, data, threat, source=None, *, batch_size=128, limit=200, seed=0, verbose=1):
+def diagnose(model, data, threat, source=None, *, batch_size=128, limit=200, seed=0, verbose=1, precision="float32"):
     """Looks for signs that attacks on a classifier fail for other reasons than that it holds.
 
     Runs PGD at growing epsilon, with more steps and with restarts, random noise, Square and, given a source, a
@@ -76,10 +77,8 @@ def diagnose(model, data, threat, source=None, *, batch_size=128, limit=200, see
         data: as in `keras_mart.evaluate`.
         threat: the ball that the robustness is claimed for, of positive epsilon.
         source: another classifier of the same task, trained independently, for the transfer check.
-        batch_size: used where the data are arrays.
         limit: number of examples, the first ones.
-        seed: integer.
-        verbose: as in `keras_mart.evaluate`.
+        batch_size, seed, verbose, precision: as in `keras_mart.evaluate`.
 
     Returns:
         A `Diagnosis`.
@@ -91,11 +90,13 @@ def diagnose(model, data, threat, source=None, *, batch_size=128, limit=200, see
     """
     if not isinstance(threat, Threat) or not threat.epsilon > 0:
         raise ValueError(f"`threat` must be a ball of positive epsilon, such as Linf(8 / 255). Received: {threat!r}")
-    network = network_of(model)
-    images, labels = taken(data, batch_size, limit)
+    network = with_precision(network_of(model), precision)
+    images, labels = examples.read(network, data, limit)
     ladder = _ladder(threat, images.shape[1:])
     attacks = _attacks(threat, ladder, source, are_images=len(images.shape) == 4)
-    table = evaluate(network, (images, labels), attacks, batch_size=batch_size, seed=seed, verbose=verbose)
+    table = evaluate(
+        network, (images, labels), attacks, batch_size=batch_size, seed=seed, verbose=verbose, precision=None
+    )
     once = f"at {threat.epsilon:g}"
     accuracies = [table["natural"], *(table[f"at {each:g}"] for each in ladder[1:])]
     outputs, gradients = _probe(network, images, labels, batch_size)
@@ -115,7 +116,7 @@ def diagnose(model, data, threat, source=None, *, batch_size=128, limit=200, see
 
 
 def _attacks(threat, ladder, source, are_images):
-    attacks = {f"at {each:g}": _Rung(PGD(threat, signs.STEPS), each) for each in ladder[1:]}
+    attacks = {f"at {each:g}": _Rung(threat, PGD(threat, signs.STEPS), each) for each in ladder[1:]}
     attacks |= {
         "few": PGD(threat, signs.FEW_STEPS),
         "many": PGD(threat, signs.MANY_STEPS),
@@ -130,7 +131,7 @@ def _attacks(threat, ladder, source, are_images):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rung:
+class _Rung(Attack):
     """An attack at another epsilon, its step size scaled alike: traced once for all of them."""
 
     attack: PGD
@@ -140,10 +141,10 @@ class _Rung:
     def gradients(self):
         return self.attack.gradients
 
-    def __call__(self, network, images, labels, seed):
+    def in_round(self, network, images, labels, seeds, number=0, candidates=None):
         signature = [tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32")]
-        signature += [tf.TensorSpec([2], "int32"), tf.TensorSpec([])]
-        return traced(network, ("rung", self.attack), self._perturb, signature)(images, labels, seed, self.epsilon)
+        signature += [tf.TensorSpec([None, 2], "int32"), tf.TensorSpec([])]
+        return traced(network, ("rung", self.attack), self._perturb, signature)(images, labels, seeds, self.epsilon)
 
     def _perturb(self, logits, images, labels, seed, epsilon):
         def objective(candidates):

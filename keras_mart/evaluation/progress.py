@@ -4,55 +4,56 @@ import sys
 import time
 
 SILENT, BAR, LINES = 0, 1, 2
+# Where there is no terminal, a line within a round at most every so many seconds.
+SELDOM = 60
 
 
 class Progress:
     """Shows how far an evaluation is.
 
-    On a terminal a line that is written over again and again, with the round of the attack that is being run;
-    elsewhere a line for each batch, and with `verbose=2` one for each stage as well.
+    On a terminal a line that is written over again and again; elsewhere a line after each stage of an attack, and with
+    `verbose=2` after each round and, in long ones, each minute.
 
     Args:
-        batches: number of batches, `None` where nobody knows.
+        examples: number of examples.
         verbose: 0 for silence, 1 or 2.
     """
 
-    def __init__(self, batches, verbose):
-        self.batches = batches
+    def __init__(self, examples, verbose):
+        self.examples = examples
         self.verbose = verbose
         self._rewrites = verbose == BAR and sys.stdout.isatty()
-        self._start = time.perf_counter()
-        self._done, self._shown, self._width = 0, "", 0
+        self._said = time.perf_counter()
+        self._step, self._which, self._done, self._width = None, 0, 0, 0
 
-    def round(self, progress):
-        """Called before each round of an attack, with a `keras_mart.attacks.survivors.Progress`."""
+    def begin(self, step, which):
+        """Called before each round, which attacks so many examples."""
+        self._step, self._which, self._done = step, which, 0
         if self._rewrites:
-            part = f", round {progress.round + 1} of {progress.rounds}" if progress.rounds > 1 else ""
-            self._rewrite(f"{self._shown}  [{progress.attack}{part}: {progress.left:,} left]")
+            self._say(self._within())
 
-    def stage(self, name, left, attacked, seconds):
-        """Called after each stage: `left` of the `attacked` examples are still classified correctly."""
-        if self.verbose == LINES:
-            print(f"{self._place(self._done + 1)}  {name}: {left:,} of {attacked:,} left, {seconds:.1f}s", flush=True)
+    def batch(self, count):
+        """Called after each batch of so many examples."""
+        self._done += count
+        if self._rewrites or (self.verbose == LINES and time.perf_counter() - self._said > SELDOM):
+            self._say(self._within())
 
-    def batch(self, accuracies):
-        """Called after each batch, with name to accuracy so far."""
-        self._done += 1
-        values = " - ".join(f"{name}: {value:.4f}" for name, value in accuracies.items())
-        self._shown = f"{self._place(self._done)}  {time.perf_counter() - self._start:.0f}s  {values}"
+    def end(self, step, left, seconds):
+        """Called after each round: so many examples are left, and the stage took so many seconds as yet."""
+        if step.number + 1 == step.rounds or self.verbose == LINES:
+            place = f", round {step.number + 1} of {step.rounds}" if step.number + 1 < step.rounds else ""
+            self._say(f"{step.row}{place}: {left:,} of {self.examples:,} correct, {seconds:,.1f}s", lasting=True)
+
+    def _within(self):
+        rounds = f", round {self._step.number + 1} of {self._step.rounds}" if self._step.rounds > 1 else ""
+        return f"{self._step.row}{rounds}: {self._done:,} of {self._which:,} examples"
+
+    def _say(self, text, lasting=False):
+        if not self.verbose:
+            return
+        self._said = time.perf_counter()
         if self._rewrites:
-            self._rewrite(self._shown)
-        elif self.verbose:
-            print(self._shown, flush=True)
-
-    def close(self):
-        """Leaves the last line standing."""
-        if self._rewrites:
-            print(flush=True)
-
-    def _place(self, number):
-        return f"{number}/{self.batches or '?'}"
-
-    def _rewrite(self, text):
-        print(f"\r{text:<{self._width}}", end="", flush=True)
-        self._width = len(text)
+            print(f"\r{text:<{self._width}}", end="\n" if lasting else "", flush=True)
+            self._width = 0 if lasting else len(text)
+        else:
+            print(text, flush=True)

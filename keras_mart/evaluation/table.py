@@ -35,6 +35,9 @@ class Table:
     seconds: dict
     gradients: dict
     stop_early: bool = False
+    distances: dict = dataclasses.field(default_factory=dict)
+    class_names: tuple | None = None
+    record: dict = dataclasses.field(default_factory=dict)
 
     @property
     def examples(self):

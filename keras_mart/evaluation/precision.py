@@ -1,0 +1,70 @@
+"""A network of lower precision, as one that computes in float32."""
+
+import keras
+
+from keras_mart import checks, memory
+from keras_mart.attacks.inference import compile_by_xla, uses_xla
+
+LOWER = ("float16", "bfloat16")
+PRECISIONS = ("float32", None)
+
+
+def precision_of(network):
+    """Returns the precision that a network computes in: the lowest of its layers', such as "bfloat16"."""
+    found = {layer.compute_dtype for layer in (network, *memory.layers(network))}
+    return next((each for each in LOWER if each in found), "float32")
+
+
+def with_precision(network, precision):
+    """Returns a network that computes in float32: itself, or a copy with the same weights where it has less.
+
+    The copy is kept as long as the network, and gets its weights anew each time.
+
+    Args:
+        network: a Keras classifier.
+        precision: "float32", or `None` for the network as it is.
+
+    Raises:
+        ValueError: another precision, or a network that Keras cannot copy.
+    """
+    checks.one_of(precision, PRECISIONS, "precision")
+    if precision is None or precision_of(network) not in LOWER:
+        return network
+    kept = memory.of(network)
+    if "float32" not in kept:
+        kept["float32"] = _copy(network)
+    copy = kept["float32"]
+    for variable, source in zip(copy.weights, network.weights, strict=True):
+        variable.assign(source)
+    compile_by_xla(copy, uses_xla(network))
+    return copy
+
+
+def _copy(network):
+    try:
+        config = _in_float32(keras.saving.serialize_keras_object(network))
+        with network.distribute_strategy.scope():
+            copy = keras.saving.deserialize_keras_object(config, safe_mode=False)
+            if not copy.built:
+                copy.build(network.input_shape)
+    except (TypeError, ValueError, NotImplementedError, AttributeError) as error:
+        raise ValueError(
+            f"A network of {precision_of(network)} is judged by a copy in float32, which Keras must make from "
+            f"its `get_config`. `precision=None` judges it as it is. Received: {network.name} ({error})"
+        ) from error
+    shapes = [[tuple(weight.shape) for weight in model.weights] for model in (network, copy)]
+    if precision_of(copy) in LOWER or shapes[0] != shapes[1]:
+        raise ValueError(
+            "A copy in float32 must compute in float32 and have the same weights. `precision=None` judges the network "
+            f"as it is. Received: {network.name}, whose copy computes in {precision_of(copy)}"
+        )
+    return copy
+
+
+def _in_float32(config):
+    """The configuration with every policy or dtype of lower precision replaced."""
+    if isinstance(config, dict):
+        return {key: _in_float32(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return type(config)(map(_in_float32, config))
+    return "float32" if config in (*LOWER, *(f"mixed_{each}" for each in LOWER)) else config

@@ -1,0 +1,75 @@
+"""What an evaluation was of: ball, attacks, precision, seed, versions, and checksums of weights and data."""
+
+import dataclasses
+import hashlib
+import platform
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_mart
+from keras_mart.attacks import Attack, Transfer
+from keras_mart.attacks.inference import network_of
+from keras_mart.threats import Threat
+
+# Images are summed in parts, so that no second copy of them is in memory.
+PART = 1024
+
+
+def versions():
+    """Returns the versions of what computes, by name."""
+    return {
+        "python": platform.python_version(), "keras_mart": keras_mart.__version__, "keras": keras.__version__,
+        "tensorflow": tf.__version__, "numpy": np.__version__,
+    }  # fmt: skip
+
+
+def weights_sha256(network):
+    """Returns the SHA-256 of a network's weights, in their order: of each the shape, the dtype and the bytes."""
+    sums = hashlib.sha256()
+    for weight in network.weights:
+        value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
+        sums.update(f"{value.shape}{value.dtype.name}".encode())
+        sums.update(value.tobytes())
+    return sums.hexdigest()
+
+
+def data_sha256(images, labels):
+    """Returns the SHA-256 of the images' shape, the images as float32, and the labels as int32."""
+    sums = hashlib.sha256(f"{np.shape(images)}".encode())
+    for start in range(0, len(images), PART):
+        sums.update(np.ascontiguousarray(images[start : start + PART], "float32"))
+    sums.update(np.ascontiguousarray(labels, "int32"))
+    return sums.hexdigest()
+
+
+def threat(ball):
+    """Returns a ball as {"norm": ..., "epsilon": ...}."""
+    return {"norm": type(ball).__name__, "epsilon": ball.epsilon}
+
+
+def attack(value):
+    """Returns an attack as a dictionary: its class, all its parameters, and the attacks that it is made of."""
+    if not isinstance(value, Attack):
+        return {"class": getattr(value, "__name__", type(value).__name__)}
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Transfer):
+        source = network_of(value.source)
+        fields = {"source": {"name": source.name, "weights_sha256": weights_sha256(source)}, "attack": value.attack}
+    said = {"class": type(value).__name__, **{name: _parameter(each) for name, each in fields.items()}}
+    if len(value.stages) > 1:
+        said["stages"] = {name: attack(stage) for name, stage in value.stages.items()}
+    return said
+
+
+def _parameter(value):
+    if isinstance(value, Threat):
+        return threat(value)
+    return attack(value) if isinstance(value, Attack) else value
+
+
+def common_threat(attacks):
+    """Returns the ball of all attacks, `None` where they have none or several."""
+    balls = {getattr(each, "threat", None) for each in attacks}
+    return threat(ball) if len(balls) == 1 and (ball := balls.pop()) is not None else None
