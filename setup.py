@@ -9,7 +9,7 @@ here = pathlib.Path(__file__).parent
 
 setup(
     name="keras_mart",
-    version=re.search(r'__version__ = "(.+)"', (here / "keras_mart" / "__init__.py").read_text()).group(1),
+    version=re.search(r'__version__ = "(.+)"', (here / "keras_mart" / "version.py").read_text()).group(1),
     description="Adversarial training of image classifiers with Keras: MART and the methods it is compared with",
     long_description=(here / "README.md").read_text(),
     long_description_content_type="text/markdown",

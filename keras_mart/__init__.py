@@ -33,8 +33,7 @@ from keras_mart.methods import (
 )
 from keras_mart.serving import export
 from keras_mart.threats import L2, Linf
-
-__version__ = "0.1.0"
+from keras_mart.version import __version__
 
 __all__ = [
     "ALP",
@@ -63,6 +62,7 @@ __all__ = [
     "Square",
     "Standard",
     "Transfer",
+    "__version__",
     "datasets",
     "diagnose",
     "distribution",

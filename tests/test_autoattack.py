@@ -10,7 +10,7 @@ from conftest import Counting, conv_network, images_and_labels, linear_network
 from keras import ops
 
 import keras_mart as km
-from keras_mart import losses
+from keras_mart import losses, randomness
 from keras_mart.attacks import apgd, autoattack, fab, gradients, square, survivors
 
 ROUNDING = 1e-5
@@ -572,85 +572,76 @@ FIVE, ONES = tf.constant([[0.5], [0.52], [0.45], [0.55], [0.1]]), tf.ones([5], "
 
 
 class Recording:
-    """Returns images that were fixed beforehand, and remembers which examples it was shown."""
+    """Returns images that were fixed beforehand, and remembers which examples it was shown, in which round."""
 
-    def __init__(self, *answers, gradients=None):
-        self.answers, self.gradients, self.shown = answers, gradients, []
+    carries = False
 
-    def __call__(self, network, images, labels, seed):
+    def __init__(self, *answers, rounds=1):
+        self.answers, self.shown, self.seeds = answers, [], []
+        self.rounds = lambda classes: rounds
+
+    def in_round(self, network, images, labels, seeds, number, candidates):
         which = [FIVE.numpy().tolist().index(image) for image in images.numpy().tolist()]
         self.shown.append(which)
+        self.seeds.append(np.asarray(seeds).tolist())
         return tf.constant([[self.answers[each]] for each in which])
 
 
-def run(attacks, **options):
-    return survivors.attack_survivors(linear_network(*STEPS), attacks, FIVE, ONES, tf.constant([1, 2]), **options)
+class Compound:
+    def __init__(self, **stages):
+        self.stages = stages
+
+
+SEEDS = np.stack([np.full(5, 7), np.arange(5)], axis=1)
+
+
+def run(**stages):
+    return survivors.attack_survivors(linear_network(*STEPS), Compound(**stages), FIVE, ONES, SEEDS)
 
 
 def test_later_attacks_see_what_the_earlier_left():
-    first, second = Recording(0.7, 0.55, 0.48, 0.1, 0), Recording(0, 0.53, 0.1, 0, 0)
-    progress = []
-    result = run({"first": first, "second": second}, on_round=progress.append)
+    first, second, third = Recording(0.7, 0.55, 0.48, 0.1, 0), Recording(0, 0.53, 0.1, 0, 0), Recording(*[0.9] * 5)
+    found = run(first=first, second=second)
     assert first.shown == [[0, 1, 2, 3]] and second.shown == [[1, 2]]
     # 0.55 is nearer to a boundary than 0.53 is.
-    np.testing.assert_allclose(result.images, [[0.7], [0.55], [0.1], [0.1], [0.1]])
-    np.testing.assert_array_equal(result.predictions["first"], [2, 1, 1, 0, 0])
-    np.testing.assert_array_equal(result.predictions["second"], [2, 1, 0, 0, 0])
-    assert [tuple(each) for each in progress] == [("first", 0, 1, 4), ("second", 0, 1, 2)]
-    assert set(result.seconds) == {"first", "second"} and result.gradients == {"first": None, "second": None}
+    np.testing.assert_allclose(found, [[0.7], [0.55], [0.1], [0.1], [0.1]])
+    run(first=third, second=second)
+    assert len(second.shown) == 1  # nothing was left
 
 
-def test_no_attack_runs_where_all_is_broken():
-    first, second = Recording(*[0.9] * 5, gradients=7), Recording(*[0.1] * 5, gradients=3)
-    result = run({"first": first, "second": second})
-    assert second.shown == []
-    assert result.gradients == {"first": 4 * 7, "second": 0}
-    np.testing.assert_array_equal(result.predictions["second"], result.predictions["first"])
+def test_each_stage_has_other_seeds_of_the_same_examples():
+    attack = Recording(0.5, 0.5, 0.5, 0.5, 0)
+    run(first=attack, second=attack)
+    assert [[number for _, number in seeds] for seeds in attack.seeds] == [[0, 1, 2, 3]] * 2
+    assert attack.seeds[0][0] != attack.seeds[1][0]
 
 
-def test_examples_to_attack_may_be_named():
-    attack = Recording(0.5, 0.5, 0.5, 0.5, 0.2)
-    result = run({"only": attack}, left=np.array([False, True, False, False, True]))
-    assert attack.shown == [[1, 4]]
-    np.testing.assert_allclose(result.images, [[0.5], [0.5], [0.45], [0.55], [0.2]])
+def test_each_round_of_an_attack_has_other_seeds(monkeypatch, eagerly):
+    seeds = []
 
+    def recording(attack, logits, images, labels, seed, loss):
+        seeds.append(np.asarray(seed))
+        return images
 
-def test_each_round_counts_its_gradients():
-    network, images, labels = linear_case(4, True)
-    threat = km.Linf(dividing(exact_distance(km.Linf(0), network, images, labels)))
-    progress = []
-    attack = km.APGDT(threat, 20, targets=2)
-    result = survivors.attack_survivors(
-        network, {"t": attack}, tf.constant(images), tf.constant(labels, "int32"), tf.constant([1, 2]),
-        on_round=progress.append,
-    )  # fmt: skip
-    assert [each.round for each in progress] == [0, 1] and {each.rounds for each in progress} == {2}
-    assert progress[0].left > progress[1].left > 0
-    assert result.gradients["t"] == 21 * sum(each.left for each in progress)
+    monkeypatch.setattr(apgd, "adversarial", recording)
+    network, images, labels = linear(3)
+    km.APGDT(LINF, 1)(network, images, labels, seed=1)
+    first, second = seeds
+    assert np.all(first[:, 0] != second[:, 0]) and np.all(first[:, 1] == second[:, 1])
 
 
 class Creeping(Recording):
     """Two rounds, each of which goes on from where the last one ended."""
 
-    gradients = 0
+    carries = True
 
-    def __init__(self):
-        self.seeds = []
-
-    def rounds(self, classes):
-        return classes - 1
-
-    def round_on_network(self, network, images, labels, seed, number, candidates):
-        self.seeds.append((tuple(seed.numpy()), int(number)))
+    def in_round(self, network, images, labels, seeds, number, candidates):
         return candidates + 0.06
 
 
 def test_a_round_goes_on_where_the_last_one_ended():
-    creeping = Creeping()
-    result = run({"creeping": creeping})
     # 0.55 is broken at 0.61 and spared from then on.
-    np.testing.assert_allclose(result.images, [[0.62], [0.64], [0.57], [0.61], [0.1]], atol=1e-6)
-    assert [number for _, number in creeping.seeds] == [0, 1] and len(set(creeping.seeds)) == 2
+    np.testing.assert_allclose(run(creeping=Creeping(rounds=2)), [[0.62], [0.64], [0.57], [0.61], [0.1]], atol=1e-6)
 
 
 def test_filled_batches_give_the_same(monkeypatch):
@@ -661,22 +652,22 @@ def test_filled_batches_give_the_same(monkeypatch):
     monkeypatch.setattr(survivors, "uses_xla", lambda network: True)  # in this module only: nothing is compiled
     np.testing.assert_allclose(attack(network, images, labels), expected, atol=ROUNDING)
     first, second = Recording(0.7, 0.5, 0.5, 0.5, 0), Recording(0.9, 0.9, 0.1, 0.1, 0)
-    result = run({"first": first, "second": second})
-    assert first.shown == [[0, 1, 2, 3]] and second.shown == [[1, 2, 3, 1]]
-    np.testing.assert_allclose(result.images, [[0.7], [0.9], [0.1], [0.1], [0.1]])
+    found = run(first=first, second=second)
+    assert first.shown == [[0, 1, 2, 3, 0]] and second.shown == [[1, 2, 3, 1, 2]]
+    np.testing.assert_allclose(found, [[0.7], [0.9], [0.1], [0.1], [0.1]])
 
 
 def test_a_tie_does_not_hide_what_a_later_attack_finds():
     network = linear_network(np.eye(3), np.zeros(3))
     images, labels = tf.constant([[0.2, 0.8, 0.1]]), tf.constant([1], "int32")
 
-    def moves_to(image):
-        return lambda model, images, labels, seed: tf.constant([image])
+    class Moving(Recording):
+        def in_round(self, network, images, labels, seeds, number, candidates):
+            return tf.constant([self.answers])
 
-    attacks = {"still right": moves_to([0.2, 0.5, 0.5]), "wrong": moves_to([0.5, 0.5, 0.1])}  # both of margin 0
-    result = survivors.attack_survivors(network, attacks, images, labels, tf.constant([0, 0]))
-    assert [int(each[0]) for each in result.predictions.values()] == [1, 0]
-    np.testing.assert_allclose(result.images, [[0.5, 0.5, 0.1]])
+    stages = Compound(still_right=Moving(0.2, 0.5, 0.5), wrong=Moving(0.5, 0.5, 0.1))  # both of margin 0
+    found = survivors.attack_survivors(network, stages, images, labels, SEEDS[:1])
+    np.testing.assert_allclose(found, [[0.5, 0.5, 0.1]])
 
 
 # --- AutoAttack ---
@@ -708,8 +699,8 @@ def test_auto_attack_is_its_stages_on_the_survivors(network, labels, eagerly):
     correct = np.flatnonzero(margins(X, np.arange(8)) < 0)
     expected[correct] = first(network, X[correct], labels[correct])
     left = correct[margins(expected[correct], correct) < 0]
-    second_seed = tf.random.fold_in(tf.random.fold_in(seed, 1), 0)  # of the second stage, its first round
-    found = second(network, X[left], labels[left], seed=second_seed).numpy()
+    seeds = randomness.fold_in(randomness.of_examples(seed, tf.constant(left, "int32")), 1)  # of the second stage
+    found = second.in_round(network, tf.constant(X[left]), tf.constant(labels[left], "int32"), seeds).numpy()
     broken = left[margins(found, left) > 0]
     better = margins(found, left) > margins(expected[left], left)
     expected[left[better]] = found[better]

@@ -142,7 +142,7 @@ def test_an_index_that_is_wrong_ends_training(jit_compile):
 # --- evaluation ---
 
 
-def test_arrays_are_looked_through_before_the_first_attack_and_streams_keep_what_was_measured():
+def test_all_data_are_looked_through_before_the_first_attack():
     attacked = []
 
     def attack(network, images, labels, seed):
@@ -150,14 +150,10 @@ def test_arrays_are_looked_through_before_the_first_attack_and_streams_keep_what
         return images
 
     model, (x, y) = build(), spoilt("images of 0 to 255")
-    with pytest.raises(ValueError, match="Images must lie"):
-        km.evaluate(model, (x, y), {"a": attack}, batch_size=4, verbose=0)
+    for data in ((x, y), batches(x, y)):
+        with pytest.raises(ValueError, match="Images must lie"):
+            km.evaluate(model, data, {"a": attack}, batch_size=4, verbose=0)
     assert not attacked
-    with pytest.raises(ValueError, match="Images must lie") as raised:
-        km.evaluate(model, batches(x, y), {"a": attack}, verbose=0)
-    assert attacked == [4, 4] and "8 examples" in raised.value.__notes__[0]
-    expected = km.evaluate(model, (X[:8], Y[:8]), {"a": attack}, batch_size=4, verbose=0)
-    assert raised.value.table.accuracy == expected.accuracy
     # The limit leaves out what is wrong.
     assert km.evaluate(model, (x, y), {"a": attack}, limit=8, verbose=0).examples == 8
 

@@ -151,10 +151,10 @@ def test_what_is_reported_is_asked_of_the_network_as_it_is(monkeypatch):
 def test_shows_progress(threshold, capsys):
     km.evaluate(threshold, FORMS["dataset"], FGSM)
     shown = capsys.readouterr().out
-    assert "3/3" in shown and f"natural: {5 / 7:.4f} - fgsm: {3 / 7:.4f}" in shown
-    km.evaluate(threshold, FORMS["dataset of unknown size"], FGSM, verbose=2)
-    shown = capsys.readouterr().out
-    assert "3/?" in shown and "fgsm: 2 of 3 left" in shown
+    assert "natural: 5 of 7 correct" in shown and "fgsm: 3 of 7 correct" in shown
+    network, (images, labels) = conv_network(), images_and_labels()
+    km.evaluate(network, (images, labels), {"t": km.APGDT(km.Linf(1e-6), 1)}, verbose=2)
+    assert "t, round 1 of 2: " in capsys.readouterr().out
     km.evaluate(threshold, FORMS["dataset"], FGSM, verbose=0)
     assert not capsys.readouterr().out
 
@@ -164,7 +164,7 @@ def test_shows_each_round_on_a_terminal(monkeypatch, capsys):
     network, (images, labels) = conv_network(), images_and_labels()
     labels = np.argmax(network(images), axis=1).astype("int32")
     km.evaluate(network, (images, labels), {"t": km.APGDT(km.Linf(1e-6), 1)})
-    assert f"[t, round 2 of 2: {len(labels)} left]" in capsys.readouterr().out
+    assert f"\rt, round 2 of 2: {len(labels)} of {len(labels)} examples" in capsys.readouterr().out
 
 
 def test_the_seed_decides(threshold):

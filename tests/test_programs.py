@@ -73,10 +73,40 @@ model.fit(load("train"), validation_data=load("validation"), epochs=2, verbose=0
 """
 
 
-def test_one_program_for_training_one_for_validation_and_one_for_each_attack(tmp_path):
-    cache = {"TF_XLA_FLAGS": f"--tf_xla_persistent_cache_directory={tmp_path}", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-c", PROGRAMS, str(tmp_path)]
+EVALUATION = """
+import sys
+import keras, numpy as np
+import keras_mart as km
+from keras_mart.attacks import autoattack, inference, square
+
+square.ROUND = 4
+short = {"apgd-ce": {"steps": 2}, "apgd-t": {"steps": 2}, "fab-t": {"steps": 2}, "square": {"queries": 8}}
+for name, options in short.items():
+    stage = autoattack.STAGES[name]
+    autoattack.STAGES[name] = lambda threat, stage=stage, options=options: stage(threat, **options)
+keras.utils.set_random_seed(0)
+network = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
+inference.compile_by_xla(network, True)
+images = np.random.RandomState(0).rand(21, 6, 6, 1)
+labels = np.argmax(network(images), axis=1)
+table = km.evaluate(network, (images, labels), {"auto": km.AutoAttack(km.Linf(0.05))}, batch_size=4, verbose=0)
+left = [round(21 * accuracy) for name, accuracy in table.accuracy.items() if name != "worst_case"]
+assert left[0] > left[-1] > 8 and left[-1] % 4, left  # fewer batches, and part of one
+"""
+
+
+def programs(code, folder):
+    """How many programs XLA compiles for some code, which is given the folder."""
+    cache = {"TF_XLA_FLAGS": f"--tf_xla_persistent_cache_directory={folder}", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-c", code, str(folder)]
     ran = subprocess.run(command, env={**os.environ, **cache}, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    programs = [path for path in tmp_path.iterdir() if path.name.startswith("xla_compile_cache")]
-    assert len(programs) == 5  # besides those four, what the network says to what attacks find
+    return sum(path.name.startswith("xla_compile_cache") for path in folder.iterdir())
+
+
+def test_one_program_for_training_one_for_validation_and_one_for_each_attack(tmp_path):
+    assert programs(PROGRAMS, tmp_path) == 5  # besides those four, what the network says to what attacks find
+
+
+def test_one_program_for_each_stage_of_an_evaluation_and_one_to_judge(tmp_path):
+    assert programs(EVALUATION, tmp_path) == 4 + 1

@@ -195,6 +195,7 @@ class Rounds(Attack):
     def in_round(self, network, images, labels, seeds, number=0, candidates=None):
         more = tf.TensorSpec([], "int32"), tf.TensorSpec([None, *images.shape[1:]])
         candidates = images if candidates is None else candidates
+        seeds = randomness.fold_in(seeds, number)  # other ones in each round
         return self._traced(network, images, *more)(images, labels, seeds, number, candidates)
 
 

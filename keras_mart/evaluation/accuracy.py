@@ -98,7 +98,7 @@ def evaluate(
     plan = list(_plan(attacks, own.seeds, classes, images.shape))
     kept = Nowhere() if state is None else State(_of_worker(state, worker, workers), said)
     with kept.opened():
-        _run(network, own, plan, books, kept, batch_size, Progress(len(labels), verbose))
+        _run(network, own, plan, books, kept, min(batch_size, len(labels)), Progress(len(labels), verbose))
     return books.table(places, strategy, class_names, said)
 
 

@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import keras_mart
 from keras_mart.attacks import Attack, Transfer
 from keras_mart.attacks.inference import network_of
 from keras_mart.threats import Threat
+from keras_mart.version import __version__
 
 # Images are summed in parts, so that no second copy of them is in memory.
 PART = 1024
@@ -20,7 +20,7 @@ PART = 1024
 def versions():
     """Returns the versions of what computes, by name."""
     return {
-        "python": platform.python_version(), "keras_mart": keras_mart.__version__, "keras": keras.__version__,
+        "python": platform.python_version(), "keras_mart": __version__, "keras": keras.__version__,
         "tensorflow": tf.__version__, "numpy": np.__version__,
     }  # fmt: skip
 
