@@ -65,6 +65,7 @@ def test_the_table_does_not_depend_on_the_batch_size(threat, network, labels):
     tables = [evaluate(network, labels, threat, batch_size=size) for size in (128, 5, 1)]
     assert same(tables[0], tables[1]) and same(tables[0], tables[2])
     accuracy = tables[0].accuracy
+    assert tables[0].gradients["auto/apgd-ce"] == 3 * (EXAMPLES - 2)  # what is misclassified is left alone
     assert 0 < accuracy["auto"] <= accuracy["auto/apgd-ce"] < accuracy["natural"] < 1  # each stage has its share
 
 

@@ -1,11 +1,8 @@
 """Accuracy under attacks, stage by stage over a whole data set."""
 
-import dataclasses
-import json
 import numbers
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 
@@ -13,16 +10,14 @@ from keras_mart import checks, distribution
 from keras_mart.attacks import Attack
 from keras_mart.attacks.base import as_seed
 from keras_mart.attacks.inference import network_of
-from keras_mart.attacks.survivors import Examples, Standing, run_round, stages
+from keras_mart.attacks.survivors import Examples, run_round
 from keras_mart.evaluation import examples, record
+from keras_mart.evaluation.books import Books, part_of, plan
 from keras_mart.evaluation.precision import precision_of, with_precision
 from keras_mart.evaluation.progress import Progress
 from keras_mart.evaluation.state import Nowhere, State
-from keras_mart.evaluation.table import RESERVED, Table
+from keras_mart.evaluation.table import RESERVED
 from keras_mart.randomness import of_examples
-from keras_mart.threats import ROUNDING
-
-NATURAL = "natural"
 
 
 def evaluate(
@@ -94,58 +89,19 @@ def evaluate(
     places = np.arange(len(labels), dtype="int32") * workers + worker
     own = Examples(images, labels, np.asarray(of_examples(as_seed(seed), places)))
 
-    books = _Books(labels, stop_early)
-    plan = list(_plan(attacks, own.seeds, classes, images.shape))
+    books, steps = Books(labels, stop_early), plan(attacks, own.seeds, classes, images.shape)
     kept = Nowhere() if state is None else State(_of_worker(state, worker, workers), said)
+    size = max(min(batch_size, len(labels)), 1)
     with kept.opened():
-        _run(network, own, plan, books, kept, min(batch_size, len(labels)), Progress(len(labels), verbose))
+        _run(network, own, steps, books, kept, size, Progress(len(labels), verbose))
     return books.table(places, strategy, class_names, said)
 
 
-class _Step(NamedTuple):
-    """A round of a stage of an attack, or the natural predictions: `row` is the stage's in the table."""
-
-    name: str
-    row: str
-    attack: object
-    seeds: np.ndarray
-    number: int
-    rounds: int
-    is_first: bool
-    epsilon: float | None  # of an attack that looks for the nearest adversarial image
-
-    @property
-    def spares(self):
-        return getattr(self.attack, "spares", False) or self.epsilon is not None
-
-
-def _plan(attacks, seeds, classes, shape):
-    """The steps of an evaluation, in order."""
-    yield _Step(NATURAL, NATURAL, _unchanged, seeds, 0, 1, True, None)
-    for name, attack in attacks.items():
-        for place, (stage, part, part_seeds) in enumerate(stages(attack, seeds)):
-            row, epsilon, rounds = f"{name}/{stage}" if stage else name, None, 1
-            if isinstance(part, Attack):
-                rounds = part.rounds(classes)
-                if part.minimises:  # it searches everywhere, and epsilon decides what counts
-                    epsilon, part = part.threat.epsilon, dataclasses.replace(part, threat=part.threat.widest(shape))
-            for number in range(rounds):
-                first = place == number == 0
-                yield _Step(name, row, part, part_seeds, number, rounds, first, epsilon)
-
-
-def _unchanged(network, images, labels, seed):
-    return images
-
-
-_unchanged.gradients = 0
-
-
-def _run(network, own, plan, books, kept, batch_size, progress):
+def _run(network, own, steps, books, kept, size, progress):
     """Takes all steps that are not done yet, and keeps what is done after each batch."""
     books.restore(kept.done())
-    for index in range(books.steps, len(plan)):
-        step = plan[index]
+    for index in range(books.steps, len(steps)):
+        step = steps[index]
         books.begin(step, own.images.shape)
         which = np.flatnonzero(books.standing.left)
         for part in kept.parts(index):
@@ -154,9 +110,9 @@ def _run(network, own, plan, books, kept, batch_size, progress):
         progress.begin(step, len(which))
         start, candidates = time.perf_counter(), books.standing.candidates
         for found in run_round(
-            network, step.attack, own._replace(seeds=step.seeds), which, batch_size, step.number, candidates
+            network, step.attack, own._replace(seeds=step.seeds), which, size, step.number, candidates
         ):
-            part = _part(step, found)
+            part = part_of(step, found)
             part["seconds"] = time.perf_counter() - start
             books.take(step, part)
             kept.add(index, found.rows[0], part)
@@ -165,126 +121,6 @@ def _run(network, own, plan, books, kept, batch_size, progress):
         books.end(step)
         progress.end(step, int(np.sum(books.standing.left)), books.seconds[step.row])
         kept.finish(books.arrays())
-
-
-def _part(step, found):
-    """What a batch has come to, as arrays."""
-    part = {"rows": found.rows, "predicted": found.judged.predicted}
-    if step.epsilon is not None:
-        part["distances"] = np.asarray(step.attack.threat.distance(found.found, found.images))
-    if getattr(step.attack, "carries", False):
-        part["candidates"] = found.found
-    return part
-
-
-class _Books:
-    """What is known of the examples after so many `steps`.
-
-    Attributes:
-        predictions, seconds, gradients, distances: as in `Table`.
-        standing: the examples under the attack that is being run.
-        worst: [examples] what each was taken for when it was first misclassified, otherwise its label.
-    """
-
-    def __init__(self, labels, stop_early):
-        self.labels, self.stop_early = labels, stop_early
-        self.steps, self.predictions, self.seconds, self.gradients, self.distances = 0, {}, {}, {}, {}
-        self.standing, self.worst = None, labels.copy()
-
-    def begin(self, step, shape):
-        """Prepares a round: the first of an attack finds the examples that it is to attack."""
-        everything = np.ones(len(self.labels), bool)
-        if step.name == NATURAL:
-            self.standing = Standing(self.labels, self.labels.copy(), everything)
-        elif step.is_first:
-            before = self.worst if self.stop_early and step.epsilon is None else self.predictions[NATURAL]
-            left = before == self.labels if self.stop_early or step.spares else everything
-            self.standing = Standing(self.labels, before.copy(), left)
-            self.predictions[step.name], self.seconds[step.name], self.gradients[step.name] = before, 0.0, 0
-        if step.number == 0:
-            self.seconds[step.row] = 0.0
-            self.gradients[step.row] = None if getattr(step.attack, "gradients", None) is None else 0
-            # Of memory that nothing is written to, none is used.
-            carries = getattr(step.attack, "carries", False)
-            self.standing.candidates = np.empty(shape, "float32") if carries else None
-            if step.epsilon is not None:
-                self.distances[step.row] = np.where(self.standing.left, np.inf, 0.0).astype("float32")
-
-    def take(self, step, part):
-        """Takes in what a batch has come to."""
-        rows, predicted = part["rows"], part["predicted"]
-        if step.epsilon is not None:
-            fooled = predicted != self.labels[rows]
-            self.distances[step.row][rows] = np.where(fooled, part["distances"], np.inf)
-            within = part["distances"] <= step.epsilon * (1 + ROUNDING)
-            predicted = np.where(within, predicted, self.labels[rows])
-        self.standing.take(rows, predicted, part.get("candidates"))
-        self.seconds[step.row] += float(part["seconds"])
-        if self.gradients[step.row] is not None:
-            self.gradients[step.row] += step.attack.gradients * len(rows)
-
-    def end(self, step):
-        """Notes how things stand after a round."""
-        self.steps += 1
-        if step.number + 1 < step.rounds:
-            return
-        predicted = self.standing.predicted.copy()
-        if self.stop_early and step.epsilon is not None:
-            predicted = np.where(self.worst == self.labels, predicted, self.worst)
-        self.predictions[step.name] = self.predictions[step.row] = predicted
-        self.worst = np.where(self.worst == self.labels, predicted, self.worst)
-        if step.row != step.name:
-            rows = [row for row in self.seconds if row.startswith(f"{step.name}/")]
-            self.seconds[step.name] = sum(self.seconds[row] for row in rows)
-            costs = [self.gradients[row] for row in rows]
-            self.gradients[step.name] = None if None in costs else sum(costs)
-
-    def arrays(self):
-        """All of it, as arrays by name."""
-        facts = {name: getattr(self, name) for name in ("steps", "seconds", "gradients")}
-        standing = self.standing
-        candidates = {} if standing.candidates is None else {"candidates": standing.candidates[standing.left]}
-        return {
-            "facts": json.dumps(facts), "worst": self.worst, "predicted": standing.predicted, "left": standing.left,
-            **candidates,
-            **{f"predictions/{name}": values for name, values in self.predictions.items()},
-            **{f"distances/{name}": values for name, values in self.distances.items()},
-        }  # fmt: skip
-
-    def restore(self, arrays):
-        """Takes what `arrays` gave; `None` for nothing."""
-        if arrays is None:
-            return
-        for name, value in json.loads(str(arrays.pop("facts"))).items():
-            setattr(self, name, value)
-        self.worst = arrays.pop("worst")
-        self.standing = Standing(self.labels, arrays.pop("predicted"), arrays.pop("left"))
-        if "candidates" in arrays:
-            some = arrays.pop("candidates")
-            self.standing.candidates = np.empty((len(self.labels), *some.shape[1:]), "float32")
-            self.standing.candidates[self.standing.left] = some
-        for key, values in arrays.items():
-            kind, _, name = key.partition("/")
-            getattr(self, kind)[name] = values
-
-    def table(self, places, strategy, class_names, said):
-        """The `Table` of the examples of all workers, in their order."""
-        mine = (places, self.labels, self.predictions, self.seconds, self.gradients, self.distances)
-        places, labels, predictions, seconds, gradients, distances = zip(
-            *distribution.gathered(mine, strategy), strict=True
-        )
-        order = np.argsort(np.concatenate(places))
-
-        def joined(parts):
-            return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
-
-        def total(parts):
-            return {name: None if parts[0][name] is None else sum(part[name] for part in parts) for name in parts[0]}
-
-        return Table(
-            np.concatenate(labels)[order], joined(predictions), total(seconds), total(gradients), self.stop_early,
-            distances=joined(distances), class_names=class_names and tuple(class_names), record=said,
-        )  # fmt: skip
 
 
 def check(model, data, attacks):
