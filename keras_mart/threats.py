@@ -133,6 +133,10 @@ class Linf(Threat):
         """[batch] the largest absolute difference of each candidate from its image."""
         return ops.max(ops.abs(candidates - images), axis=tuple(range(1, len(images.shape))))
 
+    def dual(self, gradient):
+        """[batch] the dual norm of each gradient: how fast a function rises at most, for each unit of distance."""
+        return ops.sum(ops.abs(gradient), axis=tuple(range(1, len(gradient.shape))))
+
     def _into_ball(self, offsets, radius):
         return ops.clip(offsets, -radius, radius)
 
@@ -171,6 +175,10 @@ class L2(Threat):
     def distance(self, candidates, images):
         """[batch] the Euclidean distance of each candidate from its image."""
         return ops.reshape(_norm(candidates - images), (-1,))
+
+    def dual(self, gradient):
+        """[batch] the dual norm of each gradient, which is the Euclidean norm again."""
+        return ops.reshape(_norm(gradient), (-1,))
 
     def _into_ball(self, offsets, radius):
         norm = _norm(offsets)

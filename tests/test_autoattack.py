@@ -28,6 +28,7 @@ ATTACKS = SHORT | {
     "pgd": functools.partial(km.PGD, steps=2),
     "cw": functools.partial(km.CW, steps=2),
     "noise": functools.partial(km.Noise, samples=2),
+    "fmn": functools.partial(km.FMN, steps=5),
     "autoattack": functools.partial(km.AutoAttack, version=("apgd-dlr", "apgd-t", "fab-t", "square")),
 }
 IN_ROUNDS = ("apgd-t", "fab-t", "square", "autoattack")  # these leave alone what is misclassified as it is

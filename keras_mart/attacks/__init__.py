@@ -5,6 +5,7 @@ from keras_mart.attacks.apgdt import APGDT
 from keras_mart.attacks.autoattack import AutoAttack
 from keras_mart.attacks.base import Attack
 from keras_mart.attacks.fab import FABT
+from keras_mart.attacks.fmn import FMN
 from keras_mart.attacks.noise import Noise
 from keras_mart.attacks.pgd import CW, FGSM, PGD
 from keras_mart.attacks.square import Square
@@ -17,6 +18,7 @@ __all__ = [
     "CW",
     "FABT",
     "FGSM",
+    "FMN",
     "PGD",
     "Attack",
     "AutoAttack",

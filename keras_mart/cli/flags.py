@@ -104,8 +104,8 @@ flags.DEFINE(parsers.Every(), "save_every", "1epoch", _every, module_name=TRAINI
 _integer(TRAINING, "validate_every", 1, "Epochs between validations; the first and the last are always validated.")
 
 _attacks = (
-    "A list of fgsm, pgd<steps> such as pgd20, cw, apgd, square, autoattack, its parts apgd-ce, apgd-dlr, apgd-t and "
-    "fab-t, and paper (fgsm,pgd20,cw); transfer-<attack> runs one on --source."
+    "A list of fgsm, pgd<steps> such as pgd20, cw, apgd, square, fmn, autoattack, its parts apgd-ce, apgd-dlr, apgd-t "
+    "and fab-t, and paper (fgsm,pgd20,cw); transfer-<attack> runs one on --source."
 )
 flags.DEFINE(parsers.List(parsers.Name()), "attacks", "paper,autoattack", _attacks, module_name=EVALUATION)
 _number(EVALUATION, "evaluation_epsilon", None, "Radius of the ball in evaluation; --epsilon by default.")

@@ -3,11 +3,11 @@
 import re
 
 from keras_mart import checks
-from keras_mart.attacks import APGDCE, APGDDLR, APGDT, CW, FABT, FGSM, PGD, AutoAttack, Square, Transfer
+from keras_mart.attacks import APGDCE, APGDDLR, APGDT, CW, FABT, FGSM, FMN, PGD, AutoAttack, Square, Transfer
 
 NAMED = {
     "fgsm": FGSM, "cw": CW, "apgd": APGDCE, "apgd-ce": APGDCE, "apgd-dlr": APGDDLR, "apgd-t": APGDT, "fab-t": FABT,
-    "square": Square, "autoattack": AutoAttack,
+    "fmn": FMN, "square": Square, "autoattack": AutoAttack,
 }  # fmt: skip
 # Those that take a number of steps at the end of their name.
 STEPPED = {"pgd": PGD, "cw": CW}
