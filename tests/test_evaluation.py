@@ -1,5 +1,6 @@
 """Evaluation: accuracies that can be counted by hand, in whatever form the data come; the table; bad input."""
 
+import dataclasses
 import json
 
 import keras
@@ -218,12 +219,42 @@ def test_table_as_json():
     assert (said["examples"], said["seconds"]["pgd20"], said["gradients"]["pgd20"]) == (1000, 12.34, 20000)
 
 
+def test_accuracy_of_each_class():
+    labels, natural = np.array([0, 0, 0, 0, 2, 2]), np.array([0, 0, 0, 1, 2, 0])
+    attacked = Table(labels, {"natural": natural, "a": np.array([0, 1, 0, 0, 2, 2])}, {"natural": 1.0}, {"natural": 0})
+    by_class = {
+        "0": {"examples": 4, "natural": 0.75, "worst_case": 0.5},
+        "2": {"examples": 2, "natural": 0.5, "worst_case": 0.5},
+    }  # fmt: skip
+    assert attacked.class_accuracy == by_class and attacked.worst_class == "2"  # of equals the one of lower natural
+    assert "Worst of 2 classes: 2, 50.00% in the worst case, 50.00% natural." in str(attacked)
+    named = dataclasses.replace(attacked, class_names=("cat", "dog", "owl"), record={"precision": "float32"})
+    assert list(named.class_accuracy) == ["cat", "owl"] and "(6 examples, float32)\nWorst of 2 classes: owl" in str(
+        named
+    )
+    assert json.loads(named.to_json())["classes"]["cat"] == by_class["0"]
+
+
+def test_a_curve_from_distances():
+    right = dataclasses.replace(table(250), distances={"fmn": np.repeat(np.float32([0, 0.1, 0.2, np.inf]), 250)})
+    epsilons, accuracies = right.curve("fmn")
+    np.testing.assert_allclose(epsilons, [0, 0.1, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(accuracies, [0.75, 0.5, 0.25])
+    np.testing.assert_allclose(right.curve("fmn", [0.05, 0.15, 9])[1], [0.75, 0.5, 0.25])
+    with pytest.raises(ValueError, match=r"attack with distances \(here: fmn\). Received: 'pgd20'"):
+        right.curve("pgd20")
+
+
 def test_a_saved_table_comes_back(tmp_path):
-    kept = table(250, stop_early=True)
+    more = {"distances": {"pgd20": np.float32([np.inf] * 1000)}, "class_names": ("cat", "dog"), "record": {"seed": 1}}
+    kept = table(250, stop_early=True, **more)
     kept.save(tmp_path / "outcomes")
     loaded = Table.load(tmp_path / "outcomes")
     np.testing.assert_array_equal(loaded.outcomes["pgd20"], kept.outcomes["pgd20"])
     assert loaded.to_json() == kept.to_json() and str(loaded) == str(kept)
+    assert loaded.class_names == kept.class_names and loaded.record == {"seed": 1}
+    np.testing.assert_array_equal(loaded.distances["pgd20"], kept.distances["pgd20"])
+    assert list(loaded.predictions) == list(kept.predictions)
 
 
 def test_side_by_side():

@@ -12,6 +12,9 @@ from keras_mart import files
 QUANTILE = 1.959963984540054
 WORST_CASE = "worst_case"
 CUMULATIVE = "Each attack ran on what was correct under all before it, and its figure counts them too."
+# The version of what `Table.summary` gives, which docs/evaluation.md describes.
+SCHEMA = 1
+DISTANCES = "distances//"  # begins an entry of the file, as no attack's name does
 # Names that no attack may have: rows, metrics and entries of the file have them.
 RESERVED = ("natural", "adversarial", WORST_CASE, "labels", "record", "file", "allow_pickle")
 
@@ -28,6 +31,11 @@ class Table:
         seconds: name to the time it took.
         gradients: name to the number of gradients computed, each of one example; `None` where an attack does not say.
         stop_early: whether an attack ran only on the examples that were classified correctly under all before it.
+        distances: name of an attack that looks for the nearest adversarial image, such as `FMN`, to [examples] how far
+            that is in the attack's norm: 0 where the natural image is misclassified, infinite where none was found.
+        class_names: a name for each label, or `None`.
+        record: what was evaluated, as `summary` says it: the ball, the attacks with all parameters, the precision, the
+            seed, versions, and SHA-256 checksums of weights and data.
     """
 
     labels: np.ndarray
@@ -60,6 +68,48 @@ class Table:
         """Name to the accuracy's 95% Wilson interval, (low, high)."""
         return {name: wilson(accuracy, self.examples) for name, accuracy in self.accuracy.items()}
 
+    @property
+    def class_accuracy(self):
+        """Name of each class that occurs to {"examples": number, "natural": accuracy, "worst_case": accuracy}."""
+        outcomes, found = self.outcomes, {}
+        for label in map(int, np.unique(self.labels)):
+            of_class = self.labels == label
+            accuracies = {name: float(np.mean(outcomes[name][of_class])) for name in ("natural", WORST_CASE)}
+            found[self.class_name(label)] = {"examples": int(np.sum(of_class)), **accuracies}
+        return found
+
+    @property
+    def worst_class(self):
+        """The name of the class with the lowest accuracy in the worst case, and of several with the lowest natural."""
+        classes = self.class_accuracy
+        return min(classes, key=lambda name: (classes[name][WORST_CASE], classes[name]["natural"]))
+
+    def class_name(self, label):
+        """The name of a class, its number where there are no names."""
+        return str(label) if self.class_names is None else self.class_names[label]
+
+    def curve(self, name, epsilons=None):
+        """Accuracy against epsilon, from one run of an attack that looks for the nearest adversarial image.
+
+        Args:
+            name: the attack's.
+            epsilons: sizes of the ball, in the attack's norm; by default 0 and each at which the accuracy changes.
+
+        Returns:
+            (epsilons, accuracies), two arrays: an example is counted as correct at all epsilons below its distance.
+
+        Raises:
+            ValueError: an attack without distances.
+        """
+        if name not in self.distances:
+            known = ", ".join(self.distances) or "none"
+            raise ValueError(f"`name` must be of an attack with distances (here: {known}). Received: {name!r}")
+        distances = np.sort(self.distances[name])
+        if epsilons is None:
+            epsilons = np.unique([0.0, *distances[np.isfinite(distances)]])
+        within = np.searchsorted(distances, epsilons, side="right")
+        return np.asarray(epsilons), 1 - within / self.examples
+
     def __getitem__(self, name):
         """The accuracy under the attack of that name, "natural", or "worst_case"."""
         return self.accuracy[name]
@@ -74,59 +124,55 @@ class Table:
                 gradients = "-" if self.gradients[name] is None else f"{self.gradients[name]:,}"
                 line += f"  {self.seconds[name]:>8.1f}  {gradients:>10}"
             lines.append(line)
-        lines.append(f"({self.examples:,} examples)")
+        lines.append(f"({', '.join([f'{self.examples:,} examples', *filter(None, [self.record.get('precision')])])})")
+        classes = self.class_accuracy
+        if len(classes) > 1:
+            worst = classes[self.worst_class]
+            accuracies = f"{worst[WORST_CASE]:.2%} in the worst case, {worst['natural']:.2%} natural"
+            lines.append(f"Worst of {len(classes)} classes: {self.worst_class}, {accuracies}.")
         if self.stop_early:
             lines.append(CUMULATIVE)
         return "\n".join(lines)
 
     def to_json(self):
-        """The table as a JSON object, indented; without the single examples, which `save` keeps."""
+        """`summary` as a JSON object, indented; docs/evaluation.md describes it."""
         return json.dumps(self.summary(), indent=2)
 
     def summary(self):
-        """What `to_json` says, as a dictionary."""
+        """All but the single examples, which `save` keeps, as a dictionary."""
         return {
+            "schema": SCHEMA,
+            **self.record,
             "examples": self.examples,
             "accuracy": self.accuracy,
             "interval": self.intervals,
             "seconds": self.seconds,
             "gradients": self.gradients,
             "stop_early": self.stop_early,
+            "classes": self.class_accuracy,
         }
 
     def save(self, path):
-        """Writes the outcome of each example to an npz file: `labels`, and the predicted classes under each name.
+        """Writes each example's outcome to an npz file: `labels`, the predicted classes under each name, distances.
 
         It is written whole or not at all, in the place of an older one.
         """
-        record = {"seconds": self.seconds, "gradients": self.gradients, "stop_early": self.stop_early}
+        names = ("seconds", "gradients", "stop_early", "class_names", "record")
+        record = {name: getattr(self, name) for name in names}
+        distances = {DISTANCES + name: values for name, values in self.distances.items()}
         # Given a name, NumPy would add ".npz" to it.
         with files.whole(path) as unfinished, unfinished.open("wb") as file:
-            np.savez_compressed(file, labels=self.labels, record=json.dumps(record), **self.predictions)
-
-    @classmethod
-    def concatenate(cls, tables):
-        """The table of all examples from those of their batches."""
-        names = tables[0].predictions
-
-        def total(field, name):
-            parts = [getattr(table, field)[name] for table in tables]
-            return None if None in parts else sum(parts)
-
-        return cls(
-            np.concatenate([table.labels for table in tables]),
-            {name: np.concatenate([table.predictions[name] for table in tables]) for name in names},
-            *({name: total(field, name) for name in names} for field in ("seconds", "gradients")),
-            tables[0].stop_early,
-        )
+            np.savez_compressed(file, labels=self.labels, record=json.dumps(record), **distances, **self.predictions)
 
     @classmethod
     def load(cls, path):
         """The table that `save` wrote."""
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-        record = json.loads(str(arrays.pop("record")))
-        return cls(arrays.pop("labels"), arrays, **record)
+        labels, record = arrays.pop("labels"), json.loads(str(arrays.pop("record")))
+        record["class_names"] = record.get("class_names") and tuple(record["class_names"])
+        distances = {name.removeprefix(DISTANCES): arrays.pop(name) for name in [*arrays] if name.startswith(DISTANCES)}
+        return cls(labels, arrays, distances=distances, **record)
 
 
 def wilson(accuracy, examples):
