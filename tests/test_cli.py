@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mart import CW, FGSM, L2, PGD, Linf, callbacks, cli, datasets, folding, watch
+from keras_mart import CW, FGSM, L2, PGD, Linf, callbacks, cli, datasets, files, folding, watch
 from keras_mart.cli import build, flags, help, rules, saving, workdir
 from keras_mart.cli.flags import FLAGS
-from keras_mart.evaluation import Table
+from keras_mart.evaluation import Table, state
+from keras_mart.evaluation.record import attack as parameters
 from keras_mart.methods import METHODS, model
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -99,6 +100,10 @@ def run(finished, tmp_path):
     return shutil.copytree(finished[0], tmp_path / "run")
 
 
+def attacks_of(run):
+    return json.loads((run / "evaluation.json").read_text())["best"]["attacks"]
+
+
 def history(path):
     with (path / "history.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -128,8 +133,9 @@ def test_evaluation_and_export_are_of_the_best_checkpoint(finished, tiny):
     logits = model.predict(images, verbose=0)
     record = json.loads((path / "evaluation.json").read_text())
     threat = Linf(8 / 255)
-    assert record["attacks"] == {"fgsm": repr(FGSM(threat)), "pgd1": repr(PGD(threat, 1))}
-    assert record["threat"] == {"norm": "Linf", "epsilon": 8 / 255} and record["versions"]["keras"] == keras.__version__
+    assert record["best"]["attacks"] == {"fgsm": parameters(FGSM(threat)), "pgd1": parameters(PGD(threat, 1))}
+    assert record["best"]["threat"] == {"norm": "Linf", "epsilon": 8 / 255}
+    assert record["best"]["versions"]["keras"] == keras.__version__ and record["best"]["precision"] == "float32"
     outcomes = Table.load(path / "best.npz")
     np.testing.assert_array_equal(outcomes.predictions["natural"], logits.argmax(-1))
     assert record["best"] == json.loads(outcomes.to_json())
@@ -196,7 +202,7 @@ def test_resume_of_a_finished_run_goes_straight_to_evaluation(run, tiny):
     result = command(*tiny, f"--workdir={run}", "--resume", "--attacks=fgsm", "--mode=train,evaluate")
     assert result.status == 0, result.err
     assert "mart is trained already, epochs done: 1" in result.out
-    assert list(json.loads((run / "evaluation.json").read_text())["attacks"]) == ["fgsm"]
+    assert list(attacks_of(run)) == ["fgsm"]
     assert len(history(run)) == 1
 
 
@@ -248,7 +254,7 @@ def test_evaluate_recalls_the_flags_of_the_run(run):
     result = command("--mode=evaluate", f"--workdir={run}", "--attacks=CW", "--epochs=7", "--batch_size=5")
     assert result.status == 0, result.err
     assert "without training these flags have no effect: --epochs\n" in result.out
-    assert json.loads((run / "evaluation.json").read_text())["attacks"] == {"cw": repr(CW(Linf(8 / 255)))}
+    assert attacks_of(run) == {"cw": parameters(CW(Linf(8 / 255)))}
     assert (run / "last.keras").read_bytes() == before
     assert [path.name for path in (run / "export").iterdir()] == ["1"]
 
@@ -256,7 +262,7 @@ def test_evaluate_recalls_the_flags_of_the_run(run):
 def test_evaluate_in_a_wider_ball(run):
     result = command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm", "--epsilon=1/8")
     assert "linf ball of 0.125" in result.out and "Note" not in result.out
-    assert json.loads((run / "evaluation.json").read_text())["attacks"] == {"fgsm": repr(FGSM(Linf(1 / 8)))}
+    assert attacks_of(run) == {"fgsm": parameters(FGSM(Linf(1 / 8)))}
 
 
 @pytest.mark.parametrize("ball", ["--epsilon=1/8", "--threat=l2", "--threat=l2 --epsilon=1/2"])
@@ -285,7 +291,7 @@ def test_evaluate_a_sample(run):
     kept = []
     for seed in (1, 1, 2):
         result = command("--mode=evaluate", f"--workdir={run}", "--attacks=", "--examples=5", f"--seed={seed}")
-        assert result.status == 0 and "(5 examples)" in result.out and "Note" not in result.out
+        assert result.status == 0 and "(5 examples, float32)" in result.out and "Note" not in result.out
         kept.append(Table.load(run / "best.npz").labels.tolist())
     assert kept[0] == kept[1] != kept[2]
 
@@ -304,7 +310,10 @@ def test_transfer_from_a_source(source, run):
     assert result.status == 0, result.err
     record = json.loads((run / "evaluation.json").read_text())
     best = record["best"]["accuracy"]
-    assert best["transfer-fgsm"] == best["fgsm"] and record["attacks"]["transfer-fgsm"].startswith("Transfer(source=")
+    assert best["transfer-fgsm"] == best["fgsm"]
+    attack = record["best"]["attacks"]["transfer-fgsm"]
+    assert attack["class"] == "Transfer" and attack["attack"] == parameters(FGSM(Linf(1 / 4)))
+    assert (attack["source"]["weights_sha256"] == record["best"]["weights_sha256"]) == (source == "best.keras")
 
 
 def test_a_source_without_a_slope_fools_nothing(run, tmp_path):
@@ -335,7 +344,7 @@ def test_wrong_evaluations(arguments, message, run):
 def test_a_compound_attack_tells_how_far_it_is_in_a_log(run, monkeypatch):
     monkeypatch.setattr("keras_mart.attacks.autoattack.VERSIONS", {"standard": ("apgd-ce",)})
     result = command("--mode=evaluate", f"--workdir={run}", "--attacks=autoattack", "--examples=3")
-    assert result.status == 0 and "1/1  autoattack/apgd-ce: " in result.out
+    assert result.status == 0 and "autoattack/apgd-ce: " in result.out
 
 
 def test_what_the_report_is_made_of(run):
@@ -357,6 +366,88 @@ def test_evaluate_takes_only_methods_of_the_run(run):
     result = command("--mode=evaluate", f"--workdir={run}", "--method=at")
     assert result.status == 2
     assert f"The run in {run} trained mart. Received: --method=at" in result.err
+
+
+class Interrupted(Exception):
+    """Ends an evaluation in the middle."""
+
+
+def test_an_evaluation_that_was_interrupted_goes_on(run, monkeypatch):
+    flags = ["--mode=evaluate", f"--workdir={run}", "--attacks=fgsm,pgd2", "--evaluation_batch_size=5"]
+    assert command(*flags).status == 0
+    whole, expected = Table.load(run / "best.npz"), json.loads((run / "evaluation.json").read_text())["best"]
+    add, count = state.State.add, []
+
+    def interrupted(kept, *arguments):
+        add(kept, *arguments)
+        count.append(arguments)
+        if len(count) == 5:
+            raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state.State, "add", interrupted)
+        with pytest.raises(Interrupted):
+            command(*flags)
+        assert (run / "evaluating" / "best" / "done.npz").exists()
+        refused = command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm,cw")
+        assert refused.status == 2 and "was begun with other attacks" in refused.err
+        assert command(*flags).status == 0
+        assert len(count) == 3 * 3  # three batches for natural images and for each attack, none of them twice
+    again = Table.load(run / "best.npz")
+    assert not (run / "evaluating").exists()
+    assert {**json.loads(again.to_json()), "seconds": None} == {**expected, "seconds": None}
+    for name, predicted in whole.predictions.items():
+        np.testing.assert_array_equal(again.predictions[name], predicted)
+
+
+def test_two_evaluations_of_one_run_at_once(run):
+    flags = ["--mode=evaluate", f"--workdir={run}", "--attacks="]
+    (run / "evaluating").mkdir()
+    with files.locked(run / "evaluating" / "lock"):
+        result = command(*flags)
+    assert result.status == 2 and f"One process at a time may work in {run / 'evaluating'}" in result.err
+    assert command(*flags).status == 0
+
+
+@pytest.mark.parametrize("source", ["best.keras", "export"])
+def test_a_model_without_a_run(source, run, tiny, tmp_path):
+    mode, where = "--mode=evaluate,report", f"--workdir={tmp_path / 'judged'}"
+    others = [tiny[0], "--attacks=fgsm", "--epsilon=1/4", "--checked_examples=2"]
+    result = command(mode, f"--model={run / source}", where, *others)
+    assert result.status == 0, result.err
+    assert sorted(path.name for path in (tmp_path / "judged").iterdir()) == [
+        "best.npz", "diagnosis.json", "evaluation.json", "flags.cfg", "gallery.npz", "report.html",
+    ]  # fmt: skip
+    found = json.loads((tmp_path / "judged" / "evaluation.json").read_text())
+    assert "last" not in found and found["best"]["threat"] == {"norm": "Linf", "epsilon": 1 / 4}
+    assert command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm", "--epsilon=1/4").status == 0
+    assert found["best"]["accuracy"] == json.loads((run / "evaluation.json").read_text())["best"]["accuracy"]
+    assert command("--mode=report", where).status == 0  # which recalls what the model was judged with
+    assert command(mode, f"--model={run / source}", where, *others).status == 0
+
+
+def test_where_a_model_is_judged_by_default(run, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command("--mode=evaluate", f"--model={run / 'best.keras'}", tiny[0], "--attacks=").status == 0
+    assert (tmp_path / "runs" / "tiny-best" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            "",
+            "--model is only evaluated and reported: --mode=evaluate,report. Received: --model=best.keras with --mode",
+        ),
+        ("--mode=evaluate --method=at", "Received: --model=best.keras with --method=at"),
+        ("--mode=evaluate --workdir=.", "There is a run in ."),
+        ("--mode=evaluate --model=nowhere.keras --workdir=other", "Received: 'nowhere.keras', which does not exist"),
+    ],
+)
+def test_a_model_that_cannot_be_judged(arguments, message, run, tiny, monkeypatch):
+    monkeypatch.chdir(run)
+    result = command(tiny[0], "--model=best.keras", *arguments.split())
+    assert result.status == 2 and message in result.err
 
 
 def test_evaluate_without_a_run():

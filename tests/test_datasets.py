@@ -311,6 +311,7 @@ def test_folder_with_train_and_test(tmp_path):
     (tmp_path / "train" / "notes").mkdir()
     name = f"folder:{tmp_path}"
     assert datasets.describe(name) == (2, (6, 6, 3), {"train": 18, "validation": 2, "test": 6})
+    assert datasets.class_names(name) == ("ant", "bee") and datasets.class_names("digits") is None
     images, labels = epoch(datasets.load(name, "test"))
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
     np.testing.assert_array_equal(images * 255, np.concatenate([numbered(0, 3), numbered(100, 3)]))
@@ -366,6 +367,7 @@ def test_tfds_reads_its_test_split_or_else_its_validation_split(tmp_path, monkey
     monkeypatch.setattr(TinyImages, "counts", {"train": (0, TRAIN), test_split: (TRAIN, TEST)})
     described = datasets.describe("tfds:tiny_images", tmp_path)
     assert described == (4, (6, 6, 3), {"train": 36, "validation": 4, "test": 10})
+    assert datasets.class_names("tfds:tiny_images", tmp_path) == ("0", "1", "2", "3")
     images, _ = epoch(datasets.load("tfds:tiny_images", "test", data_dir=tmp_path))
     assert sorted(map(bytes, (images * 255).round().astype(np.uint8))) == sorted(map(bytes, numbered(TRAIN, TEST)))
 

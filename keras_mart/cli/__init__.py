@@ -67,8 +67,10 @@ def _main(argv):
         raise ValueError(f"Everything is said by flags, --name=value. Received: {' '.join(argv[1:])}")
     if "train" in FLAGS.mode:
         rules.check()
-    else:
+    elif FLAGS.model is None:
         _recall(workdir.RunDirectory(workdir.root_path()))
+    if FLAGS.model is not None:
+        rules.check_model()
     if FLAGS.workers > 1:
         rules.check_workers()
         sys.exit(launching.launch(_as_one_worker(sys.argv), FLAGS.workers))
@@ -80,7 +82,11 @@ def _main(argv):
     is_chief = distribution.is_chief(strategy)
     if not is_chief:
         sys.stdout = open(os.devnull, "w")  # the first worker speaks for all of them
-    directories = {method: workdir.of_method(method) for method in FLAGS.method}
+    if FLAGS.model is None:
+        directories = {method: workdir.of_method(method) for method in FLAGS.method}
+    else:
+        directories = {FLAGS.model: workdir.ModelDirectory(workdir.root_path())}
+        directories[FLAGS.model].begin(rules.as_text([]))
     if "train" in FLAGS.mode:
         if is_chief:
             _begin(directories)

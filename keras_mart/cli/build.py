@@ -8,7 +8,7 @@ import numpy as np
 from keras_mart import checks, datasets, optimizers, serving, zoo
 from keras_mart.attacks import PGD
 from keras_mart.attacks.inference import compile_by_xla, network_of
-from keras_mart.cli.flags import FLAGS
+from keras_mart.cli.flags import EVALUATION_PRECISIONS, FLAGS
 from keras_mart.cli.rules import method_arguments
 from keras_mart.evaluation.presets import presets
 from keras_mart.methods import AWP, METHODS
@@ -155,9 +155,15 @@ def _jit_compile():
 
 def loaded(directory, which):
     """The model of the "best" or the "last" checkpoint of a run, which is to be judged as the flags say."""
-    model = directory.load(getattr(directory, which))
-    compile_by_xla(model.judged_network, _jit_compile())
+    model = directory.load(getattr(directory, which)) if FLAGS.model is None else _loaded(FLAGS.model)
+    compile_by_xla(network_of(model), _jit_compile())
     return model
+
+
+def evaluation_options():
+    """The arguments that `evaluate` and `diagnose` share."""
+    precision = EVALUATION_PRECISIONS[FLAGS.evaluation_precision]
+    return {"batch_size": evaluation_batch_size(), "seed": FLAGS.seed, "precision": precision}
 
 
 def check(methods):

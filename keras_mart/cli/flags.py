@@ -14,6 +14,7 @@ from keras_mart.methods.guard import ON_NAN
 FLAGS = flags.FLAGS
 MODES = ("train", "evaluate", "report", "export")
 NETWORKS = ("small_cnn", "resnet18", "wide_resnet")
+EVALUATION_PRECISIONS = {"float32": "float32", "none": None}
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -113,6 +114,11 @@ _integer(EVALUATION, "examples", None, "Number of test images, chosen at random 
 _integer(EVALUATION, "evaluation_batch_size", None, "Examples in a batch in evaluation; --batch_size by default.")
 _early = "Run each attack only on what is classified correctly under all before it."
 flags.DEFINE_bool("stop_early", False, _early, module_name=EVALUATION)
+_text(
+    EVALUATION, "model", None, "A .keras file or a SavedModel to evaluate and report, in place of a run's checkpoints."
+)
+_precision = "What networks of lower precision are judged in; none: as they were trained."
+_choice(EVALUATION, "evaluation_precision", "float32", tuple(EVALUATION_PRECISIONS), _precision)
 _text(EVALUATION, "source", None, "The model of transfer attacks: a .keras file or a SavedModel.")
 _integer(EVALUATION, "checked_examples", 100, "Number of test images that --mode=report checks the attacks on.")
 

@@ -3,10 +3,12 @@
 import numpy as np
 
 from keras_mart import files
+from keras_mart.attacks.inference import network_of
 from keras_mart.cli import build
 from keras_mart.cli.evaluate import verbosity
 from keras_mart.cli.flags import FLAGS
 from keras_mart.evaluation import diagnose, report
+from keras_mart.evaluation.precision import with_precision
 
 # The gallery has so many examples that the attack breaks, and so many that it does not.
 PICTURES = 4
@@ -17,7 +19,8 @@ def report_runs(directories, root):
     images, labels = build.test_data(FLAGS.checked_examples)
     directories = list(directories)
     for directory in directories:
-        model = build.loaded(directory, "best")
+        options = build.evaluation_options()
+        model = with_precision(network_of(build.loaded(directory, "best")), options["precision"])
         _check(directory, model, images, labels)
         first = slice(build.evaluation_batch_size())
         _keep_pictures(directory, model, images[first], labels[first])
@@ -33,8 +36,8 @@ def _check(directory, model, images, labels):
         return
     print(f"\n{directory.path}: checks for false robustness, {len(labels)} test images", flush=True)
     found = diagnose(
-        model, (images, labels), threat, build.source(), batch_size=build.evaluation_batch_size(),
-        limit=len(labels), seed=FLAGS.seed, verbose=verbosity(),
+        model, (images, labels), threat, build.source(), limit=len(labels), verbose=verbosity(),
+        **build.evaluation_options(),
     )  # fmt: skip
     print(found)
     with files.whole(directory.diagnosis) as unfinished:

@@ -10,7 +10,8 @@ from keras_mart.methods import METHODS, AdversarialModel
 OF_THE_COMMAND = ("mode", "workdir", "resume", "workers")
 # The flags that say how a run is judged, and the ball in which its best checkpoint was chosen.
 OF_THE_EVALUATION = (
-    "attacks", "evaluation_epsilon", "evaluation_batch_size", "examples", "stop_early", "source", "checked_examples",
+    "attacks", "evaluation_epsilon", "evaluation_batch_size", "evaluation_precision", "examples", "stop_early",
+    "source", "checked_examples",
 )  # fmt: skip
 # The flags that may differ from the training's where a run is only evaluated or exported.
 WITHOUT_TRAINING = (
@@ -46,12 +47,23 @@ def as_text(methods):
     """The flags that were set, as a flagfile of these methods."""
     taken = set().union(*map(arguments_of, methods))
     of_other_methods = {flag.name for flag in FLAGS.flags_by_module_dict()[METHOD]} - taken
-    lines = [f"--method={','.join(methods)}"]
+    lines = [f"--method={','.join(methods)}"] if methods else []
     for flag in own_flags():
         if flag.value != flag.default and flag.name not in {*of_other_methods, *OF_THE_COMMAND}:
             values = flag.value if isinstance(flag.value, list) else [flag.value]
             lines.append(f"--{flag.name}={','.join(map(str, values))}")
     return "\n".join(lines) + "\n"
+
+
+def check_model():
+    """Raises ValueError where --model cannot be evaluated with these flags."""
+    others = [f"--method={','.join(FLAGS.method)}"] if FLAGS["method"].present else []
+    others += [f"--mode={','.join(FLAGS.mode)}"] if {"train", "export"} & set(FLAGS.mode) else []
+    if others:
+        raise ValueError(
+            f"--model is only evaluated and reported: --mode=evaluate,report. Received: --model={FLAGS.model} with "
+            f"{' '.join(others)}"
+        )
 
 
 def check():

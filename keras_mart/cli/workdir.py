@@ -24,8 +24,26 @@ FREE = tuple(
 )  # fmt: skip
 
 
+class ModelDirectory(Run):
+    """Where --model, which comes from elsewhere, is evaluated and reported: as the best and only checkpoint."""
+
+    judged = ("best",)
+
+    def begin(self, text):
+        """Makes the directory and keeps the flags in it.
+
+        Raises:
+            ValueError: there is a run in it, or it cannot be written.
+        """
+        if self.best.exists():
+            raise ValueError(f"There is a run in {self.path}. Choose another --workdir for --model={flags.FLAGS.model}")
+        _begin(self, text)
+
+
 class RunDirectory(Run):
     """A run directory that is begun, gone on with and written to; `checkpoints` are the states to go on from."""
+
+    judged = ("best", "last")
 
     def __init__(self, path):
         super().__init__(path)
@@ -62,12 +80,7 @@ class RunDirectory(Run):
         Raises:
             ValueError: the directory cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with files.whole(self.flags) as unfinished:
-                unfinished.write_text(text)
-        except OSError as error:
-            raise ValueError(f"The run directory must be writable. Received: {self.path} ({error})") from error
+        _begin(self, text)
 
     def load(self, checkpoint):
         """The model of a checkpoint, compiled and with its optimizer.
@@ -100,6 +113,7 @@ class RunDirectory(Run):
         """Removes what was measured of the checkpoints."""
         for each in (self.evaluation, *map(self.predictions, ("best", "last")), self.diagnosis, self.gallery):
             each.unlink(missing_ok=True)
+        files.remove(self.evaluating)
 
     def save(self, number, arrays, facts):
         """Saves the state of the run, and with it the best checkpoint that belongs to it."""
@@ -128,6 +142,15 @@ class RunDirectory(Run):
             writer.writerows(rows)
 
 
+def _begin(run, text):
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        with files.whole(run.flags) as unfinished:
+            unfinished.write_text(text)
+    except OSError as error:
+        raise ValueError(f"The run directory must be writable. Received: {run.path} ({error})") from error
+
+
 def _demanded(text):
     """The lines of a flagfile in which a run that goes on must agree."""
     return {line for line in text.splitlines() if line and not line.startswith(FREE)}
@@ -144,4 +167,6 @@ def root_path():
     """--workdir or its default."""
     kind, _, location = flags.FLAGS.dataset.partition(":")
     data = pathlib.Path(location).expanduser().resolve().stem if kind in ("npz", "folder") else location or kind
-    return pathlib.Path(flags.FLAGS.workdir or f"runs/{data.replace('/', '-')}-{flags.FLAGS.network}").expanduser()
+    model = flags.FLAGS.model
+    network = flags.FLAGS.network if model is None else pathlib.Path(model).expanduser().resolve().stem
+    return pathlib.Path(flags.FLAGS.workdir or f"runs/{data.replace('/', '-')}-{network}").expanduser()

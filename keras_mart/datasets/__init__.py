@@ -11,7 +11,17 @@ from keras_mart.datasets.augmentation import AUGMENTATIONS
 from keras_mart.datasets.extras import pseudo_labels
 from keras_mart.datasets.mixing import mix
 
-__all__ = ["AUGMENTATIONS", "SPLITS", "Description", "describe", "load", "load_extra", "mix", "pseudo_labels"]
+__all__ = [
+    "AUGMENTATIONS",
+    "SPLITS",
+    "Description",
+    "class_names",
+    "describe",
+    "load",
+    "load_extra",
+    "mix",
+    "pseudo_labels",
+]
 
 SPLITS = ("train", "validation", "test")
 UNBATCHED_CHUNK = 128  # examples gathered at once where single ones are asked for
@@ -27,10 +37,18 @@ class Description(NamedTuple):
 
 def describe(name, data_dir=None):
     """Returns the `Description` of the dataset that `load` calls `name`."""
-    num_classes, splits = sources.read(name, data_dir)
+    num_classes, splits, _ = sources.read(name, data_dir)
     return Description(
         num_classes, splits["train"].images.shape[1:], {split: len(splits[split].labels) for split in SPLITS}
     )
+
+
+def class_names(name, data_dir=None):
+    """Returns the names of the classes of the dataset that `load` calls `name`, `None` where it has none.
+
+    "folder:" has them, and most of "tfds:".
+    """
+    return sources.read(name, data_dir).class_names
 
 
 def load_extra(name, data_dir=None):

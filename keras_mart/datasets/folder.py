@@ -10,7 +10,7 @@ TEST_FRACTION = 0.2
 
 
 def read(path):
-    """Returns {"train": Examples, "test": Examples} of `path`; classes are numbered in the order of their names.
+    """Returns ({"train": Examples, "test": Examples}, names) of `path`; classes are numbered in the order of names.
 
     Args:
         path: a folder with `train/<class>/` and `test/<class>/`, or with `<class>/` alone: then a fixed fifth is the
@@ -19,9 +19,10 @@ def read(path):
     if not path.is_dir():
         raise ValueError(f"A `folder:` dataset must be an existing folder. Received: {path}")
     if not (path / "train").is_dir() and not (path / "test").is_dir():
-        whole = _read_classes(path, _class_names(path))
+        classes = _class_names(path)
+        whole = _read_classes(path, classes)
         train, test = hold_out(whole, max(1, int(TEST_FRACTION * len(whole.labels))))
-        return {"train": train, "test": test}
+        return {"train": train, "test": test}, tuple(classes)
     for split in ("train", "test"):
         if not (path / split).is_dir():
             raise ValueError(f"A folder with train/ or test/ must have both. Received: no {split}/ in {path}")
@@ -29,7 +30,7 @@ def read(path):
     unknown = sorted(set(_class_names(path / "test")) - set(classes))
     if unknown:
         raise ValueError(f"Every class of test/ must be in train/ too. Received: {unknown} in {path / 'test'}")
-    return {split: _read_classes(path / split, classes) for split in ("train", "test")}
+    return {split: _read_classes(path / split, classes) for split in ("train", "test")}, tuple(classes)
 
 
 def _class_names(path):

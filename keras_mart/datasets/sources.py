@@ -23,10 +23,11 @@ EXTRA_IMAGES, EXTRA_LABELS = ("image", "images"), ("label", "labels")
 
 
 class Source(NamedTuple):
-    """Number of classes and {"train" | "validation" | "test": Examples}."""
+    """Number of classes, {"train" | "validation" | "test": Examples}, and names of the classes or `None`."""
 
     num_classes: int
     splits: dict[str, Examples]
+    class_names: tuple[str, ...] | None
 
 
 def read(name, data_dir=None):
@@ -73,19 +74,20 @@ def _read_extra(path, state):
 @functools.lru_cache(maxsize=2)
 def _read(kind, location, data_dir, state):
     """`state` is unused but as a part of the cache's key."""
+    names = None
     if kind == "digits":
         splits = _read_digits()
-    elif kind == "tfds":
-        splits = _read_tfds(location, data_dir)
+    elif kind == "npz":
+        splits = _read_npz(location)
     else:
-        splits = _read_npz(location) if kind == "npz" else folder.read(location)
+        splits, names = _read_tfds(location, data_dir) if kind == "tfds" else folder.read(location)
     shapes = [splits[split].images.shape[1:] for split in ("train", "test")]
     if shapes[0] != shapes[1]:
         raise ValueError(f"Training and test images must be of one shape. Received: {shapes} in {kind}:{location}")
     if "validation" not in splits:
         size = max(1, min(int(VALIDATION_FRACTION * len(splits["train"].labels)), MOST_VALIDATION))
         splits["train"], splits["validation"] = hold_out(splits["train"], size)
-    return Source(1 + max(int(split.labels.max()) for split in splits.values()), splits)
+    return Source(1 + max(int(split.labels.max()) for split in splits.values()), splits, names)
 
 
 def _resolved(location):
@@ -165,7 +167,10 @@ def _read_tfds(name, data_dir):
     if test is None or "train" not in builder.info.splits:
         splits = sorted(builder.info.splits)
         raise ValueError(f"A `tfds:` dataset must have train and test splits. Received: {name!r} with {splits}")
-    return {"train": _read_tfds_split(builder, "train"), "test": _read_tfds_split(builder, test)}
+    names = getattr(builder.info.features["label"], "names", None)
+    return {split: _read_tfds_split(builder, name) for split, name in (("train", "train"), ("test", test))}, (
+        names and tuple(names)
+    )
 
 
 def _read_tfds_split(builder, split):

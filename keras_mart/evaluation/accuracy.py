@@ -79,7 +79,7 @@ def evaluate(
     images, labels = examples.read(network, data, limit)
     classes = checks.classes(network, images)
     _check_task(network, images[:1], attacks)
-    _check_class_names(class_names, classes)
+    _check_class_names(class_names, labels)
     said = _record(network, images, labels, attacks, seed, limit, stop_early)
 
     strategy = getattr(network, "distribute_strategy", None)
@@ -171,6 +171,6 @@ def _check_task(network, image, attacks):
             attack.check_task(network, image)
 
 
-def _check_class_names(names, classes):
-    if names is not None and len(names) != classes:
-        raise ValueError(f"`class_names` must name each of the {classes} classes. Received: {len(names)} names")
+def _check_class_names(names, labels):
+    if names is not None and len(names) <= labels.max():
+        raise ValueError(f"`class_names` must name each class. Received: {len(names)} names, and label {labels.max()}")

@@ -9,8 +9,9 @@ class Run:
     """The files of one run of one method.
 
     flags.cfg, history.csv, tensorboard/, best.keras, last.keras, checkpoints/, export/<version>/, and from the test set
-    evaluation.json, best.npz and last.npz (each checkpoint's predictions), diagnosis.json, gallery.npz. What is from
-    the test set is of the checkpoints beside it: training that goes on removes it.
+    evaluation.json, best.npz and last.npz (each checkpoint's predictions), diagnosis.json, gallery.npz, and evaluating/
+    as long as an evaluation is not finished. What is from the test set is of the checkpoints beside it: training that
+    goes on removes it.
 
     Args:
         path: the directory.
@@ -24,6 +25,7 @@ class Run:
         self.best = self.path / "best.keras"
         self.last = self.path / "last.keras"
         self.evaluation = self.path / "evaluation.json"
+        self.evaluating = self.path / "evaluating"
         self.diagnosis = self.path / "diagnosis.json"
         self.gallery = self.path / "gallery.npz"
         self.export = self.path / "export"

@@ -85,8 +85,9 @@ class Table:
         return min(classes, key=lambda name: (classes[name][WORST_CASE], classes[name]["natural"]))
 
     def class_name(self, label):
-        """The name of a class, its number where there are no names."""
-        return str(label) if self.class_names is None else self.class_names[label]
+        """The name of a class, its number where it has no name."""
+        names = self.class_names or ()
+        return names[label] if 0 <= label < len(names) else str(label)
 
     def curve(self, name, epsilons=None):
         """Accuracy against epsilon, from one run of an attack that looks for the nearest adversarial image.
