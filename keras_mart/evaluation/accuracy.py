@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
+import tensorflow as tf
 
 from keras_mart import checks, distribution
 from keras_mart.attacks import Attack
@@ -138,6 +139,7 @@ def _record(network, images, labels, attacks, seed, limit, stop_early):
         "threat": record.common_threat(attacks.values()),
         "attacks": {name: record.attack(attack) for name, attack in attacks.items()},
         "precision": precision_of(network),
+        "tensor_float_32": tf.config.experimental.tensor_float_32_execution_enabled(),  # which only GPUs have
         "seed": int(seed),
         "limit": limit and int(limit),
         "stop_early": stop_early,
