@@ -10,6 +10,8 @@ replicas    MirroredStrategy on two logical devices of the one there is, beside 
 float16     steps with loss scaling: their time, and whether the loss stays finite
 autoattack  AutoAttack on random images that all withstand it, so that every stage attacks all of them
 epochs      the command line: configs/cifar.cfg for three epochs on `--cifar`, left out without it
+official    with `--official`: AutoAttack beside the official code on a network that is trained on `--cifar` for some
+            epochs; alone (`--parts=official`) it needs all of the time
 
 In the tables "first s" is what the first run or step takes longer than a later one, and MiB are of the GPU's memory at
 its peak, or of the process on a CPU. Without a GPU, `--small` tries all of it on small networks in about two minutes.
@@ -20,9 +22,6 @@ import functools
 import json
 import os
 import pathlib
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
@@ -32,15 +31,18 @@ from benchmarks import gpu_parts, measure
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", type=measure.names, default=list(gpu_parts.PARTS))
+    parser.add_argument("--parts", type=measure.names, help="all by default, `official` where its code is given")
     parser.add_argument("--seconds", type=measure.positive, default=480, help="for all parts together")
     parser.add_argument("--small", action="store_true", help="small networks and few steps, for a CPU")
     parser.add_argument("--torch", help="a Python that has PyTorch; by default this one or /usr/bin/python3")
     parser.add_argument(
         "--cifar", type=os.path.abspath, help="CIFAR-10 as an npz file, in the layout of Keras's mnist.npz"
     )
+    parser.add_argument("--official", type=os.path.abspath, help="a checkout of github.com/fra31/auto-attack")
     parser.add_argument("--json", help="file to keep the figures and all samples in; written after each part")
     given = parser.parse_args()
+    if given.parts is None:
+        given.parts = [name for name in gpu_parts.PARTS if name != "official" or given.official]
     if unknown := set(given.parts) - set(gpu_parts.PARTS):
         parser.error(f"--parts must be among {', '.join(gpu_parts.PARTS)}. Received: {', '.join(unknown)}")
     return given
@@ -88,14 +90,8 @@ class Bench:
 
     @functools.cached_property
     def torch(self):
-        """What `run` needs for a child with PyTorch: a Python and the environment without paths; `None` for neither."""
-        environment = {key: value for key, value in os.environ.items() if key not in gpu_parts.PATHS}
-        for python in [self.given.torch] if self.given.torch else [sys.executable, "/usr/bin/python3"]:
-            command = [python, "-c", "import torch"]
-            found = shutil.which(python) and subprocess.run(command, env=environment, stderr=subprocess.DEVNULL)
-            if found and not found.returncode:
-                return {"interpreter": python, "environment": environment}
-        return None
+        """What `run` needs for a child with PyTorch; `None` where there is none."""
+        return measure.torch(self.given.torch)
 
 
 def limit(part, others, left):

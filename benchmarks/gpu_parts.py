@@ -1,20 +1,24 @@
 """The parts of `benchmarks/gpu.py`: each runs its children and makes rows, columns and notes of what they answer."""
 
 import dataclasses
+import functools
 import math
 import statistics
 from collections.abc import Callable
 
+from benchmarks import autoattack as beside
+
 FULL = {
     "network": "resnet18", "deep": "wide_resnet_34_10", "batch_size": 128, "large": 512, "attack_steps": 10,
-    "steps": 20, "traced": 3, "examples": 256,
+    "steps": 20, "traced": 3, "examples": 256, "test_images": 1000, "epochs": 3, "batches": None,
 }  # fmt: skip
 SMALL = {
     "network": "wide_resnet_10_1", "deep": "wide_resnet_16_1", "batch_size": 8, "large": 16, "attack_steps": 2,
-    "steps": 3, "traced": 2, "examples": 2,
+    "steps": 3, "traced": 2, "examples": 2, "test_images": 20, "epochs": 1, "batches": 5,
 }  # fmt: skip
 HARMLESS = 1 / 2550  # so small a ball holds no adversarial example: each stage of AutoAttack has all images to attack
-PATHS = ("PYTHONPATH", "LD_LIBRARY_PATH")  # which may lead to another Python's packages and libraries
+CASE = beside.Case("adversarial", "Linf", 8 / 255)
+ADAM = 1e-3  # the learning rate of the short training
 CONFIG = ("--flagfile=configs/cifar.cfg", "--precision=mixed_bfloat16", "--epochs=3")
 SMALL_DATA = ("--dataset=digits", "--augment=none", "--network=wide_resnet", "--depth=10", "--width=1", "--steps=2")
 BFLOAT16 = "keras_mart, bfloat16"
@@ -185,6 +189,27 @@ def autoattack(bench):
     return rows, STAGES, [f"{rows[0]['seconds']:.1f} s for {rows[0]['images']} images, {first}"]
 
 
+def official(bench):
+    """AutoAttack and the official code on the same images of `--cifar` and one network that is trained first."""
+    size, checkout = bench.size, bench.given.official
+    if not (checkout and bench.given.cifar and bench.torch):
+        return [], beside.COLUMNS, ["left out: it needs --official, --cifar and a Python with PyTorch"]
+    run = functools.partial(bench.run, "AutoAttack")
+    network = beside.Network(size["network"], f"npz:{bench.given.cifar}", size["test_images"], size["test_images"])
+    options = {"epochs": size["epochs"], "steps": size["batches"], "adam": ADAM}
+    weights, exported = beside.prepare(run, network, CASE.training, bench.folder, CASE.epsilon, **options)
+    pair = (
+        beside.ours(run, network, CASE, weights, seed=0),
+        beside.officials(run, network, CASE, exported, checkout, seed=0, **bench.torch),
+    )
+    rows = list(beside.rows(CASE, [pair]))
+    notes = [
+        " ".join(f"{key} {row[key]:.1f}" for key in ("official", "first", "again") if row[key]) + " s"
+        for row in rows if row["stage"] == beside.WHOLE
+    ]  # fmt: skip
+    return rows, beside.COLUMNS, [f"AutoAttack on {network.examples} images: {note}" for note in notes]
+
+
 def epochs(bench):
     """Training by the command line, on digits with `--small`."""
     data = [f"--dataset=npz:{bench.given.cifar}"] if bench.given.cifar else []
@@ -211,4 +236,5 @@ PARTS = {
     "float16": Part(float16, 50),
     "autoattack": Part(autoattack, 60),
     "epochs": Part(epochs, 50),
+    "official": Part(official, 420),
 }

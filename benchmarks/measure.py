@@ -20,6 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAST_CHARACTERS = 3000
 # Begins the lines of a child's output that are answers.
 ANSWER = "answer: "
+PATHS = ("PYTHONPATH", "LD_LIBRARY_PATH")  # which may lead to another Python's packages and libraries
 
 
 def names(text):
@@ -80,6 +81,21 @@ def _ended(command, environment, timeout):
             os.killpg(child.pid, signal.SIGKILL)
             raise
     return child.returncode, printed, complaint
+
+
+def torch(python=None):
+    """What `run` needs for a child with PyTorch: a Python and the environment without paths; `None` for neither.
+
+    Args:
+        python: the Python to take; by default this one or /usr/bin/python3, whichever has PyTorch.
+    """
+    environment = {key: value for key, value in os.environ.items() if key not in PATHS}
+    for each in [python] if python else [sys.executable, "/usr/bin/python3"]:
+        command = [each, "-c", "import torch"]
+        found = shutil.which(each) and subprocess.run(command, env=environment, stderr=subprocess.DEVNULL)
+        if found and not found.returncode:
+            return {"interpreter": each, "environment": environment}
+    return None
 
 
 def say(answered):

@@ -4,6 +4,8 @@ import math
 import re
 
 import keras
+import numpy as np
+from keras import layers
 
 from keras_mart import zoo
 
@@ -15,9 +17,51 @@ EXTRA_FORWARDS = {"trades": 1, "mma": 11}
 
 
 def build(name):
-    """A network of the zoo with its default arguments; `wide_resnet_34_10` is the one of depth 34 and width 10."""
+    """A network of the zoo with its default arguments; `wide_resnet_34_10` is the one of depth 34 and width 10.
+
+    Besides, `digits`, a WideResNet for the images of that data set, and `strided_cnn`.
+    """
     wide = re.fullmatch(r"wide_resnet_(\d+)_(\d+)", name)
-    return zoo.wide_resnet(int(wide[1]), int(wide[2])) if wide else getattr(zoo, name)()
+    if wide:
+        return zoo.wide_resnet(int(wide[1]), int(wide[2]))
+    return ({"digits": digits, "strided_cnn": strided_cnn}.get(name) or getattr(zoo, name))()
+
+
+def digits():
+    return zoo.wide_resnet(10, 2, input_shape=(8, 8, 1))
+
+
+def strided_cnn():
+    """Two convolutions of stride 2 and two dense layers, for MNIST: the network of Wong and Kolter (1711.00851)."""
+    return keras.Sequential([
+        keras.Input((28, 28, 1)),
+        layers.Conv2D(16, 4, 2, "same", activation="relu"),
+        layers.Conv2D(32, 4, 2, "same", activation="relu"),
+        layers.Flatten(),
+        layers.Dense(100, activation="relu"),
+        layers.Dense(10),
+    ])  # fmt: skip
+
+
+def in_pytorch(network):
+    """The arrays of each layer that has weights, as PyTorch lays them out and in the order of `official.build`."""
+    blocks, found, before = {}, [], None
+    for layer in network.layers:
+        if layer.weights:
+            block = re.match(r"(stage\d+_block\d+)?", layer.name)[0] or layer.name
+            # A block's shortcut comes last.
+            place = blocks.setdefault(block, len(blocks)), "shortcut" in layer.name
+            found.append((place, [_in_pytorch(np.asarray(weight), before) for weight in layer.weights]))
+        before = layer
+    return [arrays for _, arrays in sorted(found, key=lambda each: each[0])]
+
+
+def _in_pytorch(array, before):
+    if array.ndim == 4:
+        return array.transpose(3, 2, 0, 1)
+    if array.ndim == 2 and isinstance(before, layers.Flatten):  # of images, whose channels come first
+        return array.reshape(*before.input.shape[1:], -1).transpose(3, 2, 0, 1).reshape(array.shape[::-1])
+    return array.T
 
 
 def forward_flops(network):

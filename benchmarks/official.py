@@ -67,8 +67,16 @@ def stages(block, inputs, filters, blocks):
             inputs = outputs
 
 
+def strided_cnn():
+    """As `networks.strided_cnn`."""
+    convolutions = [nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU()]
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(32 * 7 * 7, 100), nn.ReLU(), nn.Linear(100, CLASSES))
+
+
 def build(name):
-    """`resnet18` or `wide_resnet_<depth>_<width>` for 32x32 images."""
+    """`resnet18` or `wide_resnet_<depth>_<width>` for 32x32 images, `strided_cnn` for MNIST."""
+    if name == "strided_cnn":
+        return strided_cnn()
     if name == "resnet18":
         stem, last = [convolution(CHANNELS, 64), nn.BatchNorm2d(64), nn.ReLU()], RESNET18_FILTERS[-1]
         body, end = stages(Basic, 64, RESNET18_FILTERS, 2), []
