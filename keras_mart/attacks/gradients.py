@@ -32,7 +32,7 @@ def gradient_of(objective, images, samples=1):
         nothing = ops.zeros((ops.shape(images)[0],))
         gradient, values, marks = loop(add, (ops.zeros_like(images), nothing, ops.cast(nothing, "bool")), samples)
     finite = ops.all(ops.isfinite(gradient), axis=tuple(range(1, len(images.shape))))
-    return choose(finite, gradient, 0.0), values, marks
+    return choose(finite, gradient, ops.zeros_like(gradient)), values, marks
 
 
 def _gradient_of(objective, images):
