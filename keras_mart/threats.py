@@ -9,6 +9,7 @@ import math
 import numbers
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mart import randomness

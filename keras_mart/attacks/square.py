@@ -114,6 +114,7 @@ class Square(base.Rounds):
 
 def _linf(epsilon, images):
     height, width, channels = images.shape[1:]
+    least, most = ops.maximum(images - epsilon, 0.0), ops.minimum(images + epsilon, 1.0)
 
     def start(seed):
         stripes = _signs((ops.shape(images)[0], 1, width, channels), seed)
@@ -125,7 +126,7 @@ def _linf(epsilon, images):
         side = ops.minimum(side, min(height, width))
         square = _rectangle(height, width, *_corner(height, width, side, seeds[0]), side)
         moved = current + 2 * epsilon * square * _signs((1, 1, 1, channels), randomness.shared(seeds[1]))
-        return ops.clip(ops.clip(moved, images - epsilon, images + epsilon), 0.0, 1.0)
+        return ops.clip(moved, least, most)
 
     return start, change
 
