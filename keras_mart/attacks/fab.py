@@ -114,14 +114,17 @@ def to_hyperplane(threat, images, normal, value):
     axes = tuple(range(1, len(images.shape)))
     direction = -ops.sign(per_example(value, images)) * ops.sign(normal)
     weight = ops.abs(normal)
-    pace = weight if isinstance(threat, L2) else ops.ones_like(weight)
     room = ops.where(direction > 0, 1.0 - images, images)
-    needed = ops.abs(value)
+    paced = isinstance(threat, L2)
+    needed, gain, rate = ops.abs(value), weight * room, weight * weight if paced else weight
+
+    def shift(reach):
+        return per_example(reach, images) * weight if paced else per_example(reach, images)
 
     def newton(count, reach, _):
-        full = per_example(reach, images) * pace >= room
-        gained = ops.sum(ops.where(full, weight * room, 0.0), axis=axes)
-        slope = ops.sum(ops.where(full, 0.0, weight * pace), axis=axes)
+        full = ops.cast(shift(reach) >= room, "float32")
+        gained = ops.sum(full * gain, axis=axes)
+        slope = ops.sum((1.0 - full) * rate, axis=axes)
         further = ops.where(slope > 0, (needed - gained) / ops.where(slope > 0, slope, 1.0), float("inf"))
         further = ops.maximum(further, reach)
         return count + 1, further, ops.any(further > reach)
@@ -129,5 +132,5 @@ def to_hyperplane(threat, images, normal, value):
     state = (0, ops.zeros_like(needed), True)
     _, reach, _ = ops.while_loop(lambda *state: state[-1], newton, state, maximum_iterations=MOST_ROUNDS)
     # An infinite reach times a pace of 0 is no number; there the direction is 0, and any room will do.
-    reached = ops.where(pace > 0, per_example(reach, images) * pace, room)
+    reached = ops.where(weight > 0, shift(reach), room) if paced else shift(reach)
     return direction * ops.minimum(reached, room)
