@@ -14,8 +14,8 @@ runs), differences in points. `95.20 [94.2, 96.1]` is one run with its 95% Wilso
 might have given. `95.20 (94.85 to 95.60)` is the mean of several runs that differ in their seed, with the lowest and
 the highest of them: how far trainings lie apart. Differences are of runs with the same seed; their 95% intervals
 compare image by image (Agresti and Min's, for the mean over the seeds) and know nothing of other trainings. Networks
-are judged in the precision that they were trained in, and so are the attacks; bfloat16 tells grey values between 0.5
-and 1 apart in steps of 0.0039, an eighth of CIFAR-10's 8/255."""
+and attacks computed in the precision of the training; bfloat16 tells grey values between 0.5 and 1 apart in steps of
+0.0039, an eighth of CIFAR-10's 8/255. (Runs made anew are judged in float32.)"""
 NOTHING = "-"
 
 

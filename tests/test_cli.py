@@ -440,14 +440,22 @@ def test_where_a_model_is_judged_by_default(run, tiny, tmp_path, monkeypatch):
             "--model is only evaluated and reported: --mode=evaluate,report. Received: --model=best.keras with --mode",
         ),
         ("--mode=evaluate --method=at", "Received: --model=best.keras with --method=at"),
-        ("--mode=evaluate --workdir=.", "There is a run in ."),
-        ("--mode=evaluate --model=nowhere.keras --workdir=other", "Received: 'nowhere.keras', which does not exist"),
+        ("--mode=evaluate --workdir=.", "There is another run in .."),
+        ("--mode=evaluate --workdir=several", "There is another run in several"),
+        ("--mode=evaluate --workdir=judged", "There is another run in judged"),
+        ("--mode=evaluate --model=nowhere.keras --workdir=other", "nowhere.keras', which does not exist"),
+        ("--mode=evaluate --attacks=fsgm --workdir=other", "Did you mean 'fgsm'?"),
     ],
 )
 def test_a_model_that_cannot_be_judged(arguments, message, run, tiny, monkeypatch):
     monkeypatch.chdir(run)
+    for folder, kept in (("several", "--method=at,mart\n"), ("judged", f"--model={run / 'last.keras'}\n")):
+        (run / folder).mkdir()
+        (run / folder / "flags.cfg").write_text(kept)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     result = command(tiny[0], "--model=best.keras", *arguments.split())
     assert result.status == 2 and message in result.err
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 def test_evaluate_without_a_run():

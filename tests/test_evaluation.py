@@ -219,12 +219,20 @@ def test_table_as_json():
     assert (said["examples"], said["seconds"]["pgd20"], said["gradients"]["pgd20"]) == (1000, 12.34, 20000)
 
 
+def test_what_is_given_by_numpy_can_be_said_in_json(threshold):
+    attacks = {"pgd": km.PGD(km.Linf(np.float32(0.125)), np.int64(2), step_size=np.float32(0.0625))}
+    found = km.evaluate(threshold, (IMAGES, LABELS), attacks, class_names=np.array(["low", "high"]), verbose=0)
+    said = json.loads(found.to_json())
+    assert said["attacks"]["pgd"]["steps"] == 2 and said["attacks"]["pgd"]["step_size"] == 0.0625
+    assert list(said["classes"]) == ["low", "high"]
+
+
 def test_accuracy_of_each_class():
     labels, natural = np.array([0, 0, 0, 0, 2, 2]), np.array([0, 0, 0, 1, 2, 0])
     attacked = Table(labels, {"natural": natural, "a": np.array([0, 1, 0, 0, 2, 2])}, {"natural": 1.0}, {"natural": 0})
     by_class = {
-        "0": {"examples": 4, "natural": 0.75, "worst_case": 0.5},
-        "2": {"examples": 2, "natural": 0.5, "worst_case": 0.5},
+        "0": {"label": 0, "examples": 4, "natural": 0.75, "worst_case": 0.5},
+        "2": {"label": 2, "examples": 2, "natural": 0.5, "worst_case": 0.5},
     }  # fmt: skip
     assert attacked.class_accuracy == by_class and attacked.worst_class == "2"  # of equals the one of lower natural
     assert "Worst of 2 classes: 2, 50.00% in the worst case, 50.00% natural." in str(attacked)
@@ -233,6 +241,8 @@ def test_accuracy_of_each_class():
         named
     )
     assert json.loads(named.to_json())["classes"]["cat"] == by_class["0"]
+    twice = dataclasses.replace(attacked, class_names=("crane", "dog", "crane"))
+    assert list(twice.class_accuracy) == ["crane (0)", "crane (2)"]
 
 
 def test_a_curve_from_distances():
@@ -240,7 +250,7 @@ def test_a_curve_from_distances():
     epsilons, accuracies = right.curve("fmn")
     np.testing.assert_allclose(epsilons, [0, 0.1, 0.2], rtol=1e-6)
     np.testing.assert_allclose(accuracies, [0.75, 0.5, 0.25])
-    np.testing.assert_allclose(right.curve("fmn", [0.05, 0.15, 9])[1], [0.75, 0.5, 0.25])
+    np.testing.assert_array_equal(right.curve("fmn", [0.05, 0.1, 0.15, 9])[1], [0.75, 0.5, 0.5, 0.25])
     with pytest.raises(ValueError, match=r"attack with distances \(here: fmn\). Received: 'pgd20'"):
         right.curve("pgd20")
 

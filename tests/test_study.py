@@ -241,6 +241,6 @@ def test_a_run_of_the_command_line(tmp_path, monkeypatch):
     (row,) = record["history"]
     assert row["epoch"] == 1 and np.isfinite(row["loss"]) and 0 <= row["val_adversarial_accuracy"] <= 1
     judged = record["evaluations"]["weak"]
-    assert judged["flags"] == {"attacks": "fgsm", "examples": 7} and judged["threat"]["epsilon"] == 0.1
+    assert judged["flags"] == {"attacks": "fgsm", "examples": 7} and judged["best"]["threat"]["epsilon"] == 0.1
     assert judged["best"]["examples"] == 7 and judged["last"]["accuracy"].keys() >= {"natural", "fgsm"}
     assert cells.values({0: record}, "fgsm", "best")[0].accuracy == judged["best"]["accuracy"]["fgsm"]

@@ -42,6 +42,7 @@ def main(argv):
     except (KeyboardInterrupt, Stopped) as error:
         watch.leave()
         how = " Go on by giving the same flags and --resume." if "train" in FLAGS.mode else ""
+        how = how or (" The same command goes on with the evaluation." if "evaluate" in FLAGS.mode else "")
         say(f"\nkeras_mart: interrupted.{how}")
         sys.exit(STATUS[getattr(error, "number", signal.SIGINT)])
     except FloatingPointError as error:
@@ -71,6 +72,7 @@ def _main(argv):
         _recall(workdir.RunDirectory(workdir.root_path()))
     if FLAGS.model is not None:
         rules.check_model()
+        FLAGS.model = os.path.abspath(os.path.expanduser(FLAGS.model))  # the directory keeps it
     if FLAGS.workers > 1:
         rules.check_workers()
         sys.exit(launching.launch(_as_one_worker(sys.argv), FLAGS.workers))
@@ -86,6 +88,9 @@ def _main(argv):
         directories = {method: workdir.of_method(method) for method in FLAGS.method}
     else:
         directories = {FLAGS.model: workdir.ModelDirectory(workdir.root_path())}
+        with strategy.scope():
+            build.loaded(directories[FLAGS.model], "best")  # what is wrong is said before the directory is made
+        build.attacks(FLAGS.attacks)
         directories[FLAGS.model].begin(rules.as_text([]))
     if "train" in FLAGS.mode:
         if is_chief:

@@ -33,10 +33,11 @@ class ModelDirectory(Run):
         """Makes the directory and keeps the flags in it.
 
         Raises:
-            ValueError: there is a run in it, or it cannot be written.
+            ValueError: there is a run or another model's evaluation in it, or it cannot be written.
         """
-        if self.best.exists():
-            raise ValueError(f"There is a run in {self.path}. Choose another --workdir for --model={flags.FLAGS.model}")
+        own = f"--model={flags.FLAGS.model}"
+        if self.best.exists() or (self.flags.exists() and own not in self.flags.read_text().splitlines()):
+            raise ValueError(f"There is another run in {self.path}. Choose another --workdir. Received: {own}")
         _begin(self, text)
 
 

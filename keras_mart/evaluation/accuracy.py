@@ -121,7 +121,7 @@ def _run(network, own, steps, books, kept, size, progress):
             start = time.perf_counter()
         books.end(step)
         progress.end(step, int(np.sum(books.standing.left)), books.seconds[step.row])
-        kept.finish(books.arrays())
+        kept.finish(books.arrays)
 
 
 def check(model, data, attacks):

@@ -124,7 +124,7 @@ class Books:
         self.standing.take(rows, predicted, part.get("candidates"))
         self.seconds[step.row] += float(part["seconds"])
         if self.gradients[step.row] is not None:
-            self.gradients[step.row] += step.attack.gradients * len(rows)
+            self.gradients[step.row] += int(step.attack.gradients) * len(rows)
 
     def end(self, step):
         """Notes how things stand after a round."""
@@ -186,5 +186,6 @@ class Books:
 
         return Table(
             np.concatenate(labels)[order], joined(predictions), total(seconds), total(gradients), self.stop_early,
-            distances=joined(distances), class_names=class_names and tuple(class_names), record=said,
+            distances=joined(distances), record=said,
+            class_names=None if class_names is None else tuple(map(str, class_names)),
         )  # fmt: skip

@@ -66,6 +66,8 @@ def attack(value):
 def _parameter(value):
     if isinstance(value, Threat):
         return threat(value)
+    if isinstance(value, np.generic):
+        return value.item()
     return attack(value) if isinstance(value, Attack) else value
 
 

@@ -77,8 +77,8 @@ class State:
         _write(self.path / f"part-{number}-{place}.npz", arrays)
 
     def finish(self, arrays):
-        """Writes how things stand after a round, and removes its batches."""
-        _write(self.path / DONE, arrays)
+        """Writes how things stand after a round, which `arrays()` gives, and removes the round's batches."""
+        _write(self.path / DONE, arrays())
         for path in self.path.glob("part-*.npz"):
             path.unlink()
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from keras_mart import files
+from keras_mart.threats import ROUNDING
 
 # The normal distribution's 97.5% quantile: intervals cover 95%.
 QUANTILE = 1.959963984540054
@@ -70,12 +71,12 @@ class Table:
 
     @property
     def class_accuracy(self):
-        """Name of each class that occurs to {"examples": number, "natural": accuracy, "worst_case": accuracy}."""
+        """Name of each class that occurs to {"label", "examples", "natural", "worst_case"}, the latter two accuracies."""
         outcomes, found = self.outcomes, {}
         for label in map(int, np.unique(self.labels)):
             of_class = self.labels == label
             accuracies = {name: float(np.mean(outcomes[name][of_class])) for name in ("natural", WORST_CASE)}
-            found[self.class_name(label)] = {"examples": int(np.sum(of_class)), **accuracies}
+            found[self.class_name(label)] = {"label": label, "examples": int(np.sum(of_class)), **accuracies}
         return found
 
     @property
@@ -85,9 +86,11 @@ class Table:
         return min(classes, key=lambda name: (classes[name][WORST_CASE], classes[name]["natural"]))
 
     def class_name(self, label):
-        """The name of a class, its number where it has no name."""
+        """The name of a class, its number where it has no name, and both where another class has the same name."""
         names = self.class_names or ()
-        return names[label] if 0 <= label < len(names) else str(label)
+        if not 0 <= label < len(names):
+            return str(label)
+        return names[label] if names.count(names[label]) == 1 else f"{names[label]} ({label})"
 
     def curve(self, name, epsilons=None):
         """Accuracy against epsilon, from one run of an attack that looks for the nearest adversarial image.
@@ -105,11 +108,12 @@ class Table:
         if name not in self.distances:
             known = ", ".join(self.distances) or "none"
             raise ValueError(f"`name` must be of an attack with distances (here: {known}). Received: {name!r}")
-        distances = np.sort(self.distances[name])
+        distances = np.sort(self.distances[name]).astype("float64")
         if epsilons is None:
             epsilons = np.unique([0.0, *distances[np.isfinite(distances)]])
-        within = np.searchsorted(distances, epsilons, side="right")
-        return np.asarray(epsilons), 1 - within / self.examples
+        epsilons = np.asarray(epsilons)
+        within = np.searchsorted(distances, epsilons * (1 + ROUNDING), side="right")  # as the attack's row counts
+        return epsilons, (self.examples - within) / self.examples
 
     def __getitem__(self, name):
         """The accuracy under the attack of that name, "natural", or "worst_case"."""
@@ -150,6 +154,7 @@ class Table:
             "seconds": self.seconds,
             "gradients": self.gradients,
             "stop_early": self.stop_early,
+            "class_names": self.class_names,
             "classes": self.class_accuracy,
         }
 
