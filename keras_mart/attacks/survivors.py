@@ -63,6 +63,24 @@ class Standing:
             self.candidates[rows] = candidates
 
 
+class Called:
+    """A callable of (network, images, labels, seed=[2] integers) as the loop takes attacks."""
+
+    spares = carries = minimises = False
+
+    def __init__(self, function):
+        self.function = function
+        self.gradients = getattr(function, "gradients", None)
+        self.stages = {"": self}
+
+    def rounds(self, classes):
+        return 1
+
+    def in_round(self, network, images, labels, seeds, number=0, candidates=None):
+        seed = randomness.fold_in(randomness.shared(seeds), seeds[0, 1])  # another one for each batch
+        return self.function(network, images, labels, seed=seed)
+
+
 def run_round(network, attack, examples, which, size, number=0, candidates=None):
     """Yields what an attack finds for some examples, batch by batch.
 
@@ -71,7 +89,7 @@ def run_round(network, attack, examples, which, size, number=0, candidates=None)
 
     Args:
         network: a Keras classifier that returns logits.
-        attack: an `Attack`, or a callable of (network, images, labels, seed=[2] integers).
+        attack: an `Attack` or a `Called`, in one of its rounds.
         examples: `Examples`.
         which: places of the examples to attack.
         size: number of examples in a batch.
@@ -84,19 +102,16 @@ def run_round(network, attack, examples, which, size, number=0, candidates=None)
     for rows, count in batches(network, which, size):
         images, labels = prepared(examples.images[rows]), tf.constant(examples.labels[rows])
         seeds = tf.constant(examples.seeds[rows])
-        if hasattr(attack, "in_round"):
-            before = images if candidates is None or number == 0 else tf.constant(candidates[rows])
-            found = attack.in_round(network, images, labels, seeds, number, before)
-        else:
-            found = attack(network, images, labels, seed=randomness.fold_in(randomness.shared(seeds), int(rows[0])))
+        before = images if candidates is None or number == 0 else tf.constant(candidates[rows])
+        found = attack.in_round(network, images, labels, seeds, number, before)
         judged = judge(network, found, labels)
         judged = Judgement(*(each[:count] for each in judged))
         yield Found(rows[:count], images.numpy()[:count], np.asarray(found)[:count], judged)
 
 
 def stages(attack, seeds):
-    """[(name, attack, [batch, 2] seeds)] of what an attack is made of; a callable is its own only stage."""
-    parts = getattr(attack, "stages", {"": attack})
+    """[(name, attack, [batch, 2] seeds)] of what an attack is made of."""
+    parts = attack.stages
     if len(parts) == 1:
         return [(name, part, seeds) for name, part in parts.items()]
     return [(name, part, np.asarray(randomness.fold_in(seeds, n))) for n, (name, part) in enumerate(parts.items())]

@@ -11,7 +11,7 @@ from keras_mart import checks, distribution
 from keras_mart.attacks import Attack
 from keras_mart.attacks.base import as_seed
 from keras_mart.attacks.inference import network_of
-from keras_mart.attacks.survivors import Examples, run_round
+from keras_mart.attacks.survivors import Called, Examples, run_round
 from keras_mart.evaluation import examples, record
 from keras_mart.evaluation.books import Books, part_of, plan
 from keras_mart.evaluation.precision import precision_of, with_precision
@@ -77,6 +77,7 @@ def evaluate(
     if not isinstance(seed, numbers.Integral):
         raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")
     _check_attacks(attacks, state)
+    attacks = {name: each if isinstance(each, Attack) else Called(each) for name, each in attacks.items()}
     images, labels = examples.read(network, data, limit)
     classes = checks.classes(network, images)
     _check_task(network, images[:1], attacks)

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_mart import distribution
-from keras_mart.attacks import Attack
-from keras_mart.attacks.survivors import Standing, stages
+from keras_mart.attacks.survivors import Called, Standing, stages
 from keras_mart.evaluation.table import Table
 from keras_mart.threats import ROUNDING
 
@@ -44,20 +43,19 @@ def plan(attacks, seeds, classes, shape):
     """Returns the steps of an evaluation, in order.
 
     Args:
-        attacks: name to attack.
+        attacks: name to `Attack` or `Called`.
         seeds: [examples, 2] integers.
         classes: number of classes.
         shape: [examples, ...] of the images.
     """
-    steps = [Step(NATURAL, NATURAL, _unchanged, seeds)]
+    steps = [Step(NATURAL, NATURAL, Called(_unchanged), seeds)]
     for name, attack in attacks.items():
-        spares = getattr(attack, "spares", False)
         for place, (stage, part, part_seeds) in enumerate(stages(attack, seeds)):
-            step = Step(name, f"{name}/{stage}" if stage else name, part, part_seeds, spares=spares)
-            if getattr(part, "minimises", False):
+            step = Step(name, f"{name}/{stage}" if stage else name, part, part_seeds, spares=attack.spares)
+            if part.minimises:
                 widest = dataclasses.replace(part, threat=part.threat.widest(shape))
                 step = step._replace(attack=widest, spares=True, epsilon=part.threat.epsilon)
-            rounds = part.rounds(classes) if isinstance(part, Attack) else 1
+            rounds = part.rounds(classes)
             for number in range(rounds):
                 steps.append(step._replace(number=number, rounds=rounds, is_first=place == number == 0))
     return steps
@@ -75,7 +73,7 @@ def part_of(step, found):
     part = {"rows": found.rows, "predicted": found.judged.predicted}
     if step.epsilon is not None:
         part["distances"] = np.asarray(step.attack.threat.distance(found.found, found.images))
-    if getattr(step.attack, "carries", False):
+    if step.attack.carries:
         part["candidates"] = found.found
     return part
 
@@ -106,10 +104,9 @@ class Books:
             self.predictions[step.name], self.seconds[step.name], self.gradients[step.name] = before, 0.0, 0
         if step.number == 0:
             self.seconds[step.row] = 0.0
-            self.gradients[step.row] = None if getattr(step.attack, "gradients", None) is None else 0
+            self.gradients[step.row] = None if step.attack.gradients is None else 0
             # Of memory that nothing is written to, none is used.
-            carries = getattr(step.attack, "carries", False)
-            self.standing.candidates = np.empty(shape, "float32") if carries else None
+            self.standing.candidates = np.empty(shape, "float32") if step.attack.carries else None
             if step.epsilon is not None:
                 self.distances[step.row] = np.where(self.standing.left, np.inf, 0.0).astype("float32")
 

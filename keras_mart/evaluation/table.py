@@ -71,7 +71,7 @@ class Table:
 
     @property
     def class_accuracy(self):
-        """Name of each class that occurs to {"label", "examples", "natural", "worst_case"}, the latter two accuracies."""
+        """Name of each class that occurs to {"label", "examples", "natural", "worst_case"}: number and accuracies."""
         outcomes, found = self.outcomes, {}
         for label in map(int, np.unique(self.labels)):
             of_class = self.labels == label
