@@ -1,5 +1,6 @@
 """The report: what each part says, what stands where data are missing, and how it looks in a browser."""
 
+import dataclasses
 import html.parser
 import json
 import pathlib
@@ -17,8 +18,32 @@ from keras_mart.evaluation.report.charts.pictures import picture
 from keras_mart.evaluation.report.markup import Markup, tag
 from keras_mart.evaluation.table import Table, wilson
 
-SECTIONS = ("summary", "curves", "attacks", "epsilon", "gap", "checks", "confusion", "gallery", "configuration")
+SECTIONS = (
+    "summary",
+    "curves",
+    "attacks",
+    "classes",
+    "epsilon",
+    "gap",
+    "checks",
+    "confusion",
+    "gallery",
+    "configuration",
+)
 PGD = "PGD(threat=Linf(epsilon=0.1), steps=20)"
+BALL, L2 = {"norm": "Linf", "epsilon": 0.1}, {"norm": "L2", "epsilon": 0.5}
+STAGES = {"apgd-ce": {"class": "APGDCE", "threat": BALL, "rho": 0.75}, "square": {"class": "Square", "threat": BALL}}
+RECORD = {
+    "threat": BALL,
+    "attacks": {
+        "pgd20": {"class": "PGD", "threat": BALL, "steps": 20, "step_size": 1 / 255, "start": "uniform"},
+        "autoattack": {"class": "AutoAttack", "threat": BALL, "version": "standard", "stages": STAGES},
+        "fmn": {"class": "FMN", "threat": BALL, "steps": 100},
+    },
+    "precision": "float32",
+    "seed": 7,
+    "versions": {"keras": "3.15.1"},
+}
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 HISTORY = """\
 epoch,loss,natural_accuracy,adversarial_accuracy,val_loss,val_natural_accuracy,val_adversarial_accuracy,\
@@ -29,7 +54,7 @@ learning_rate
 """
 
 
-def table(classes=4, examples=40, worst=0.5):
+def table(classes=4, examples=40, worst=0.5, **fields):
     """Labels 0, 1, 2, ...; natural loses a tenth, pgd20 a quarter, AutoAttack all but `worst`, to the next class."""
     labels = np.arange(examples) % classes
 
@@ -44,7 +69,7 @@ def table(classes=4, examples=40, worst=0.5):
         "autoattack": wrong(1 - worst),
     }
     gradients = {name: 400 * place for place, name in enumerate(predictions)}
-    return Table(labels, predictions, {name: 1.25 for name in predictions}, gradients)
+    return Table(labels, predictions, {name: 1.25 for name in predictions}, gradients, record=RECORD, **fields)
 
 
 def make_run(path, method="mart", judged=None, channels=1, flags="--epsilon=0.1\n"):
@@ -55,17 +80,14 @@ def make_run(path, method="mart", judged=None, channels=1, flags="--epsilon=0.1\
     (path / "history.csv").write_text(HISTORY)
     judged.save(path / "best.npz")
     last = {**judged.summary(), "accuracy": {**judged.accuracy, "natural": 0.8875}}
-    threat = {"norm": "Linf", "epsilon": 0.1}
-    attacks = {"pgd20": PGD, "autoattack": "AutoAttack(threat=Linf(epsilon=0.1), version='standard')"}
-    evaluation = {"threat": threat, "attacks": attacks, "seed": 7, "versions": {"keras": "3.15.1"}}
-    write(path / "evaluation.json", {**evaluation, "best": judged.summary(), "last": last})
+    write(path / "evaluation.json", {"best": judged.summary(), "last": last})
     checks = [
         {"name": "gradients_not_vanishing", "verdict": "passed", "figure": "0.2% exact zeros", "meaning": "They flow."},
         {"name": "transfer_is_weaker", "verdict": "flagged", "figure": "40.0% against 50.0%", "meaning": "It is not."},
         {"name": "forward_is_deterministic", "verdict": "skipped", "figure": "", "meaning": "Not looked at."},
     ]
     curve = {"epsilon": [0, 0.05, 0.1, 0.2, 1], "accuracy": [0.9, 0.75, 0.5, 0.1, 0.0], "examples": 40, "attack": PGD}
-    write(path / "diagnosis.json", {"threat": threat, "examples": 40, "checks": checks, "curve": curve})
+    write(path / "diagnosis.json", {"threat": BALL, "examples": 40, "checks": checks, "curve": curve})
     make_gallery(path / "gallery.npz", channels)
     return path
 
@@ -143,8 +165,8 @@ def test_parts_stand_in_order_with_headings(shown):
 def test_summary_says_natural_and_worst_case_accuracy(shown):
     low, high = wilson(0.5, 40)
     sentence = (
-        f"mart classifies 90.00% of the 40 test images correctly, and 50.00% (95% interval {low:.1%} to {high:.1%}) "
-        "in the worst case over 2 attacks."
+        "mart classifies 90.00% of the 40 test images correctly in float32, and 50.00% "
+        f"(95% interval {low:.1%} to {high:.1%}) in the worst case over 2 attacks."
     )
     assert f"mart natural 90.00% worst case 50.00% {sentence}" in shown.text["summary"]
     assert "at classifies 90.00%" in shown.text["summary"] and "25.00%" in shown.text["summary"]
@@ -197,7 +219,9 @@ def test_attacks_with_intervals_last_checkpoint_and_cost(shown):
     rows = ["natural", "pgd20", "autoattack", "apgd-ce", "square", "worst case"]
     assert [text.index(f" {row} ") for row in rows] == sorted(text.index(f" {row} ") for row in rows)
     assert len(shown.find("attacks", "tr", **{"class": "stage"})) == 4  # in the accuracies and in the costs
-    assert PGD in text and "1.2 s 400 gradients" in text
+    assert "pgd20 PGD: steps 20, step_size 1/255, start uniform autoattack AutoAttack: version standard" in text
+    assert "autoattack/apgd-ce APGDCE: rho 0.75 autoattack/square Square" in text
+    assert "1.2 s 400 gradients" in text
     assert "The last checkpoint" not in text
 
 
@@ -205,7 +229,7 @@ def test_attacks_that_a_run_was_not_judged_under_are_empty(tmp_path):
     runs = [make_run(tmp_path / "at", "at"), make_run(tmp_path / "mart")]
 
     def without_pgd(content):
-        del content["best"]["accuracy"]["pgd20"], content["attacks"]["pgd20"]
+        del content["best"]["accuracy"]["pgd20"], content["best"]["attacks"]["pgd20"]
 
     change(runs[0] / "evaluation.json", without_pgd)
     shown = read(runs, tmp_path)
@@ -226,11 +250,13 @@ def test_runs_that_were_judged_differently(tmp_path):
     runs = [make_run(tmp_path / "at", "at"), make_run(tmp_path / "trades", "trades"), make_run(tmp_path / "mart")]
 
     def differently(content):
-        content["threat"] = {"norm": "L2", "epsilon": 8 / 255}
-        content["best"]["examples"] = 4000
+        ball = {"norm": "L2", "epsilon": 8 / 255}
+        content["best"] |= {"threat": ball, "examples": 4000, "precision": "bfloat16"}
         content |= {"dataset": "tfds:mnist", "sample": 1, "source": "at.keras"}
-        content["attacks"]["pgd20"] = "PGD(threat=L2(epsilon=0.0313), steps=50)"
-        content["attacks"]["autoattack"] = "AutoAttack(threat=L2(epsilon=0.0313), version='standard')"
+        attacks = content["best"]["attacks"]
+        attacks["pgd20"]["steps"] = 50
+        for attack in (*attacks.values(), *attacks["autoattack"]["stages"].values()):
+            attack["threat"] = ball
 
     change(runs[0] / "evaluation.json", differently)
     for run in runs[1:]:
@@ -241,19 +267,20 @@ def test_runs_that_were_judged_differently(tmp_path):
         assert "not judged alike" in shown.text[part]
         assert "The norm is L2 for at; L∞ for trades and mart." in shown.text[part]
         assert "Epsilon is 8/255 for at; 0.1 for trades and mart." in shown.text[part]
+        assert "The precision is bfloat16 for at; float32 for trades and mart." in shown.text[part]
         assert "The number of test examples is 4,000 for at; 40 for trades and mart." in shown.text[part]
         assert "The dataset is tfds:mnist for at; npz:mnist.npz for trades and mart." in shown.text[part]
         assert "chose the test examples is 1 for at; 0 for trades and mart." in shown.text[part]
         assert "transfer attacks is at.keras for at; standard.keras for trades and mart." in shown.text[part]
         assert "The parameters of pgd20 are not the same for all." in shown.text[part]
-    assert f"trades and mart: {PGD}" in shown.text["attacks"]
+    assert "at: PGD: steps 50, step_size 1/255, start uniform trades and mart: PGD: steps 20" in shown.text["attacks"]
 
 
 def test_files_of_older_versions(tmp_path):
     run = make_run(tmp_path / "mart")
 
     def older(content):
-        del content["threat"], content["versions"], content["seed"]
+        content["attacks"] = {"pgd20": PGD}
         for which in ("best", "last"):
             accuracy = {name: content[which]["accuracy"][name] for name in ("natural", "pgd20")}
             content[which] = {"examples": 40, "accuracy": accuracy, "seconds": {"pgd20": 3.0}}
@@ -265,7 +292,57 @@ def test_files_of_older_versions(tmp_path):
     assert f"75.00% (95% interval {low:.1%} to {high:.1%}) under pgd20, the strongest" in shown.text["summary"]
     assert f"{low:.1%} to {high:.1%}" in shown.text["attacks"] and "3.0 s" in shown.text["attacks"]
     assert "evaluated at 0.1" in shown.text["epsilon"]  # from the attack's repr
+    assert f"pgd20 {PGD}" in shown.text["attacks"] and "correctly, and 75.00%" in shown.text["summary"]
     assert "The versions of mart : not measured" in shown.text["configuration"]
+
+
+def test_older_and_newer_files_beside_each_other(tmp_path):
+    """A repr is no other parameter than a dictionary, but another repr is."""
+    runs = [make_run(tmp_path / name, name) for name in ("at", "trades", "mart")]
+    for run, steps in zip(runs[:2], (20, 50), strict=True):
+        older = {"threat": BALL, "attacks": {"pgd20": PGD.replace("20", str(steps))}, "seed": 8}
+
+        def edit(content, older=older):
+            for name in RECORD:
+                del content["best"][name]
+            content |= older
+
+        change(run / "evaluation.json", edit)
+    shown = read([runs[0], runs[2]], tmp_path)
+    assert "not judged alike" not in shown.text["summary"] and f"at: {PGD} mart: PGD: steps" in shown.text["attacks"]
+    assert "Evaluated with: L∞, epsilon 0.1; seed 8." in shown.text["configuration"]
+    assert "The parameters of pgd20 are not the same" in read(runs, tmp_path).text["summary"]
+
+
+def test_attacks_in_other_balls_than_the_run_name_theirs():
+    said = {"class": "Transfer", "source": {"name": "plain"}, "attack": {"class": "PGD", "threat": BALL, "steps": 5}}
+    told = words.parameters(said, ("Linf", 0.1))
+    assert told == "Transfer: source (name plain), attack (PGD: steps 5)"
+    assert "PGD: threat (norm Linf, epsilon 0.1), steps 5" in words.parameters(said, ("Linf", 0.2))
+
+
+def test_classes_show_the_worst_in_words(tmp_path):
+    names = ("cat", "dog", "eel", "fox")
+    at = table(class_names=names)
+    at.predictions["autoattack"][at.labels == 2] = 0
+    runs = [make_run(tmp_path / "at", "at", at), make_run(tmp_path / "mart", judged=table(class_names=names))]
+    text = read(runs, tmp_path).text["classes"]
+    assert "at does worst on eel, of 4 classes: 0.00% in the worst case, 90.00% natural." in text
+    low, high = wilson(0.5, 10)
+    assert f"cat 50.00% {low:.1%} to {high:.1%} natural 90.00% 10 examples" in text
+    assert [text.rindex(name) for name in names] == sorted(text.rindex(name) for name in names)  # in label order
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(20, 20), (21, 20)])
+def test_classes_are_the_worst_where_they_are_many(tmp_path, classes, shown):
+    judged = table(classes, 840, worst=1)
+    judged.predictions["autoattack"][judged.labels == classes - 1] = 0
+    page = read(make_run(tmp_path / "mart", judged=judged), tmp_path)
+    assert len(page.find("classes", "th", scope="row")) == shown
+    fewer = "The 20 classes with the lowest accuracy in the worst case, of 21."
+    assert (fewer in page.text["classes"]) == (shown < classes)
+    first = f"class mart {classes - 1} 0.00%" if shown < classes else "class mart 0 "
+    assert first in page.text["classes"]
 
 
 def test_epsilon_draws_a_line_a_band_and_the_ball(shown):
@@ -287,16 +364,64 @@ def test_epsilon_draws_a_line_a_band_and_the_ball(shown):
 def test_epsilon_of_two_norms_takes_two_charts(tmp_path):
     runs = [make_run(tmp_path / "at", "at", flags=""), make_run(tmp_path / "mart", flags="--epsilon=8/255\n")]
     for name in ("evaluation.json", "diagnosis.json"):
-        change(runs[0] / name, lambda content: content.update(threat={"norm": "L2", "epsilon": 0.5}))
+        change(runs[0] / name, lambda content: content.get("best", content).update(threat=L2))
     shown = read(runs, tmp_path)
     assert len(shown.find("epsilon", "svg", role="img")) == 4
     assert "epsilon in L2" in shown.text["epsilon"] and "epsilon in L∞" in shown.text["epsilon"]
     assert "trained at 8/255" in shown.text["epsilon"] and "evaluated at 0.5" not in shown.text["epsilon"]  # outside
 
 
+def distances(examples=40):
+    """4 misclassified, the others from 0.05 to 0.22, but one that was never fooled."""
+    return {"fmn": np.array([0.0] * 4 + [*np.linspace(0.05, 0.22, examples - 5)] + [np.inf], "float32")}
+
+
+def test_epsilon_from_distances(tmp_path):
+    shown = read(make_run(tmp_path / "mart", judged=table(distances=distances())), tmp_path)
+    text = shown.text["epsilon"]
+    assert "on 40 test examples, from the distance of the nearest adversarial image that FMN: steps 100 met" in text
+    # 40 - 4 - 11 are left at 0.1, 40 - 4 - 21 at 0.15; the table has multiples of 0.1.
+    assert "0 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 mart 90.0% 90.0% 87.5%" in text and PGD not in text
+    assert "The table goes on to 0.4." in text  # the line ends where nothing more is fooled
+    lines_ = [each["d"] for each in shown.find("epsilon", "path") if "line" in each.get("class", "")]
+    assert [path.count("L") for path in lines_] == [199, 199]
+    assert lines_[1].startswith("M52 70L") and lines_[1].endswith("L326 271.2h0")  # 90% of 230 pixels, 2.5%
+    assert len(shown.find("epsilon", "circle")) == 2 * 7 + 2  # at the sizes of the table, and keys
+
+
+def test_epsilon_from_distances_counts_as_the_attack_does(tmp_path):
+    """An image on the ball's surface is within it, though float32 lies beyond 8/255."""
+    surface = {"fmn": np.full(40, 8 / 255, "float32")}
+    ball = {"norm": "Linf", "epsilon": 8 / 255}
+    record = RECORD | {"threat": ball, "attacks": {"fmn": {"class": "FMN", "threat": ball}}}
+    judged = dataclasses.replace(table(distances=surface), record=record)
+    text = read(make_run(tmp_path / "mart", judged=judged), tmp_path).text["epsilon"]
+    assert "mart 100.0% 100.0% 100.0% 100.0% 0.0% 0.0%" in text
+
+
+def test_epsilon_of_two_kinds_in_one_chart(tmp_path):
+    runs = [make_run(tmp_path / "at", "at", table(distances=distances())), make_run(tmp_path / "mart")]
+    shown = read(runs, tmp_path)
+    text = shown.text["epsilon"]
+    assert len(shown.find("epsilon", "svg", role="img")) == 2
+    assert "Accuracy of at on 40 test examples, from the distance" in text
+    assert f"; of mart on 40 test examples under {PGD}, at each epsilon." in text
+    # What is known everywhere fills all columns, what was measured only its own.
+    assert "0 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 1 at 90.0% 90.0% 87.5%" in text
+    assert "mart 90.0% 75.0% 50.0% 10.0% 0.0%" in text
+
+
+def test_epsilon_of_distances_in_another_norm_takes_a_chart_of_its_own(tmp_path):
+    attacks = RECORD["attacks"] | {"fmn": {"class": "FMN", "threat": L2}}
+    judged = dataclasses.replace(table(distances=distances()), record=RECORD | {"attacks": attacks})
+    shown = read([make_run(tmp_path / "at", "at", judged), make_run(tmp_path / "mart")], tmp_path)
+    text = shown.text["epsilon"]
+    assert "epsilon in L2" in text and "epsilon in L∞" in text and "FMN: threat (norm L2, epsilon 0.5)" in text
+
+
 def test_what_was_checked_in_another_ball_than_judged_says_so(tmp_path):
     run = make_run(tmp_path / "mart")
-    change(run / "evaluation.json", lambda content: content.update(threat={"norm": "L2", "epsilon": 0.5}))
+    change(run / "evaluation.json", lambda content: content["best"].update(threat=L2))
     shown = read([run], tmp_path)
     assert "epsilon in L∞" in shown.text["epsilon"] and "evaluated at 0.5" not in shown.text["epsilon"]
     assert "(on 40 examples, L∞, epsilon 0.1)" in shown.text["checks"]
@@ -337,8 +462,26 @@ def test_confusion_of_few_and_many_classes(tmp_path, classes, counted):
     assert len(shown.find("confusion", "li")) == min(5, classes)
 
 
+def test_confusion_and_gallery_name_the_classes(tmp_path):
+    judged = table(class_names=("airplane", "automobile", "bird", "a" * 30))
+    shown = read(make_run(tmp_path / "mart", judged=judged), tmp_path)
+    text = shown.text["confusion"]
+    assert "airplane taken for automobile: 5 of 10 (50.0%)" in text
+    # Names stand at both axes, those above turned, and a long one is cut.
+    assert text.count("automobile") == 2 + 2 and text.count(" aaaaaaaaa…") == 2
+    assert len([each for each in shown.find("confusion", "text") if "rotate" in each.get("transform", "")]) == 4
+    assert "label " + "a" * 30 in shown.text["gallery"] and "✗ predicted bird" in shown.text["gallery"]
+
+
+def test_what_no_class_is_has_no_name(tmp_path):
+    with np.load(make_run(tmp_path / "mart", judged=table(class_names=tuple("abcd"))) / "gallery.npz") as file:
+        arrays = dict(file)
+    np.savez(tmp_path / "mart" / "gallery.npz", **{**arrays, "predicted": [-1, -1]})
+    assert "✗ predicted -1" in read(tmp_path / "mart", tmp_path).text["gallery"]
+
+
 def test_heat_map_cells():
-    drawn = heatmap.heatmap("", np.array([[3, 1], [0, 0]]), width=svg.NARROW)
+    drawn = heatmap.heatmap("", np.array([[3, 1], [0, 0]]), "ab", width=svg.NARROW)
     assert f'class="right" fill-opacity="{heatmap.level(0.75)}"' in drawn
     assert f'class="wrong" fill-opacity="{heatmap.level(0.25)}"' in drawn
     assert drawn.count("<rect") == 3  # a class without examples has no cells
@@ -428,8 +571,8 @@ def test_text_is_escaped(tmp_path):
     evil = "<script>alert('&\"')</script>"
 
     def poison(content):
-        content["attacks"][evil] = evil
-        content["versions"][evil] = evil
+        content["best"]["attacks"][evil] = {"class": evil, evil: evil}
+        content["best"]["versions"][evil] = evil
         content["best"]["accuracy"][evil] = 0.1
 
     change(run / "evaluation.json", poison)
@@ -437,9 +580,8 @@ def test_text_is_escaped(tmp_path):
     change(run / "diagnosis.json", lambda content: content["checks"][0].update(verdict='"><i>'))
     change(run / "diagnosis.json", lambda content: content["curve"].update(attack=evil))
     judged = table()
-    Table(judged.labels, {**judged.predictions, evil: judged.labels * 0}, judged.seconds, judged.gradients).save(
-        run / "best.npz"
-    )
+    judged.predictions[evil] = judged.labels * 0
+    dataclasses.replace(judged, class_names=(evil,) * 4).save(run / "best.npz")
     shown = read({evil: run}, tmp_path)
     assert not [name for _, name, attributes in shown.elements if name == "script" or "<" in name + "".join(attributes)]
     assert all(evil in shown.text[part] for part in SECTIONS)
@@ -607,9 +749,10 @@ const measure = frame => {
     if (box.right > root.clientWidth + 0.5 && !each.closest(".scroll table"))
       wrong.push(`${part}: ${each.tagName} ends at ${box.right}`);
     if (each.tagName === "text") {
-      const chart = each.ownerSVGElement.getBoundingClientRect();
-      const size = parseFloat(frame.contentWindow.getComputedStyle(each).fontSize) * each.getScreenCTM().a;
-      if (box.left < chart.left - 1 || box.right > chart.right + 1 || box.bottom > chart.bottom + 1 || size < 11)
+      const svg = each.ownerSVGElement, chart = svg.getBoundingClientRect();
+      const size = parseFloat(frame.contentWindow.getComputedStyle(each).fontSize) * svg.getScreenCTM().a;
+      const outside = box.left < chart.left - 1 || box.right > chart.right + 1 || box.top < chart.top - 1;
+      if (outside || box.bottom > chart.bottom + 1 || size < 11)
         wrong.push(`${part}: text "${each.textContent}" of ${size} pixels leaves its chart`);
     }
   }

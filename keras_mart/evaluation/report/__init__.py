@@ -11,9 +11,10 @@ __all__ = ["report"]
 def report(runs, path):
     """Writes what is known of one or several runs to one HTML file that needs nothing else, not even a network.
 
-    It shows training curves, accuracy under attacks with 95% intervals and against epsilon, the gap between PGD-20 and
-    AutoAttack, the checks for false robustness, the confusions under the strongest attack, adversarial examples, and
-    each run's flags and versions. A part whose data are missing says which command measures them.
+    It shows training curves, accuracy under attacks with 95% intervals, of each class and against epsilon, the gap
+    between PGD-20 and AutoAttack, the checks for false robustness, the confusions under the strongest attack,
+    adversarial examples, and each run's flags and versions. A part whose data are missing says which command measures
+    them.
 
     Args:
         runs: a run directory, a list of them, or a mapping of titles to them; by default a run's title is its method. A

@@ -7,7 +7,7 @@ import re
 from keras_mart.evaluation.run import Run
 from keras_mart.evaluation.table import WORST_CASE, Table, wilson
 
-# An attack's repr says which ball it searched; files that name no threat have only this.
+# Older files hold an attack's repr, which says which ball it searched.
 BALL = re.compile(r"threat=(\w+)\(epsilon=([^)]+)\)")
 
 
@@ -37,18 +37,28 @@ class Subject:
     gallery: dict | None
 
     @property
+    def record(self):
+        """What was evaluated: evaluation.json says it of each checkpoint, in older files at its top."""
+        return self.evaluation | self.checkpoint("best")
+
+    @property
+    def parameters(self):
+        """Name of each attack and stage to what it is: a dictionary, in older files its repr."""
+        found = {}
+        for name, said in self.record.get("attacks", {}).items():
+            stages = said.get("stages", {}) if isinstance(said, dict) else {}
+            found |= {name: said, **{f"{name}/{stage}": of_stage for stage, of_stage in stages.items()}}
+        return found
+
+    @property
     def threat(self):
         """(norm, epsilon) of the ball it was judged in, or `None`."""
-        named = _ball(self.evaluation) or self.diagnosed
-        if named:
-            return named
-        balls = filter(None, map(BALL.search, self.evaluation.get("attacks", {}).values()))
-        return next(((ball[1], float(ball[2])) for ball in balls), None)
+        return next(filter(None, map(ball, [self.record, self.diagnosis, *self.parameters.values()])), None)
 
     @property
     def diagnosed(self):
         """(norm, epsilon) of the ball it was checked for false robustness in, or `None`."""
-        return _ball(self.diagnosis)
+        return ball(self.diagnosis)
 
     @property
     def trained_epsilon(self):
@@ -97,15 +107,28 @@ class Subject:
         """The names of the attacks that the best checkpoint was judged under, without stages."""
         return attacks(self.accuracy())
 
+    @property
+    def nearest(self):
+        """The name of an attack that looked for the nearest adversarial images, in a known ball, or `None`."""
+        distances = self.table.distances if self.table else {}
+        return next((name for name in distances if ball(self.parameters.get(name, {}))), None)
+
+    def class_name(self, label):
+        """The name of a class, its number where there are no names or, as after NaN, no class."""
+        return self.table.class_name(label) if self.table and label >= 0 else str(label)
+
     def series(self, column):
         """(epoch, value) pairs of a column of history.csv, without empty cells."""
         pairs = ((row.get("epoch"), row.get(column)) for row in self.rows)
         return [pair for pair in pairs if None not in pair]
 
 
-def _ball(measured):
-    """(norm, epsilon) of the ball that a file names, or `None`."""
-    threat = measured.get("threat")
+def ball(said):
+    """(norm, epsilon) of the ball that a file, or an attack in it, names, or `None`."""
+    if isinstance(said, str):
+        found = BALL.search(said)
+        return found and (found[1], float(found[2]))
+    threat = said.get("threat")
     return (threat["norm"], float(threat["epsilon"])) if threat else None
 
 

@@ -44,6 +44,21 @@ def attack(name):
     return NAMES.get(name, name.rpartition("/")[2])
 
 
+def parameters(said, told=None):
+    """PGD: steps 20, start uniform; of an attack's dictionary, without its stages and the `told` (norm, epsilon)."""
+    given = {name: value for name, value in said.items() if name not in ("class", "stages")}
+    if told and given.get("threat") == dict(zip(("norm", "epsilon"), told, strict=True)):
+        del given["threat"]
+    texts = [f"{name} {_parameter(value, told)}" for name, value in given.items()]
+    return ": ".join(filter(None, [said.get("class"), ", ".join(texts)]))
+
+
+def _parameter(value, told):
+    if isinstance(value, dict):
+        return f"({parameters(value, told)})"
+    return epsilon(value) if isinstance(value, float) else str(value)
+
+
 def listing(names):
     """a, b and c."""
     names = list(map(str, names))

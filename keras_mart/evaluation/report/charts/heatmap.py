@@ -1,5 +1,7 @@
 """A confusion matrix as a heat map: with counts for few classes, without for many."""
 
+import dataclasses
+
 import numpy as np
 
 from keras_mart.evaluation.report.charts import svg
@@ -9,27 +11,48 @@ from keras_mart.evaluation.report.markup import tag
 COUNTED = 12
 LARGEST_CELL = 64
 LEFT, TOP, RIGHT = 46, 44, 6
+# What a long name takes beside the cells, and above them, where it is turned.
+NAME = 90
 # A share takes the first level that reaches it. There is none between 0.55 and 0.9, where neither dark nor light text
 # would stand out from the cell.
 LEVELS = ((0.02, 0.12), (0.05, 0.2), (0.1, 0.28), (0.2, 0.36), (0.35, 0.44), (0.6, 0.55), (0.85, 0.9), (1.0, 1.0))
 TEXT_TURNS = 0.7
 
 
-def heatmap(label, counts, *, width):
-    """[labels, predicted] counts; the colour is the share of its row, the diagonal has a colour of its own."""
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Where the cells lie: the corner, and a cell's side."""
+
+    left: float
+    top: float
+    cell: float
+
+    def corner(self, row, column):
+        """(x, y) of a cell's corner."""
+        return self.left + column * self.cell, self.top + row * self.cell
+
+
+def heatmap(label, counts, names, *, width):
+    """[labels, predicted] counts of named classes; the colour is the share of its row, the diagonal has its own."""
     classes = len(counts)
-    cell = min(LARGEST_CELL, (width - LEFT - RIGHT) / classes)
+    named = _named(classes)
+    shown = {index: svg.shorten(names[index], NAME) for index in named}
+    longest = svg.LETTER * max(map(len, shown.values()))
+    left = max(LEFT, longest + 8)
+    cell = min(LARGEST_CELL, (width - left - RIGHT) / classes)
+    turned = longest > cell * named.step
+    grid = Grid(left, TOP + longest - 10 if turned else TOP, cell)
     side = cell * classes
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     draw = _counted if classes <= COUNTED else _compact
     parts = [
         svg.text(0, 13, "label ↓"),
-        svg.text(LEFT + 28, 13, "predicted class →"),
-        [_names(index, cell) for index in _named(classes)],
-        draw(counts, shares, cell),
-        tag("rect", x=LEFT, y=TOP, width=svg.number(side), height=svg.number(side), class_="border"),
+        svg.text(left + 28, 13, "predicted class →"),
+        [_names(name, index, grid, turned) for index, name in shown.items()],
+        draw(counts, shares, grid),
+        tag("rect", x=left, y=grid.top, width=svg.number(side), height=svg.number(side), class_="border"),
     ]
-    return svg.frame(label, width, TOP + side + 4, *parts)
+    return svg.frame(label, width, grid.top + side + 4, *parts)
 
 
 def level(share):
@@ -38,20 +61,22 @@ def level(share):
 
 
 def _named(classes):
-    """The classes whose numbers stand at the axes."""
-    return range(classes) if classes <= COUNTED else map(int, svg.ticks(0, classes - 1, 6, least=1))
+    """The classes whose names stand at the axes."""
+    step = 1 if classes <= COUNTED else int(svg.ticks(0, classes - 1, 6, least=1)[1])
+    return range(0, classes, step)
 
 
-def _names(index, cell):
-    middle = (index + 0.5) * cell
-    return [svg.text(LEFT + middle, TOP - 8, index, "middle"), svg.text(LEFT - 8, TOP + middle + 4, index, "end")]
+def _names(name, index, grid, turned):
+    x, y = grid.corner(index + 0.5, index + 0.5)
+    above = svg.text(x + 4, grid.top - 8, name, turned=True) if turned else svg.text(x, grid.top - 8, name, "middle")
+    return [above, svg.text(grid.left - 8, y + 4, name, "end")]
 
 
-def _counted(counts, shares, cell):
-    parts = []
+def _counted(counts, shares, grid):
+    parts, cell = [], grid.cell
     for (row, column), count in np.ndenumerate(counts):
         opacity = level(shares[row, column])
-        x, y = LEFT + column * cell, TOP + row * cell
+        x, y = grid.corner(row, column)
         box = tag(
             "rect",
             x=svg.number(x + 1),
@@ -68,11 +93,12 @@ def _counted(counts, shares, cell):
     return parts
 
 
-def _compact(counts, shares, cell):
+def _compact(counts, shares, grid):
     """One path for the cells of a colour: thousands of elements would be slow to show."""
-    paths = {}
+    paths, cell = {}, grid.cell
     for row, column in zip(*map(np.ndarray.tolist, np.nonzero(counts)), strict=True):
-        place = f"M{LEFT + column * cell:.2f} {TOP + row * cell:.2f}h{cell:.2f}v{cell:.2f}h-{cell:.2f}z"
+        x, y = grid.corner(row, column)
+        place = f"M{x:.2f} {y:.2f}h{cell:.2f}v{cell:.2f}h-{cell:.2f}z"
         paths.setdefault((_kind(row, column), level(shares[row, column])), []).append(place)
     return [tag("path", d="".join(path), class_=kind, fill_opacity=opacity) for (kind, opacity), path in paths.items()]
 

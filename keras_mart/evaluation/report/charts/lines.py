@@ -22,7 +22,8 @@ class Line:
         colour: CSS class.
         style: "solid" or "dashed".
         band: (x, low, high) triples round it.
-        shape: number of the shape that marks its points, or `None`.
+        shape: number of the shape that marks points, or `None`.
+        marked: the points that it marks, by default all.
     """
 
     points: list
@@ -30,6 +31,7 @@ class Line:
     style: str = "solid"
     band: tuple = ()
     shape: int | None = None
+    marked: list | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +80,11 @@ def _band(line, x, y):
 
 
 def _line(line, x, y):
-    places = [(x(at), y(value)) for at, value in line.points]
+    places, marked = (
+        [(x(at), y(value)) for at, value in points]
+        for points in (line.points, line.points if line.marked is None else line.marked)
+    )
     # "h0": a single point is a line of no length, which round ends make visible.
     path = "M" + "L".join(f"{svg.number(at)} {svg.number(height)}" for at, height in places) + "h0"
-    dots = [shape(line.shape, *place, 4.5) for place in places] if line.shape is not None else None
+    dots = [shape(line.shape, *place, 4.5) for place in marked] if line.shape is not None else None
     return tag("g", tag("path", d=path, class_=f"line {line.style}"), dots, class_=line.colour)

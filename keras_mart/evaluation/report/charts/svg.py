@@ -24,9 +24,11 @@ def both(draw):
     return tag("div", draw(WIDE), draw(NARROW), class_="adaptive")
 
 
-def text(x, y, words, anchor="start", class_=None):
-    """Text at a point."""
-    return tag("text", words, x=number(x), y=number(y), text_anchor=anchor, class_=class_)
+def text(x, y, words, anchor="start", class_=None, *, turned=False):
+    """Text at a point; turned, it goes up from there."""
+    x, y = number(x), number(y)
+    turn = f"rotate(-90 {x} {y})" if turned else None
+    return tag("text", words, x=x, y=y, text_anchor=anchor, class_=class_, transform=turn)
 
 
 def rule(x1, y1, x2, y2, class_):

@@ -18,12 +18,12 @@ def configuration(subjects):
 
 
 def _versions(subject):
-    return subject.evaluation.get("versions")
+    return subject.record.get("versions")
 
 
 def _flags(subject, shared):
     lines = [[line if line in shared else tag("mark", line), "\n"] for line in subject.flags]
-    seed = subject.evaluation.get("seed")
+    seed = subject.record.get("seed")
     facts = [
         f"{words.threat(*subject.threat)}" if subject.threat else None,
         f"seed {seed}" if seed is not None else None,

@@ -35,9 +35,10 @@ def _attack(subject):
 def _map(subject):
     attack = _attack(subject)
     counts = _counts(subject.table.labels, subject.table.predictions[attack])
-    pairs = _pairs(counts)
+    names = [subject.class_name(label) for label in range(len(counts))]
+    pairs = _pairs(counts, names)
     label = f"Confusions of {subject.title} under {attack}, {len(counts)} classes. " + "; ".join(pairs)
-    chart = heatmap.heatmap(label, counts, width=svg.NARROW)
+    chart = heatmap.heatmap(label, counts, names, width=svg.NARROW)
     accuracy = words.percent(subject.table[attack])
     caption = f"Under {attack}: {accuracy} of {subject.table.examples:,} examples are classified correctly."
     listed = [tag("h4", "Most frequent"), tag("ol", [tag("li", pair) for pair in pairs])] if pairs else None
@@ -53,12 +54,12 @@ def _counts(labels, predicted):
     return counts
 
 
-def _pairs(counts):
+def _pairs(counts, names):
     wrong = counts * (1 - np.eye(len(counts), dtype="int64"))
     places = np.argsort(-wrong, axis=None, kind="stable")[:LISTED]
     found = [np.unravel_index(place, wrong.shape) for place in places]
     return [
-        f"{label} taken for {predicted}: {counts[label, predicted]:,} of {sum(counts[label]):,} "
+        f"{names[label]} taken for {names[predicted]}: {counts[label, predicted]:,} of {sum(counts[label]):,} "
         f"({counts[label, predicted] / sum(counts[label]):.1%})"
         for label, predicted in found
         if wrong[label, predicted]

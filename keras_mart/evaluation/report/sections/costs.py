@@ -14,7 +14,7 @@ def costs(names, subjects):
 
 
 def parameters(names, subjects):
-    """Each attack's repr; where runs were judged under different ones, each with their names."""
+    """What each attack is; where runs were judged under different ones, each with their names."""
     entries = []
     for name in names:
         attacks = words.grouped((each.title, differences.parameters(each).get(name)) for each in subjects)

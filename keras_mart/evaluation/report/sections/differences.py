@@ -15,8 +15,11 @@ def notes(subjects):
 
 
 def parameters(subject):
-    """Name to the repr of the attacks that a run was judged under."""
-    return subject.evaluation.get("attacks", {})
+    """Name to the parameters, as text, of the attacks that a run was judged under, and of their stages."""
+    return {
+        name: said if isinstance(said, str) else words.parameters(said, subject.threat)
+        for name, said in subject.parameters.items()
+    }
 
 
 def _differences(subjects):
@@ -26,6 +29,7 @@ def _differences(subjects):
         "The dataset": lambda each: each.evaluation.get("dataset"),
         "The seed that chose the test examples": lambda each: words.text(each.evaluation.get("sample")),
         "The source of transfer attacks": lambda each: each.evaluation.get("source"),
+        "The precision": lambda each: each.record.get("precision"),
         "The number of test examples": lambda each: each.examples and f"{each.examples:,}",
         "The list of attacks": lambda each: words.listing(each.attacks),
     }
@@ -41,7 +45,12 @@ def _names(subjects):
 
 def _changed(name, subjects):
     """Whether an attack has other parameters here than there, its ball aside, which is told already."""
-    return len({_without_ball(parameters(each)[name]) for each in subjects if name in parameters(each)}) > 1
+    texts = {}
+    for each in subjects:
+        if name in each.parameters:
+            # The repr in an older file does not compare with the text of a dictionary.
+            texts.setdefault(type(each.parameters[name]), set()).add(_without_ball(parameters(each)[name]))
+    return any(len(found) > 1 for found in texts.values())
 
 
 def _without_ball(attack):

@@ -49,12 +49,13 @@ def _factor(perturbations):
 
 def _example(subject, index, example, perturbation, factor):
     label, natural, predicted = (int(example[name]) for name in ("labels", "natural", "predicted"))
+    named = subject.class_name
     where = f"{subject.title}, example {index + 1}"
     columns = [
         _column(
             "natural",
-            picture(example["images"], f"{where}: natural image of class {label}, predicted {natural}"),
-            _prediction(natural, label),
+            picture(example["images"], f"{where}: natural image of class {named(label)}, predicted {named(natural)}"),
+            _prediction(named(natural), natural == label),
         ),
         _column(
             "perturbation",
@@ -63,20 +64,20 @@ def _example(subject, index, example, perturbation, factor):
         ),
         _column(
             "adversarial",
-            picture(example["adversarial"], f"{where}: adversarial image, predicted {predicted}"),
-            _prediction(predicted, label),
+            picture(example["adversarial"], f"{where}: adversarial image, predicted {named(predicted)}"),
+            _prediction(named(predicted), predicted == label),
         ),
     ]
-    return tag("div", tag("p", f"label {label}", class_="label"), columns, class_="example")
+    return tag("div", tag("p", f"label {named(label)}", class_="label"), columns, class_="example")
 
 
 def _column(name, image, below):
     return tag("div", tag("small", name), image, tag("span", below))
 
 
-def _prediction(predicted, label):
+def _prediction(name, right):
     return tag(
         "span",
-        f"{'✓' if predicted == label else '✗'} predicted {predicted}",
-        class_="good" if predicted == label else "bad",
+        f"{'✓' if right else '✗'} predicted {name}",
+        class_="good" if right else "bad",
     )

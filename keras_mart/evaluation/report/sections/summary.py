@@ -37,7 +37,9 @@ def _sentence(subject):
     yield tag("b", subject.title)
     yield " classifies "
     if "natural" in accuracy:
-        yield f"{words.percent(accuracy['natural'])} of the {subject.examples:,} test images correctly, and "
+        precision = subject.record.get("precision")
+        within = f" in {precision}" if precision else ""
+        yield f"{words.percent(accuracy['natural'])} of the {subject.examples:,} test images correctly{within}, and "
     yield f"{words.percent(accuracy[name])} (95% interval {words.interval(subject.interval(name))}) "
     if name != WORST_CASE:
         yield f"under {name}, the strongest attack measured; the worst case over all attacks was not recorded."
