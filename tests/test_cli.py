@@ -423,6 +423,7 @@ def test_a_model_without_a_run(source, run, tiny, tmp_path):
     assert command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm", "--epsilon=1/4").status == 0
     assert found["best"]["accuracy"] == json.loads((run / "evaluation.json").read_text())["best"]["accuracy"]
     assert command("--mode=report", where).status == 0  # which recalls what the model was judged with
+    assert "comes from elsewhere: it was not trained here" in (tmp_path / "judged" / "report.html").read_text()
     assert command(mode, f"--model={run / source}", where, *others).status == 0
 
 

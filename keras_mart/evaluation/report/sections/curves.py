@@ -4,6 +4,7 @@ from keras_mart.evaluation.report import words
 from keras_mart.evaluation.report.charts import lines, marks, svg
 from keras_mart.evaluation.report.markup import tag
 from keras_mart.evaluation.report.sections import frame
+from keras_mart.evaluation.report.subject import flag
 
 LEAD = (
     "Accuracy and loss over the epochs, on the training and on the validation examples. Where training accuracy rises "
@@ -36,6 +37,8 @@ def curves(subjects):
 
 
 def _missing(subject):
+    if flag(subject.flags, "model"):
+        return tag("p", tag("b", subject.title), " comes from elsewhere: it was not trained here.", class_="missing")
     return frame.missing(subject, "The training", "train", f"--flagfile={subject.run.flags}", "--resume")
 
 

@@ -6,7 +6,6 @@ import numpy as np
 
 from keras_mart.evaluation.report.sections import differences
 from keras_mart.evaluation.report.subject import Subject, ball
-from keras_mart.threats import ROUNDING
 
 # What is known at each epsilon is drawn at so many, and its table has these multiples of the evaluated one.
 DRAWN = 200
@@ -107,8 +106,7 @@ class Known:
 
     def at(self, sizes):
         """Epsilon to accuracy, at all sizes."""
-        reached = np.multiply(sizes, 1 + ROUNDING)  # as far as the attack's row counts images as within the ball
-        return dict(zip(sizes, self.subject.table.curve(self.subject.nearest, reached)[1].tolist(), strict=True))
+        return dict(zip(sizes, self.subject.table.curve(self.subject.nearest, sizes)[1].tolist(), strict=True))
 
     def drawn(self, end):
         """(epsilon, accuracy) pairs of the line."""
