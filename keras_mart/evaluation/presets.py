@@ -10,7 +10,7 @@ NAMED = {
     "fmn": FMN, "square": Square, "autoattack": AutoAttack,
 }  # fmt: skip
 # Those that take a number of steps at the end of their name.
-STEPPED = {"pgd": PGD, "cw": CW}
+STEPPED = {"pgd": PGD, "cw": CW, "fmn": FMN}
 # PGD-20 and CW-30 step as in the MART paper's evaluation; others as `PGD` does by default.
 PAPER_STEP, PAPER_STEPS = 0.1, {"pgd": 20, "cw": 30}
 # Names of several at once: "paper" are the attacks of the MART paper's white-box table.
@@ -23,9 +23,10 @@ def presets(names, threat, source=None):
     """Name to attack in a ball.
 
     Args:
-        names: each one of `PRESETS`, pgd<steps> or cw<steps> (cw has 30); after "transfer-" the attack is run on
-            the source. "paper" stands for fgsm, pgd20 and cw. pgd20 and cw take steps of epsilon / 10, as in the
-            paper's evaluation; with other numbers of steps they take `keras_mart.PGD`'s default.
+        names: each one of `PRESETS`, pgd<steps>, cw<steps> (cw has 30) or fmn<steps> (fmn has 100); after
+            "transfer-" the attack is run on the source. "paper" stands for fgsm, pgd20 and cw. pgd20 and cw take
+            steps of epsilon / 10, as in the paper's evaluation; with other numbers of steps they take
+            `keras_mart.PGD`'s default.
         threat: the ball.
         source: the model on which transfer attacks are run.
 
@@ -50,7 +51,7 @@ def _preset(name, threat, source):
     stepped = re.fullmatch(rf"({'|'.join(STEPPED)})([1-9]\d*)", name)
     if stepped:
         kind, steps = stepped[1], int(stepped[2])
-        step_size = PAPER_STEP * threat.epsilon if steps == PAPER_STEPS[kind] else None
-        return STEPPED[kind](threat, steps, step_size=step_size)
+        chosen = {"step_size": PAPER_STEP * threat.epsilon} if steps == PAPER_STEPS.get(kind) else {}
+        return STEPPED[kind](threat, steps, **chosen)
     checks.one_of(name, PRESETS, "attacks")
     return NAMED[name](threat)
