@@ -495,31 +495,31 @@ GREY = tf.fill([3, 10, 10, 2], 0.5)
 
 
 def test_linf_squares():
-    start, change = square._linf(0.1, GREY)
-    stripes = start(tf.constant([1, 2])).numpy()
+    start, change = square._linf(0.1, GREY, tf.constant([1, 2]))
+    stripes = start().numpy()
     np.testing.assert_allclose(np.abs(stripes - 0.5), 0.1, atol=1e-6)
     np.testing.assert_array_equal(stripes, np.repeat(stripes[:, :1], 10, axis=1))  # vertical
     assert len(np.unique(stripes[:, 0], axis=0)) == 3  # of each example its own
     for area, side in [(0.8, 9), (0.4, 6), (0.05, 2), (0.001, 1)]:  # round(sqrt(area * 100)), at least 1
-        squares = change(GREY, area, tf.constant([3, side])).numpy() - 0.5  # from the middle nothing is cut
+        squares = change(GREY, area, side).numpy() - 0.5  # from the middle nothing is cut
         np.testing.assert_allclose(np.unique(np.abs(squares)), [0, 0.1], atol=1e-6)
         rows, columns = np.nonzero(squares[0, :, :, 0])
         assert np.ptp(rows) + 1 == np.ptp(columns) + 1 == side and len(rows) == side**2
         np.testing.assert_array_equal(squares, np.repeat(squares[:1], 3, axis=0))  # one for all examples
         for channel in range(2):
             assert len(np.unique(squares[0, rows, columns, channel])) == 1
-        from_below = change(GREY - 0.1, area, tf.constant([3, side])) - 0.5  # a square goes all the way across
+        from_below = change(GREY - 0.1, area, side) - 0.5  # a square goes all the way across
         np.testing.assert_allclose(np.abs(from_below), 0.1, atol=1e-6)
 
 
 def test_l2_squares_have_full_length():
     threat = km.L2(0.7)
-    start, change = square._l2(threat.epsilon, GREY)
-    candidates = start(tf.constant([1, 2]))
+    start, change = square._l2(threat.epsilon, GREY, tf.constant([1, 2]))
+    candidates = start()
     np.testing.assert_allclose(threat.distance(candidates, GREY), threat.epsilon, rtol=1e-5)
     assert np.all(np.abs(candidates - 0.5) > 1e-4)  # tiles all over
     for number, area in enumerate([0.8, 0.2, 0.05, 0.001]):
-        changed = change(candidates, area, tf.constant([3, number]))
+        changed = change(candidates, area, number)
         np.testing.assert_allclose(threat.distance(changed, GREY), threat.epsilon, rtol=1e-5)
         assert np.any(np.abs(changed - candidates) > 1e-3)
         candidates = changed

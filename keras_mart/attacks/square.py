@@ -82,10 +82,9 @@ class Square(base.Rounds):
 
     def _search(self, logits, images, labels, seed, number, candidates):
         """One round on [batch, height, width, channels] images."""
-        start_seed, seed = randomness.split(seed, 2)
         space = _l2 if isinstance(self.threat, L2) else _linf
-        start, change = space(self.threat.epsilon, images)
-        candidates = tf.cond(number == 0, lambda: start(start_seed), lambda: candidates)
+        start, change = space(self.threat.epsilon, images, seed)
+        candidates = tf.cond(number == 0, start, lambda: candidates)
 
         def margin(current):
             return losses.margin(labels, logits(current))
@@ -96,7 +95,7 @@ class Square(base.Rounds):
 
         def query(count, current, largest):
             query_number = number * ROUND + count
-            changed = change(current, self._area(query_number), randomness.fold_in(seed, count))
+            changed = change(current, self._area(query_number), count)
             found = margin(changed)
             # Once fooled, an example stays as it is. At a margin of 0 it may yet be classified correctly.
             better = ops.logical_and(found > largest, largest <= least)
@@ -112,27 +111,33 @@ class Square(base.Rounds):
         return self.p_init / 2.0**halvings
 
 
-def _linf(epsilon, images):
+def _linf(epsilon, images, seed):
+    """(start, change): stripes, and images with a square changed, the same one for all; another for each `count`."""
     height, width, channels = images.shape[1:]
+    start_seed, seed = randomness.split(seed, 2)
+    common = randomness.shared(seed)
     least, most = ops.maximum(images - epsilon, 0.0), ops.minimum(images + epsilon, 1.0)
 
-    def start(seed):
-        stripes = _signs((ops.shape(images)[0], 1, width, channels), seed)
+    def start():
+        stripes = _signs((ops.shape(images)[0], 1, width, channels), start_seed)
         return ops.clip(images + epsilon * stripes, 0.0, 1.0)
 
-    def change(current, area, seed):
-        seeds = randomness.split(seed, 2)
+    def change(current, area, count):
+        seeds = randomness.split(randomness.fold_in(common, count), 2)
         side = ops.maximum(ops.cast(ops.round(ops.sqrt(area * height * width)), "int32"), 1)
         side = ops.minimum(side, min(height, width))
         square = _rectangle(height, width, *_corner(height, width, side, seeds[0]), side)
-        moved = current + 2 * epsilon * square * _signs((1, 1, 1, channels), randomness.shared(seeds[1]))
+        moved = current + 2 * epsilon * square * _signs((1, 1, 1, channels), seeds[1])
         return ops.clip(moved, least, most)
 
     return start, change
 
 
-def _l2(epsilon, images):
+def _l2(epsilon, images, seed):
+    """(start, change) as in `_linf`: tiles of bumps, and images with the norm of one window moved to another."""
     batch, height, width, channels = (ops.shape(images)[0], *images.shape[1:])
+    start_seed, seed = randomness.split(seed, 2)
+    common_start, common = map(randomness.shared, (start_seed, seed))
 
     def signs(seed):
         return _signs((batch, 1, 1, channels), seed)
@@ -141,20 +146,20 @@ def _l2(epsilon, images):
         norm = ops.sqrt(ops.sum(ops.square(perturbation), axis=(1, 2, 3), keepdims=True))
         return ops.clip(images + epsilon * perturbation / (norm + TINY), 0.0, 1.0)
 
-    def start(seed):
+    def start():
         side = height // TILES
         margin = (height - side * TILES) // 2
         across = width // side
 
         def add(place, tiles):
-            shape_seed, sign_seed = randomness.split(randomness.fold_in(seed, place), 2)
+            shape_seed, sign_seed = (randomness.fold_in(each, place) for each in (common_start, start_seed))
             top, left = margin + place // across * side, margin + place % across * side
             return (tiles + _bumps(height, width, top, left, side, shape_seed) * signs(sign_seed),)
 
         return at_full_epsilon(gradients.loop(add, (ops.zeros_like(images),), height // side * across)[0])
 
-    def change(current, area, seed):
-        seeds = randomness.split(seed, 4)
+    def change(current, area, count):
+        seeds = randomness.split(randomness.fold_in(common, count), 3)
         side = ops.maximum(ops.cast(ops.round(ops.sqrt(area * height * width)), "int32"), LEAST_WINDOW)
         side = ops.minimum(side + (1 - side % 2), min(height, width))
         top, left = _corner(height, width, side, seeds[0])
@@ -167,7 +172,7 @@ def _l2(epsilon, images):
         budget = epsilon**2 - ops.sum(ops.square(perturbation), axis=(1, 2, 3), keepdims=True)
         budget = ops.maximum(budget, 0.0) / channels + _squares(perturbation * both)
         here = perturbation * into
-        shape = _bumps(height, width, top, left, side, seeds[2]) * signs(seeds[3])
+        shape = _bumps(height, width, top, left, side, seeds[2]) * signs(randomness.fold_in(seed, count))
         shape += here / (TINY + ops.sqrt(_squares(here)))
         shape *= ops.sqrt(budget) / (TINY + ops.sqrt(_squares(shape)))
         return at_full_epsilon(perturbation * (1 - both) + shape)
@@ -179,7 +184,7 @@ def _bumps(height, width, top, left, side, seed):
     """[1, height, width, 1] a window with two bumps of opposite sign, above and below or side by side, of norm 1."""
     rows = ops.arange(height)[:, None] - top
     columns = ops.arange(width)[None] - left
-    turned = randomness.uniform((), randomness.shared(seed)) > 0.5
+    turned = randomness.uniform((), seed) > 0.5
     rows, columns = ops.where(turned, columns, rows), ops.where(turned, rows, columns)
     half = side // 2
     upper = _bump(rows, columns, half, side, max(height, width))
@@ -220,7 +225,7 @@ def _rectangle(height, width, top, left, side):
 
 def _corner(height, width, side, seed):
     """The top row and left column of a random square; the last possible ones are left out, as in the official code."""
-    shares = tf.unstack(randomness.uniform((2,), randomness.shared(seed)))
+    shares = tf.unstack(randomness.uniform((2,), seed))
     return tuple(
         ops.cast(ops.floor(share * ops.cast(size - side, "float32")), "int32")
         for share, size in zip(shares, (height, width), strict=True)
