@@ -16,12 +16,15 @@ import collections
 import functools
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_mart import layers
 
 _BATCH_NORMALISATIONS = (keras.layers.BatchNormalization, layers.BatchNormalization)
 _WEIGHTED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+# TensorFlow's gradient of a strided convolution of so few channels takes three times as long on a CPU as it need.
+_FEW_CHANNELS = 4
 
 _enabled = True
 
@@ -218,10 +221,59 @@ def _constants(normalisation, dtype):
 
 def _product(layer, inputs, kernel):
     if type(layer) is keras.layers.Conv2D:
-        return layer.convolution_op(inputs, kernel)
+        return (_strided if _has_slow_gradient(layer, inputs) else _convolution)(layer, inputs, kernel)
     if _is_depthwise(layer):
         return ops.depthwise_conv(inputs, kernel, layer.strides, layer.padding, layer.data_format, layer.dilation_rate)
     return ops.matmul(inputs, kernel)
+
+
+def _convolution(layer, inputs, kernel):
+    return layer.convolution_op(inputs, kernel)
+
+
+def _has_slow_gradient(layer, inputs):
+    """Whether the gradient of `_strided` is the faster one."""
+    (stride, *others), sizes = layer.strides, layer.kernel_size
+    return (
+        stride > 1
+        and others == [stride]
+        and not any(size % stride for size in sizes)
+        and set(layer.dilation_rate) == {1}
+        and layer.groups == 1
+        and inputs.shape[-1] <= _FEW_CHANNELS
+        and None not in inputs.shape[1:]
+        and not layers.has_gpu()
+    )
+
+
+def _strided(layer, inputs, kernel):
+    """A strided convolution whose gradient is a convolution too: stride x stride pixels are channels of one."""
+    stride, (height, width), (rows, columns, channels, filters) = layer.strides[0], inputs.shape[1:3], kernel.shape
+    parts = rows // stride, columns // stride
+
+    @tf.custom_gradient
+    def apply(inputs, kernel):
+        def gradient(upstream):
+            blocks = ops.reshape(kernel, (parts[0], stride, parts[1], stride, channels, filters))
+            blocks = ops.transpose(ops.flip(blocks, (0, 2)), (0, 2, 5, 1, 3, 4))
+            blocks = ops.reshape(blocks, (*parts, filters, stride * stride * channels))
+            around = [[0, 0], *([part - 1, part - 1] for part in parts), [0, 0]]
+            covered = tf.nn.depth_to_space(tf.nn.conv2d(upstream, blocks, 1, around), stride)
+            # What the kernels covered of the padded image: the padding goes, and what they left out has no gradient.
+            sizes = covered.shape[1:3]
+            same = layer.padding == "same"
+            before = [(each - size) // 2 if same else 0 for each, size in zip(sizes, (height, width), strict=True)]
+            covered = covered[:, before[0] : before[0] + height, before[1] : before[1] + width]
+            missing = [[0, size - each] for each, size in zip(covered.shape[1:3], (height, width), strict=True)]
+            of_kernel = tf.raw_ops.Conv2DBackpropFilter(
+                input=inputs, filter_sizes=kernel.shape, out_backprop=upstream,
+                strides=[1, stride, stride, 1], padding=layer.padding.upper(),
+            )  # fmt: skip
+            return tf.pad(covered, [[0, 0], *missing, [0, 0]]), of_kernel
+
+        return layer.convolution_op(inputs, kernel), gradient
+
+    return apply(inputs, kernel)
 
 
 def _is_depthwise(layer):

@@ -41,7 +41,7 @@ def fuses(layer, inputs, mask=None):
         and mask is None
         and inputs.dtype in FUSED_DTYPES
         and layer.variable_dtype == "float32"
-        and not _has_gpu()
+        and not has_gpu()
     )
 
 
@@ -68,5 +68,6 @@ def fused(layer, inputs, training=False):
     return ops.cast(outputs, layer.compute_dtype)
 
 
-def _has_gpu():
+def has_gpu():
+    """Whether this process may use a GPU."""
     return bool(tf.config.get_visible_devices("GPU"))

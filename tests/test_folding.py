@@ -303,6 +303,25 @@ UNFOLDED = {
 }
 
 
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("size, stride, channels", [(4, 2, 1), (2, 2, 3), (6, 3, 2), (4, 4, 1), (3, 2, 1)])
+@pytest.mark.parametrize("height", [12, 13, 14, 15])
+def test_gradients_of_strided_convolutions(height, size, stride, channels, padding):
+    images = tf.random.stateless_normal([2, height, height + 1, channels], [0, 0])
+    layer = keras.layers.Conv2D(5, size, stride, padding)
+    network = keras.Sequential([keras.Input(images.shape[1:]), layer])
+
+    def gradients(logits):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            value = ops.sum(ops.square(logits()(images)))
+        return tape.gradient(value, [images, layer.kernel.value])
+
+    found = gradients(lambda: folding.view(network))
+    for one, other in zip(found, gradients(lambda: network), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", UNFOLDED)
 def test_what_cannot_be_folded_is_called_as_it_is(name):
     network = UNFOLDED[name]()
