@@ -229,6 +229,16 @@ def test_the_copy_follows_the_weights():
     assert np.asarray(copy(X)).dtype == "float32" and with_precision(copy, "float32") is copy
 
 
+def test_the_copy_does_not_follow_the_policy_in_force():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        network = keras.Sequential([keras.Input(X.shape[1:]), keras.layers.Flatten(), keras.layers.Dense(3)])
+        assert km.evaluate(network, (X, Y), {}, verbose=0).record["precision"] == "float32"
+        assert keras.config.dtype_policy().name == "mixed_bfloat16"
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
 def test_a_network_that_cannot_be_copied():
     keras.config.set_dtype_policy("mixed_bfloat16")
     plain = Plain()

@@ -41,6 +41,8 @@ def with_precision(network, precision):
 
 
 def _copy(network):
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")  # what a configuration leaves out follows the policy in force
     try:
         config = _in_float32(keras.saving.serialize_keras_object(network))
         with network.distribute_strategy.scope():
@@ -52,6 +54,8 @@ def _copy(network):
             f"A network of {precision_of(network)} is judged by a copy in float32, which Keras must make from "
             f"its `get_config`. `precision=None` judges it as it is. Received: {network.name} ({error})"
         ) from error
+    finally:
+        keras.config.set_dtype_policy(policy)
     shapes = [[tuple(weight.shape) for weight in model.weights] for model in (network, copy)]
     if precision_of(copy) in LOWER or shapes[0] != shapes[1]:
         raise ValueError(
