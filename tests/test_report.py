@@ -381,8 +381,8 @@ def test_epsilon_from_distances(tmp_path):
     text = shown.text["epsilon"]
     assert "on 40 test examples, from the distance of the nearest adversarial image that FMN: steps 100 met" in text
     # 40 - 4 - 11 are left at 0.1, 40 - 4 - 21 at 0.15; the table has multiples of 0.1.
-    assert "0 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 mart 90.0% 90.0% 87.5%" in text and PGD not in text
-    assert "The table goes on to 0.4." in text  # the line ends where nothing more is fooled
+    assert "0 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 mart 90.0% 90.0% 87.5% 75.0% 62.5% 37.5% 12.5% 2.5% 2.5%" in text
+    assert PGD not in text and "The table goes on to 0.4." in text  # the line ends where nothing more is fooled
     lines_ = [each["d"] for each in shown.find("epsilon", "path") if "line" in each.get("class", "")]
     assert [path.count("L") for path in lines_] == [199, 199]
     assert lines_[1].startswith("M52 70L") and lines_[1].endswith("L326 271.2h0")  # 90% of 230 pixels, 2.5%
