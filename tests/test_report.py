@@ -329,7 +329,7 @@ def test_classes_show_the_worst_in_words(tmp_path):
     text = read(runs, tmp_path).text["classes"]
     assert "at does worst on eel, of 4 classes: 0.00% in the worst case, 90.00% natural." in text
     low, high = wilson(0.5, 10)
-    assert f"cat 50.00% {low:.1%} to {high:.1%} natural 90.00% 10 examples" in text
+    assert f"cat 50.00% {low:.1%} to {high:.1%} natural 90.00%" in text
     assert [text.rindex(name) for name in names] == sorted(text.rindex(name) for name in names)  # in label order
 
 
@@ -379,7 +379,7 @@ def distances(examples=40):
 def test_epsilon_from_distances(tmp_path):
     shown = read(make_run(tmp_path / "mart", judged=table(distances=distances())), tmp_path)
     text = shown.text["epsilon"]
-    assert "on 40 test examples, from the distance of the nearest adversarial image that FMN: steps 100 met" in text
+    assert "on 40 test examples, from the distances of the nearest adversarial images found (FMN: steps 100)." in text
     # 40 - 4 - 11 are left at 0.1, 40 - 4 - 21 at 0.15; the table has multiples of 0.1.
     assert "0 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 mart 90.0% 90.0% 87.5% 75.0% 62.5% 37.5% 12.5% 2.5% 2.5%" in text
     assert PGD not in text and "The table goes on to 0.4." in text  # the line ends where nothing more is fooled
@@ -471,6 +471,12 @@ def test_confusion_and_gallery_name_the_classes(tmp_path):
     assert text.count("automobile") == 2 + 2 and text.count(" aaaaaaaaa…") == 2
     assert len([each for each in shown.find("confusion", "text") if "rotate" in each.get("transform", "")]) == 4
     assert "label " + "a" * 30 in shown.text["gallery"] and "✗ predicted bird" in shown.text["gallery"]
+
+
+def test_counts_stay_in_their_cells(tmp_path):
+    run = make_run(tmp_path / "mart", judged=table(10, 4000, class_names=tuple(f"automobile{n}" for n in range(10))))
+    cells = read(run, tmp_path).find("confusion", "text", lengthadjust="spacingAndGlyphs")
+    assert len(cells) == 20 and all(float(each["textlength"]) < 25 for each in cells)  # 200 in cells of 25 pixels
 
 
 def test_what_no_class_is_has_no_name(tmp_path):
@@ -788,6 +794,8 @@ def test_page_fits_wide_and_narrow_windows(tmp_path):
     runs = {method: make_run(tmp_path / method, method, table(2 + place)) for place, method in enumerate(methods)}
     long = f"--dataset=folder:{'a' * 200}\n--epsilon=16/255\n"
     runs["a title of many words that does not fit " * 2] = make_run(tmp_path / "m", "mart", table(100, 900), 3, long)
+    named = table(10, 4000, class_names=tuple(f"{n} automobiles" for n in range(10)), distances=distances(4000))
+    runs["named"] = make_run(tmp_path / "named", judged=named)
     runs["x" * 120] = make_run(tmp_path / "y" / ("z" * 100), "mart")
     (runs["mma"] / "gallery.npz").unlink()
     change(runs["at"] / "evaluation.json", lambda content: content["best"]["accuracy"].update({"v" * 90: 0.5}))

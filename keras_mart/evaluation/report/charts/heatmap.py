@@ -88,7 +88,7 @@ def _counted(counts, shares, grid):
             fill_opacity=opacity,
         )
         class_ = "turned" if opacity > TEXT_TURNS else "strong"
-        number = svg.text(x + cell / 2, y + cell / 2 + 4, count, "middle", class_)
+        number = svg.text(x + cell / 2, y + cell / 2 + 4, count, "middle", class_, room=cell - 3)
         parts += [box if opacity else None, number if count else None]
     return parts
 

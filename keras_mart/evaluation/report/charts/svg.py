@@ -24,11 +24,13 @@ def both(draw):
     return tag("div", draw(WIDE), draw(NARROW), class_="adaptive")
 
 
-def text(x, y, words, anchor="start", class_=None, *, turned=False):
-    """Text at a point; turned, it goes up from there."""
+def text(x, y, words, anchor="start", class_=None, *, turned=False, room=math.inf):
+    """Text at a point; turned, it goes up from there; what might be wider than its room is pressed into it."""
     x, y = number(x), number(y)
     turn = f"rotate(-90 {x} {y})" if turned else None
-    return tag("text", words, x=x, y=y, text_anchor=anchor, class_=class_, transform=turn)
+    pressed = LETTER * len(str(words)) > room
+    length = {"textLength": number(room), "lengthAdjust": "spacingAndGlyphs"} if pressed else {}
+    return tag("text", words, x=x, y=y, text_anchor=anchor, class_=class_, transform=turn, **length)
 
 
 def rule(x1, y1, x2, y2, class_):

@@ -50,6 +50,5 @@ def _cell(subject, found):
         tag("strong", words.percent(accuracy)),
         tag("small", words.interval(interval)),
         tag("small", f"natural {words.percent(found['natural'])}"),
-        tag("small", f"{found['examples']:,} examples"),
     ]
     return [tag("div", figures, class_="inline"), frame.strip(subject, accuracy, interval)]

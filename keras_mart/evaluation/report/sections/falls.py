@@ -102,7 +102,9 @@ class Known:
     def basis(self):
         """What it was measured on and how."""
         said = differences.parameters(self.subject)[self.subject.nearest]
-        return f"on {self.examples:,} test examples, from the distance of the nearest adversarial image that {said} met"
+        return (
+            f"on {self.examples:,} test examples, from the distances of the nearest adversarial images found ({said})"
+        )
 
     def at(self, sizes):
         """Epsilon to accuracy, at all sizes."""
