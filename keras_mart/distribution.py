@@ -166,11 +166,6 @@ def local(value):
     return np.asarray(parts[0]) if len(parts) == 1 else np.concatenate([np.asarray(part) for part in parts])
 
 
-def is_shared_out(data):
-    """Whether data are a distributed dataset, of which each worker has its own part already."""
-    return isinstance(data, tf.distribute.DistributedDataset)
-
-
 def assign(variables, values):
     """Assigns, inside a replica, values that are equal on all of them: nothing is sent.
 

@@ -147,8 +147,14 @@ def test_nothing_is_done_twice(network, labels, tmp_path, monkeypatch):
     assert same(table, again) and again.seconds == table.seconds and again.to_json() == table.to_json()
 
 
+def other_weights():
+    other = conv_network()
+    other.trainable_variables[0].assign_add(1e-6 * tf.ones_like(other.trainable_variables[0]))
+    return other
+
+
 CHANGES = {
-    "weights_sha256": lambda given: given.update(network=conv_network(classes=3, shape=(6, 6, 1))),
+    "weights_sha256": lambda given: given.update(network=other_weights()),
     "data_sha256": lambda given: given.update(data=(X * 0.5, given["data"][1])),
     "attacks": lambda given: given.update(attacks=attacks(km.Linf(0.08))),
     "seed": lambda given: given.update(seed=1),
@@ -159,19 +165,11 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_state_of_another_evaluation_is_refused(name, network, labels, tmp_path):
     given = {"network": network, "data": (X, labels), "attacks": attacks(LINF), "seed": 0}
-    (tmp_path / states.ARGUMENTS).write_text(json.dumps(km_record(**given)))
-    if name == "weights_sha256":
-        other = conv_network()
-        other.trainable_variables[0].assign_add(1e-6 * tf.ones_like(other.trainable_variables[0]))
-        given["network"] = other
-    else:
-        CHANGES[name](given)
+    record = km.evaluate(network, given["data"], given["attacks"], seed=0, verbose=0).record
+    (tmp_path / states.ARGUMENTS).write_text(json.dumps(record))
+    CHANGES[name](given)
     with pytest.raises(ValueError, match=f"remove {tmp_path} to begin anew. It was begun with other .*{name}.*"):
         km.evaluate(given.pop("network"), given.pop("data"), given.pop("attacks"), **given, verbose=0, state=tmp_path)
-
-
-def km_record(network, data, attacks, seed):
-    return km.evaluate(network, data, attacks, seed=seed, verbose=0).record
 
 
 def test_one_evaluation_at_a_time(network, labels, tmp_path):

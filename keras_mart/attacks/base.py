@@ -10,7 +10,7 @@ from keras import ops
 from keras_mart import checks, losses, randomness
 from keras_mart.attacks import gradients
 from keras_mart.attacks.inference import network_of, traced
-from keras_mart.attacks.survivors import attack_survivors
+from keras_mart.attacks.survivors import attack_survivors, prepared
 from keras_mart.threats import Threat, choose
 
 # Added to a misclassified example's score, so that it beats every correctly classified one.
@@ -66,7 +66,7 @@ class Attack:
         network = network_of(model)
         if not tf.is_symbolic_tensor(x):
             checks.batch(network, x, labels)
-        images = ops.clip(ops.convert_to_tensor(x, "float32"), 0.0, 1.0)
+        images = prepared(x)
         self.check_task(network, images)
         labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
         seeds = randomness.of_examples(as_seed(seed), ops.arange(ops.shape(images)[0], dtype="int32"))
@@ -104,11 +104,11 @@ class Attack:
         """What a round finds, that of its number, from 0; `candidates` are the images that the round before found."""
         return self._traced(network, images)(images, labels, seeds)
 
-    def _traced(self, network, images, *more):
-        """`perturb`, traced for these images; `more` are signatures of further arguments."""
+    def _traced(self, network, images, *more, key=None):
+        """`perturb`, traced for these images; `more` are signatures of further arguments, `key` is the attack's own."""
         of_images, of_labels = tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32")
         signature = [of_images, of_labels, tf.TensorSpec([None, 2], "int32"), *more]
-        return traced(network, _key(self), self.perturb, signature)
+        return traced(network, key or _key(self), self.perturb, signature)
 
     def perturb(self, logits, images, labels, seed):
         """The attack itself.

@@ -59,14 +59,14 @@ def traced(network, key, function, signature, as_it_is=False):
         as_it_is: as in `inference`.
     """
     traces = memory.of(network)
-    key = ("trace", key, as_it_is or not folding.enabled(), uses_xla(network), tf.inside_function(), *signature)
+    replicas = distribution.replicas_here(getattr(network, "distribute_strategy", None))
+    several = replicas > 1 and not tf.inside_function()
+    key = ("trace", key, as_it_is or not folding.enabled(), uses_xla(network), several, *signature)
     if key not in traces:
         # A trace that held its network would keep it alive for ever. A partial, not a closure: TensorFlow warns of
         # retracing where many traced functions share their code.
         called = functools.partial(_call, function, weakref.ref(network), as_it_is)
         compiled = tf.function(called, input_signature=signature, autograph=False, jit_compile=uses_xla(network))
-        replicas = distribution.replicas_here(getattr(network, "distribute_strategy", None))
-        several = replicas > 1 and not tf.inside_function()
         traces[key] = _on_replicas(compiled, network.distribute_strategy, replicas, signature) if several else compiled
     return traces[key]
 

@@ -34,8 +34,8 @@ class Found(NamedTuple):
     """What a round found for a batch: the examples' places, their images, the images found, and their judgement."""
 
     rows: np.ndarray
-    images: np.ndarray
-    found: np.ndarray
+    images: object
+    found: object
     judged: Judgement
 
 
@@ -106,7 +106,7 @@ def run_round(network, attack, examples, which, size, number=0, candidates=None)
         found = attack.in_round(network, images, labels, seeds, number, before)
         judged = judge(network, found, labels)
         judged = Judgement(*(each[:count] for each in judged))
-        yield Found(rows[:count], images.numpy()[:count], np.asarray(found)[:count], judged)
+        yield Found(rows[:count], images[:count], found[:count], judged)
 
 
 def stages(attack, seeds):
@@ -128,13 +128,14 @@ def attack_survivors(network, attack, images, labels, seeds):
     """
     if tf.is_symbolic_tensor(images):
         raise ValueError(f"An attack in rounds runs eagerly, not inside a tf.function. Received: {attack}")
-    natural, best = judge(network, images, labels), np.array(images)
-    labels, classes = np.asarray(labels), checks.classes(network, images)
+    natural, classes = judge(network, images, labels), checks.classes(network, images)
+    images, labels = np.asarray(images), np.asarray(labels)
+    best = images.copy()
     standing = Standing(labels, natural.predicted.copy(), natural.predicted == labels)
     margins = np.where(standing.left, -np.inf, natural.margins)  # whatever is found counts more than the natural image
     for _, stage, stage_seeds in stages(attack, seeds):
-        examples = Examples(np.asarray(images), labels, np.asarray(stage_seeds))
-        standing.candidates = np.array(images) if stage.carries else None
+        examples = Examples(images, labels, np.asarray(stage_seeds))
+        standing.candidates = images.copy() if stage.carries else None
         for number in range(stage.rounds(classes)):
             which = np.flatnonzero(standing.left)
             for rows, _, found, judged in run_round(
@@ -142,7 +143,7 @@ def attack_survivors(network, attack, images, labels, seeds):
             ):
                 fooled = judged.predicted != labels[rows]  # also at a margin of 0, where another class may be predicted
                 better = fooled | (judged.margins > margins[rows])
-                best[rows[better]], margins[rows[better]] = found[better], judged.margins[better]
+                best[rows[better]], margins[rows[better]] = np.asarray(found)[better], judged.margins[better]
                 standing.take(rows, judged.predicted, found if stage.carries else None)
     return tf.constant(best)
 

@@ -19,8 +19,8 @@ def report_runs(directories, root):
     images, labels = build.test_data(FLAGS.checked_examples)
     directories = list(directories)
     for directory in directories:
-        options = build.evaluation_options()
-        model = with_precision(network_of(build.loaded(directory, "best")), options["precision"])
+        network = network_of(build.loaded(directory, "best"))
+        model = with_precision(network, build.evaluation_options()["precision"])
         _check(directory, model, images, labels)
         first = slice(build.evaluation_batch_size())
         _keep_pictures(directory, model, images[first], labels[first])

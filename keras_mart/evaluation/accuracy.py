@@ -86,7 +86,7 @@ def evaluate(
 
     strategy = getattr(network, "distribute_strategy", None)
     worker, workers = distribution.worker(strategy)
-    if not distribution.is_shared_out(data):
+    if not isinstance(data, tf.distribute.DistributedDataset):  # of which each worker has its own part already
         images, labels = images[worker::workers], labels[worker::workers]
     places = np.arange(len(labels), dtype="int32") * workers + worker
     own = Examples(images, labels, np.asarray(of_examples(as_seed(seed), places)))

@@ -74,7 +74,7 @@ def part_of(step, found):
     if step.epsilon is not None:
         part["distances"] = np.asarray(step.attack.threat.distance(found.found, found.images))
     if step.attack.carries:
-        part["candidates"] = found.found
+        part["candidates"] = np.asarray(found.found)
     return part
 
 

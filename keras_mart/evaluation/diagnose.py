@@ -142,11 +142,10 @@ class _Rung(Attack):
         return self.attack.gradients
 
     def in_round(self, network, images, labels, seeds, number=0, candidates=None):
-        signature = [tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32")]
-        signature += [tf.TensorSpec([None, 2], "int32"), tf.TensorSpec([])]
-        return traced(network, ("rung", self.attack), self._perturb, signature)(images, labels, seeds, self.epsilon)
+        attack = self._traced(network, images, tf.TensorSpec([]), key=("rung", self.attack))
+        return attack(images, labels, seeds, self.epsilon)
 
-    def _perturb(self, logits, images, labels, seed, epsilon):
+    def perturb(self, logits, images, labels, seed, epsilon):
         def objective(candidates):
             return self.attack.loss(labels, logits(candidates))
 
