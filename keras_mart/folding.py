@@ -14,6 +14,7 @@ network's and has no weights: when it is called, it calls the network's, or what
 
 import collections
 import functools
+import inspect
 
 import keras
 import tensorflow as tf
@@ -55,11 +56,16 @@ def view(network):
     Returns:
         A function of images. It holds tensors: inside a `tf.function` it is good for that trace only.
     """
+    if not _enabled:
+        return functools.partial(network, training=False)
     return _view(network, _in_evaluation, training=False)
 
 
 def training_view(network):
     """Maps images to what `network(images, training=True)` gives, to rounding; updates the statistics as it does.
+
+    One difference: where the graph of a functional network calls a layer or a model inside with `training=False`, that
+    one is computed in evaluation mode. Keras computes it in training mode (keras-team/keras issue 20285).
 
     Args:
         network: a Keras model.
@@ -67,24 +73,34 @@ def training_view(network):
     return _view(network, _in_training, training=True)
 
 
-def _view(network, substitute, training):
-    graph = _graph_of(network) if _enabled else None
+def _view(network, substitute=None, training=True):
+    graph = _graph_of(network)
     if graph is None:
-        return lambda images: network(images, training=training)
-    seen = keras.models.clone_model(graph, clone_function=lambda operation: _StandIn(operation, training))
+        return functools.partial(network, training=training)
+    # Nobody says `training` in a Sequential network: what its graph records is how it was called when it was built.
+    says = not isinstance(network, keras.Sequential)
+    seen = keras.models.clone_model(graph, clone_function=lambda operation: _StandIn(operation, training, says))
     seen.dtype_policy, seen.autocast = network.dtype_policy, network.autocast
     stand_ins = [each for each in seen.operations if isinstance(each, _StandIn)]  # the others are inputs
-    if not any(_is_masked(stand_in.operation, *call) for stand_in in stand_ins for call in stand_in.calls):
+    if substitute and not any(_is_masked(each.operation, *call) for each in stand_ins for call in each.calls):
         substitute([each for each in stand_ins if _is_plain(each)], _readers(stand_ins, seen.outputs))
-    return lambda images: seen(images, training=training)
+    return functools.partial(seen, training=training)
 
 
 class _StandIn(keras.Operation):
-    """Calls an operation of a network, or its substitute, in the place of the operation in the view's graph."""
+    """Calls an operation of a network, or its substitute, in the place of the operation in the view's graph.
 
-    def __init__(self, operation, training):
+    Args:
+        operation: the network's.
+        training: how the network is called.
+        says: whether a `training=False` in the graph holds for the call that has it.
+    """
+
+    def __init__(self, operation, training, says):
         super().__init__()
         self.operation, self.training, self.substitute = operation, training, None
+        # A layer whose `training` is False by default, such as Dropout, has it in every graph.
+        self.says = says and _default_of_training(operation) is not False
         self.calls = []  # in the graph: arguments, keyword arguments and outputs, which are symbolic tensors
 
     def compute_output_spec(self, *args, **kwargs):
@@ -93,12 +109,27 @@ class _StandIn(keras.Operation):
         self.calls.append((args, kwargs, outputs))
         return outputs
 
+    def trains(self, kwargs):
+        """Whether a call with these keyword arguments in the graph is one in training mode."""
+        return self.training and not (self.says and kwargs.get("training") is False)
+
     def call(self, *args, **kwargs):
         if self.substitute is not None:
             return self.substitute(*args)
         if isinstance(self.operation, keras.layers.Layer):
-            kwargs["training"] = self.training  # whatever the graph recorded of it
+            kwargs["training"] = self.trains(kwargs)
+            if kwargs["training"] and isinstance(self.operation, keras.Model) and _adds_no_loss(self.operation):
+                return _view(self.operation)(*args, **kwargs)  # whose graph may say `training` too
         return self.operation(*args, **kwargs)
+
+
+def _default_of_training(operation):
+    parameter = inspect.signature(operation.call).parameters.get("training")
+    return None if parameter is None else parameter.default
+
+
+def _adds_no_loss(operation):
+    return getattr(operation, "activity_regularizer", None) is None
 
 
 def _graph_of(network):
@@ -133,10 +164,11 @@ def _in_training(plain, _):
     """Gives stand-ins that are called plainly their substitutes in training mode."""
     fused = functools.partial(layers.fused, training=True)
     for each in plain:
-        if type(each.operation) is keras.layers.BatchNormalization:
+        trains = each.trains(each.calls[0][1])
+        if isinstance(each.operation, keras.Model):
+            each.substitute = (training_view if trains else view)(each.operation)
+        elif _enabled and trains and type(each.operation) is keras.layers.BatchNormalization:
             each.substitute = _either(layers.fuses, fused, each.operation, True)
-        elif isinstance(each.operation, keras.Model):
-            each.substitute = training_view(each.operation)
 
 
 def _readers(stand_ins, outputs):
@@ -151,13 +183,13 @@ def _readers(stand_ins, outputs):
 def _is_plain(stand_in):
     """Whether an operation is called once, maps one tensor to one, and leaves no loss behind."""
     args, kwargs, outputs = stand_in.calls[0]
-    # What the graph recorded of `training` gives way to how the whole network is called.
+    # `training` is no argument of the substitutes: they are made for what it is.
     others = [value for name, value in kwargs.items() if name != "training"]
     return (
         len(stand_in.calls) == len(args) == 1
         and all(isinstance(each, keras.KerasTensor) for each in (args[0], outputs))
         and all(value is None for value in others)
-        and getattr(stand_in.operation, "activity_regularizer", None) is None
+        and _adds_no_loss(stand_in.operation)
         and getattr(stand_in.operation, "autocast", True)
     )
 

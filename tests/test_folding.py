@@ -474,8 +474,8 @@ def trained(function, network, images):
     return logits, flat, after
 
 
-def assert_trains_the_same(view, network):
-    logits, gradients, after = trained(lambda images: network(images, training=True), network, X)
+def assert_trains_the_same(view, network, training=True):
+    logits, gradients, after = trained(lambda images: network(images, training=training), network, X)
     of_view, gradients_of_view, after_view = trained(view, network, X)
     assert relative(of_view, logits) < ROUNDING
     assert relative(gradients_of_view, gradients) < ROUNDING
@@ -534,16 +534,18 @@ SAYING = {
 }
 
 
+@pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("fixed", [None, True, False])
 @pytest.mark.parametrize("name", SAYING)
-def test_a_call_in_the_graph_may_say_training(name, fixed):
-    # Layers whose `training` is False by default, such as Dropout, say so in every graph. What the network is called
-    # with decides all the same, in Keras.
+def test_a_call_in_the_graph_may_say_training(name, fixed, enabled):
+    """What says that it does not train does not; nothing else says anything."""
     said = {} if fixed is None else {"training": fixed}
     layer = SAYING[name]()
     network = shake(functional(lambda images: layer(layers.Conv2D(4, 3)(images), **said)))
+    folding.enable() if enabled else folding.disable()
     assert_same(folding.view(network), in_evaluation(network), X)
-    assert_trains_the_same(folding.training_view(network), network)
+    # A Dropout, whose `training` is False by default, says so in every graph.
+    assert_trains_the_same(folding.training_view(network), network, fixed is not False or name == "dropout")
 
 
 class Noisy(layers.Layer):
