@@ -1,0 +1,144 @@
+"""Training on from a network that was trained before: what is frozen or called in evaluation mode stays as it is."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import images_and_labels
+from keras import layers
+
+import keras_mart as km
+from keras_mart import folding
+from keras_mart.methods import METHODS
+
+SHAPE, CLASSES = (6, 6, 1), 3
+X, Y = images_and_labels(8)
+ATTACK = km.PGD(km.Linf(0.1), steps=1, step_size=0.05)
+
+
+@pytest.fixture(autouse=True)
+def as_by_default():
+    yield
+    folding.enable()
+    keras.config.set_dtype_policy("float32")
+
+
+def base_network():
+    """A network without its head: both kinds of normalisation, and a convolution between what tests freeze."""
+    images = keras.Input(SHAPE)
+    x = layers.BatchNormalization(epsilon=1e-5, name="theirs")(layers.Conv2D(3, 3, name="kernel")(images))
+    x = layers.Dropout(0.2)(layers.Conv2D(3, 3, name="free")(layers.ReLU()(x)))
+    x = layers.Flatten()(km.layers.BatchNormalization(epsilon=1e-5, name="ours")(x))
+    return moved(keras.Model(images, x, name="base"))
+
+
+def moved(network):
+    """Gives each weight a value that no initialiser gives."""
+    generator = np.random.default_rng(1)
+    network.set_weights([w + generator.uniform(0.1, 0.3, w.shape) for w in network.get_weights()])
+    return network
+
+
+def with_head(base, **call):
+    images = keras.Input(SHAPE)
+    return keras.Model(images, layers.Dense(CLASSES, name="head")(base(images, **call)))
+
+
+def wrapped(network, method="at", **options):
+    arguments = {"mma": {"num_examples": len(X), "max_epsilon": 0.2}}.get(method, {})
+    arguments |= {"attack": ATTACK} if METHODS[method].has_adversary else {}
+    return METHODS[method](network, seed=0, **arguments, **options)
+
+
+def compiled(model, **options):
+    model.compile(km.optimizers.SGD(0.1, momentum=0.9, weight_decay=1e-2), **options)
+    return model
+
+
+def fit(model, **options):
+    inputs = (X, np.arange(len(X))) if model.needs_index else X
+    return model.fit(inputs, Y, **{"batch_size": 4, "verbose": 0} | options)
+
+
+def weights(layer):
+    return {weight.path: np.array(weight) for weight in layer.weights}
+
+
+def assert_kept(before, layer):
+    for path, value in weights(layer).items():
+        assert value.tobytes() == before[path].tobytes(), path
+
+
+def assert_moved(before, layer):
+    for path, value in weights(layer).items():
+        assert (value != before[path]).any(), path
+
+
+# --- frozen ---
+
+KINDS = ("kernel", "theirs", "ours")
+
+
+def freeze(network, names=("base",)):
+    """Freezes the base or layers of it; returns the names of the layers that are frozen then."""
+    base = network.get_layer("base")
+    for name in names:
+        (base if name == "base" else base.get_layer(name)).trainable = False
+    return [layer.name for layer in base.layers if not layer.trainable]
+
+
+def assert_trains_all_but(names, model, **options):
+    """Of the network's layers those of these names stay, bit by bit, and all others move."""
+    before = weights(model.network)
+    fit(model, **options)
+    for layer in [*model.network.get_layer("base").layers, model.network.get_layer("head")]:
+        (assert_kept if layer.name in names else assert_moved)(before, layer)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_frozen_stays_under_every_method(method):
+    network = with_head(base_network())
+    names = freeze(network, KINDS)
+    model = compiled(wrapped(network, method, weight_perturbation=km.AWP(0.05), weight_average=0.5))
+    assert_trains_all_but(names, model)
+    of_average = model.averaged_network.get_layer("base")
+    for name in names:  # they were never anything else
+        assert_kept(weights(network), of_average.get_layer(name))
+
+
+@pytest.mark.parametrize(
+    "policy, folded", [("float32", False), ("mixed_bfloat16", False), ("mixed_bfloat16", True), ("mixed_float16", True)]
+)
+def test_what_is_frozen_stays_in_any_precision(policy, folded):
+    keras.config.set_dtype_policy(policy)
+    folding.enable() if folded else folding.disable()
+    network = with_head(base_network())
+    names = freeze(network)
+    # In float16 the first steps overflow, until the loss's scale fits.
+    assert_trains_all_but(names, compiled(wrapped(network, weight_average=0.5)), epochs=5 if "16" in policy else 1)
+
+
+def test_what_is_frozen_stays_on_two_replicas(two_replicas):
+    with two_replicas.scope():
+        network = with_head(base_network())
+        names = freeze(network, KINDS)
+        model = compiled(wrapped(network, weight_perturbation=km.AWP(0.05), weight_average=0.5))
+    before = weights(network)
+    assert_trains_all_but(names, model)
+    for variable in [each for name in names for each in network.get_layer("base").get_layer(name).weights]:
+        for held in two_replicas.experimental_local_results(variable.value):
+            np.testing.assert_array_equal(held, before[variable.path])
+
+
+def test_a_base_is_frozen_and_freed_between_two_fits():
+    model = compiled(wrapped(with_head(base_network()), weight_average=0.5))
+    fit(model)
+    names = freeze(model.network)
+    compiled(model)
+    assert len(model.optimizer.variables) == 2 + 2  # iterations, learning rate; the head's velocities
+    base, mean = (each.get_layer("base") for each in (model.network, model.averaged_network))
+    apart = np.abs(mean.get_layer("free").kernel - base.get_layer("free").kernel).max()
+    assert_trains_all_but(names, model)
+    assert 0 < np.abs(mean.get_layer("free").kernel - base.get_layer("free").kernel).max() < apart
+    base.trainable = True
+    compiled(model)
+    assert_trains_all_but([], model)
