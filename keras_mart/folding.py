@@ -68,7 +68,7 @@ def training_view(network):
 
 
 def _view(network, substitute, training):
-    graph = _graph_of(network) if _enabled else None
+    graph = graph_of(network) if _enabled else None
     if graph is None:
         return lambda images: network(images, training=training)
     seen = keras.models.clone_model(graph, clone_function=lambda operation: _StandIn(operation, training))
@@ -101,7 +101,7 @@ class _StandIn(keras.Operation):
         return self.operation(*args, **kwargs)
 
 
-def _graph_of(network):
+def graph_of(network):
     """A functional model of the graph that calling a network runs, `None` where it runs something else."""
     if not isinstance(network, (keras.Sequential, keras.Function)):
         return None
