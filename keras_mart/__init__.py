@@ -1,6 +1,6 @@
 """Adversarial training of image classifiers with Keras: MART and the methods it is compared with."""
 
-from keras_mart import datasets, distribution, folding, layers, losses, optimizers, serving, zoo
+from keras_mart import datasets, distribution, folding, layers, losses, networks, optimizers, serving, zoo
 from keras_mart.attacks import (
     APGDCE,
     APGDDLR,
@@ -18,6 +18,7 @@ from keras_mart.attacks import (
 )
 from keras_mart.callbacks import RobustAccuracy
 from keras_mart.evaluation import diagnose, evaluate, report
+from keras_mart.harden import Hardened, harden
 from keras_mart.launching import launch
 from keras_mart.methods import (
     ALP,
@@ -56,6 +57,7 @@ __all__ = [
     "AdversarialModel",
     "Attack",
     "AutoAttack",
+    "Hardened",
     "Hyperparameter",
     "Linf",
     "Noise",
@@ -71,9 +73,11 @@ __all__ = [
     "evaluate",
     "export",
     "folding",
+    "harden",
     "launch",
     "layers",
     "losses",
+    "networks",
     "optimizers",
     "report",
     "serving",

@@ -109,23 +109,31 @@ def network(candidate):
         raise ValueError(f"`network` must be a keras.Model. Received: {candidate!r}")
     if getattr(candidate, "wraps_network", False):
         raise ValueError(f"`network` must not be wrapped already; pass its `.network`. Received: {candidate!r}")
-    _one_in_one_out(candidate)
+    one_in_one_out(candidate)
     _does_not_squash(candidate)
 
 
-def _one_in_one_out(candidate):
-    """Raises ValueError for a functional model of several inputs or outputs."""
+def one_in_one_out(candidate):
+    """Raises ValueError for a functional model of several inputs or outputs, or of others than dense floats."""
     for name, what, how in (
         ("input", "take one tensor of images", "Wrap it in a model that makes the other inputs"),
         ("output", "return one tensor of logits [batch, classes]", "Wrap it in a `keras.Model` that returns only them"),
     ):
         tensors = getattr(candidate, name + "s", None)
         is_functional = isinstance(tensors, list) and all(isinstance(each, keras.KerasTensor) for each in tensors)
-        if isinstance(candidate, keras.Sequential) or not is_functional:
+        if not is_functional:
             continue
-        structure = getattr(candidate, name)
+        structure = None if isinstance(candidate, keras.Sequential) else getattr(candidate, name)
         if len(tensors) > 1 or isinstance(structure, Mapping):
             raise ValueError(f"`network` must {what}. Received: a network of the {name}s {_named(structure)}. {how}.")
+        if name == "input":
+            channels_last(tensors[0].shape, ", which the network takes")
+        if tensors[0].sparse or not keras.backend.is_float_dtype(tensors[0].dtype):
+            kind = "sparse" if tensors[0].sparse else tensors[0].dtype
+            raise ValueError(
+                f"`network` must {what}, of floats: attacks follow its gradient. Received: a network whose {name} "
+                f"{tensors[0].name!r} is {kind}"
+            )
 
 
 def _named(structure):
@@ -137,17 +145,50 @@ def _named(structure):
     return type(structure).__name__
 
 
+def squashes(candidate):
+    """Whether a functional or Sequential model ends in a softmax or sigmoid, also inside models that it ends in."""
+    last = _last(candidate)
+    return (
+        getattr(last, "activation", None) in (keras.activations.softmax, keras.activations.sigmoid)
+        or isinstance(last, keras.layers.Softmax)
+        or type(last).__name__ in ("Softmax", "Sigmoid")  # operations, which have no public class
+    )
+
+
+def _last(candidate):
+    """The operation that makes a model's output, as far as it can be seen."""
+    while isinstance(candidate, keras.Model):
+        parts = getattr(candidate, "operations", None) or getattr(candidate, "layers", ())
+        if not (parts and hasattr(candidate, "outputs")):
+            break
+        candidate = parts[-1]
+    return candidate
+
+
 def _does_not_squash(candidate):
     """Raises ValueError where a model ends in a softmax or sigmoid."""
-    last = candidate
-    while isinstance(last, keras.Model) and getattr(last, "layers", None) and hasattr(last, "outputs"):
-        last = last.layers[-1]
-    squashed = getattr(last, "activation", None) in (keras.activations.softmax, keras.activations.sigmoid)
-    if squashed or isinstance(last, keras.layers.Softmax):
+    if squashes(candidate):
         raise ValueError(
-            f"`network` must return logits. Received: a network that ends in {last.name!r}, which returns "
-            "probabilities. Drop its activation (in keras.applications: `classifier_activation=None`)."
+            f"`network` must return logits. Received: a network that ends in {_last(candidate).name!r}, which returns "
+            "probabilities. `keras_mart.networks.logits_of(network)` takes its activation off."
         )
+
+
+def image_shape(model):
+    """Returns the (height, width, channels) that a built model takes; `None` for what is open.
+
+    Raises:
+        ValueError: it is not built, or takes something else than images.
+    """
+    if not model.built:
+        raise ValueError(f"`model` must be built: call it on a batch of images or fit it first. Received: {model!r}")
+    # A subclassed model has no `input_shape`; what it was built with is kept.
+    shape = getattr(model, "input_shape", None) or (model.get_build_config() or {}).get("input_shape")
+    dimensions = shape if isinstance(shape, (tuple, list)) else ()
+    if len(dimensions) != 4 or not all(size is None or isinstance(size, int) for size in dimensions):
+        raise ValueError(f"`model` must take images [batch, height, width, channels]. Received: input shape {shape}")
+    channels_last(dimensions, ", which the network takes")
+    return tuple(dimensions[1:])
 
 
 def logits(values):
@@ -276,7 +317,7 @@ def _form(classifier, image_values, label_values):
     """Raises ValueError where the shapes or dtypes of a batch, of arrays or specs, are wrong."""
     in_batches(image_values, label_values)
     if isinstance(classifier, keras.Model) and not getattr(classifier, "wraps_network", False):
-        _one_in_one_out(classifier)
+        one_in_one_out(classifier)
     _takes(classifier, image_values.shape, "the network")
     _label_form(label_values)
 

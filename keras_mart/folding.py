@@ -74,7 +74,7 @@ def training_view(network):
 
 
 def _view(network, substitute=None, training=True):
-    graph = _graph_of(network)
+    graph = graph_of(network)
     if graph is None:
         return functools.partial(network, training=training)
     # Nobody says `training` in a Sequential network: what its graph records is how it was called when it was built.
@@ -132,7 +132,7 @@ def _adds_no_loss(operation):
     return getattr(operation, "activity_regularizer", None) is None
 
 
-def _graph_of(network):
+def graph_of(network):
     """A functional model of the graph that calling a network runs, `None` where it runs something else."""
     if not isinstance(network, (keras.Sequential, keras.Function)):
         return None

@@ -45,7 +45,7 @@ def export(model, directory):
     """
     network = network_of(model)
     checks.network(network)
-    module, signatures = _serving_module(network, _image_shape(network))
+    module, signatures = _serving_module(network, checks.image_shape(network))
     directory = pathlib.Path(directory)
     with _hidden_folder(directory) as hidden:
         # One level down: the hidden folder is its owner's alone, what is written inside has the usual permissions.
@@ -94,19 +94,6 @@ def _load_saved_model(folder):
         raise ValueError(f"The SavedModel must take images and return logits. Received: {given}")
     images = keras.Input(next(iter(inputs.values())).shape[1:])
     return keras.Model(images, layer(images)[name], name="saved_model")
-
-
-def _image_shape(network):
-    """(height, width, channels) that a built network takes."""
-    if not network.built:
-        raise ValueError(f"`model` must be built: call it on a batch of images or fit it first. Received: {network!r}")
-    # A subclassed model has no `input_shape`; what it was built with is kept.
-    shape = getattr(network, "input_shape", None) or (network.get_build_config() or {}).get("input_shape")
-    dimensions = shape if isinstance(shape, (tuple, list)) else ()
-    if len(dimensions) != 4 or not all(size is None or isinstance(size, int) for size in dimensions):
-        raise ValueError(f"`model` must take images [batch, height, width, channels]. Received: input shape {shape}")
-    checks.channels_last(dimensions, ", which the network takes")
-    return tuple(dimensions[1:])
 
 
 def _serving_module(network, image_shape):

@@ -14,10 +14,11 @@ ORDER = (
     {"checks", "files", "clusters", "watch"},
     {"losses", "threats", "optimizers", "layers", "distribution", "checkpoints", "launching"},
     {"datasets", "zoo", "folding"},
+    {"networks"},
     {"attacks"},
     {"methods"},
     {"evaluation"},
-    {"callbacks", "serving"},
+    {"callbacks", "serving", "harden"},
     {"cli"},
     {"main"},
 )
