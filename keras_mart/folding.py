@@ -166,9 +166,14 @@ def _in_training(plain, _):
     for each in plain:
         trains = each.trains(each.calls[0][1])
         if isinstance(each.operation, keras.Model):
-            each.substitute = (training_view if trains else view)(each.operation)
+            # Made when it is called, by when a tape watches the weights that a view is made from.
+            each.substitute = functools.partial(_seen, training_view if trains else view, each.operation)
         elif _enabled and trains and type(each.operation) is keras.layers.BatchNormalization:
             each.substitute = _either(layers.fuses, fused, each.operation, True)
+
+
+def _seen(by, network, inputs):
+    return by(network)(inputs)
 
 
 def _readers(stand_ins, outputs):

@@ -3,8 +3,9 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import images_and_labels
-from keras import layers
+from keras import layers, ops
 
 import keras_mart as km
 from keras_mart import folding
@@ -142,3 +143,127 @@ def test_a_base_is_frozen_and_freed_between_two_fits():
     base.trainable = True
     compiled(model)
     assert_trains_all_but([], model)
+
+
+# --- called in evaluation mode ---
+
+
+def parts():
+    return base_network(), layers.BatchNormalization(epsilon=1e-5), layers.Dense(CLASSES)
+
+
+def functional(body):
+    images = keras.Input(SHAPE)
+    return keras.Model(images, body(images))
+
+
+def once():
+    base, norm, head = parts()
+    return base, functional(lambda x: head(norm(base(x, training=False)))), lambda x: head(norm(base(x, training=False), training=True))
+
+
+def frozen():
+    base, *rest = once()
+    base.trainable = False
+    return base, *rest
+
+
+def nested():
+    base, norm, head = parts()
+    middle = functional(lambda x: norm(base(x, training=False)))
+    return base, functional(lambda x: head(middle(x))), lambda x: head(norm(base(x, training=False), training=True))
+
+
+def nested_twice():
+    base, norm, head = parts()
+    middle = functional(lambda x: base(x, training=False))
+    network = functional(lambda x: head(layers.Add()([middle(x), norm(middle(1 - x))])))
+    return base, network, lambda x: head(base(x, training=False) + norm(base(1 - x, training=False), training=True))
+
+
+def several_times():
+    base, norm, head = parts()
+    network = functional(lambda x: head(layers.Add()([norm(base(x, training=False)), base(1 - x, training=False)])))
+    return base, network, lambda x: head(norm(base(x, training=False), training=True) + base(1 - x, training=False))
+
+
+def both_ways():
+    """The statistics are those of the call in training mode."""
+    base, _, head = parts()
+    network = functional(lambda x: head(layers.Add()([base(x, training=False), base(1 - x)])))
+    return None, network, lambda x: head(base(x, training=False) + base(1 - x, training=True))
+
+
+def one_layer():
+    base, norm, head = parts()
+    network = functional(lambda x: head(norm(base(x), training=False)))
+    return norm, network, lambda x: head(norm(base(x, training=True), training=False))
+
+
+def in_a_sequential():
+    base, norm, head = parts()
+    network = keras.Sequential([keras.Input(SHAPE), functional(lambda x: base(x, training=False)), norm, head])
+    return base, network, lambda x: head(norm(base(x, training=False), training=True))
+
+
+def with_masks():
+    base, norm, head = parts()
+    middle = functional(lambda x: norm(base(x, training=False)))
+
+    def body(x):
+        masked = layers.Masking()(layers.Reshape((6, 6))(x))
+        return head(layers.Concatenate()([layers.GlobalAveragePooling1D()(masked), middle(x)]))
+
+    def expected(x):
+        middle = norm(base(x, training=False), training=True)
+        return head(ops.concatenate([ops.mean(x[..., 0], axis=1), middle], axis=-1))
+
+    return base, functional(body), expected
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.base, self.norm, self.head = parts()
+
+    def call(self, images, training=None):
+        return self.head(self.norm(self.base(images, training=False), training=training))
+
+
+def subclassed():
+    network = Subclassed()
+    network(X)
+    return network.base, network, lambda x: network.head(network.norm(network.base(x, training=False), training=True))
+
+
+EVALUATED = [
+    once, frozen, nested, nested_twice, several_times, both_ways, one_layer, in_a_sequential, with_masks, subclassed,
+]  # fmt: skip
+
+
+def outcome(network, function):
+    """Outputs, gradients and weights after a call in training mode, which are then what they were before."""
+    before = [variable.numpy() for variable in network.variables]  # Dropout's seeds too
+    with tf.GradientTape() as tape:
+        outputs = function(tf.constant(X))
+        value = ops.sum(ops.log_softmax(outputs)[:, 0])
+    gradients = tape.gradient(value, [each.value for each in network.trainable_variables])
+    after = network.get_weights()
+    for variable, value in zip(network.variables, before, strict=True):
+        variable.assign(value)
+    return [outputs, *gradients, *after]
+
+
+@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize("case", EVALUATED)
+def test_what_the_graph_calls_in_evaluation_mode_is_trained_in_it(case, folded):
+    folding.enable() if folded else folding.disable()
+    evaluated, network, expected = case()
+    before = evaluated and evaluated.get_weights()
+    found, wanted = outcome(network, folding.training_view(network)), outcome(network, expected)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert len(found) == 1 + len(network.trainable_variables) + len(network.weights)
+    folding.training_view(network)(tf.constant(X))
+    for one, other in zip(evaluated.get_weights() if evaluated else [], before or [], strict=True):
+        np.testing.assert_array_equal(one, other)
