@@ -9,7 +9,7 @@ from keras import layers, ops
 
 import keras_mart as km
 from keras_mart import folding
-from keras_mart.methods import METHODS
+from keras_mart.methods import METHODS, averaging
 
 SHAPE, CLASSES = (6, 6, 1), 3
 X, Y = images_and_labels(8)
@@ -51,7 +51,7 @@ def wrapped(network, method="at", **options):
 
 
 def compiled(model, **options):
-    model.compile(km.optimizers.SGD(0.1, momentum=0.9, weight_decay=1e-2), **options)
+    model.compile(km.optimizers.SGD(0.02, momentum=0.9, weight_decay=1e-2), **options)
     return model
 
 
@@ -130,8 +130,11 @@ def test_what_is_frozen_stays_on_two_replicas(two_replicas):
             np.testing.assert_array_equal(held, before[variable.path])
 
 
+# --- `trainable` changes ---
+
+
 def test_a_base_is_frozen_and_freed_between_two_fits():
-    model = compiled(wrapped(with_head(base_network()), weight_average=0.5))
+    model = compiled(wrapped(with_head(base_network()), "standard", weight_average=0.5))
     fit(model)
     names = freeze(model.network)
     compiled(model)
@@ -143,6 +146,94 @@ def test_a_base_is_frozen_and_freed_between_two_fits():
     base.trainable = True
     compiled(model)
     assert_trains_all_but([], model)
+
+
+def test_a_change_without_compile_takes_effect_or_is_refused():
+    model = compiled(wrapped(with_head(base_network()), "standard"))
+    fit(model)
+    names = freeze(model.network)
+    assert_trains_all_but(names, model)
+    model.network.get_layer("base").trainable = True  # the optimizer has known it
+    assert_trains_all_but([], model)
+    freeze(model.network)
+    compiled(model)
+    fit(model)
+    model.network.get_layer("base").trainable = True
+    with pytest.raises(ValueError, match=r"Unknown variable.*new optimizer"):
+        fit(model)
+
+
+def test_freeing_the_whole_model_leaves_the_average_out():
+    model = compiled(wrapped(with_head(base_network()), "standard", weight_average=0.5))
+    model.trainable = False
+    model.trainable = True
+    compiled(model)
+    assert [id(each) for each in model.trainable_variables] == [id(each) for each in model.network.trainable_variables]
+
+
+class Direct(layers.Layer):
+    """Makes its weights without `add_weight`, and first the one that never trains."""
+
+    def build(self, shape):
+        self.shift = keras.Variable("zeros", shape=(shape[-1],), trainable=False, name="shift")
+        self.scale = keras.Variable("ones", shape=(shape[-1],), name="scale")
+
+    def call(self, inputs):
+        return inputs * self.scale + self.shift
+
+
+def unbuilt(trainable=True):
+    return keras.Sequential(
+        [
+            layers.Conv2D(3, 3, trainable=trainable, name="kernel"),
+            layers.BatchNormalization(trainable=trainable, name="theirs"),
+            km.layers.BatchNormalization(name="ours", trainable=trainable),
+            Direct(name="direct", trainable=trainable),
+            layers.Flatten(),
+            layers.Dense(CLASSES),
+        ]
+    )
+
+
+def frozen_one_by_one(network):
+    for layer in network.layers[:4]:
+        layer.trainable = False
+
+
+@pytest.mark.parametrize("is_built", [True, False])
+@pytest.mark.parametrize("when", ["made so", "before the copy", "after the copy"])
+def test_a_network_and_its_average_have_their_weights_in_one_order(when, is_built):
+    """Whenever layers are frozen, and built."""
+    network = unbuilt(trainable=when != "made so")
+    if is_built:
+        network.build((None, *SHAPE))
+    if when == "before the copy":
+        frozen_one_by_one(network)
+    model = wrapped(network, weight_average=0.5)
+    if when == "after the copy":
+        frozen_one_by_one(network)
+    model(X)
+    averaging.update(network, moved(model.averaged_network), 0.5, 0)  # the first is a copy
+    for layer, copied in zip(network.layers, model.averaged_network.layers, strict=True):
+        for name, weight in vars(layer).items():
+            if isinstance(weight, keras.Variable):
+                np.testing.assert_allclose(vars(copied)[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_a_saved_model_stays_frozen(tmp_path):
+    network = with_head(base_network(), training=False)  # no Dropout then, whose seeds are not saved
+    names = freeze(network, KINDS)
+    model = compiled(wrapped(network, "standard", weight_average=0.5))
+    fit(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    before = weights(loaded.network)
+    assert fit(loaded).history == fit(model).history
+    for name in names:
+        assert_kept(before, loaded.network.get_layer("base").get_layer(name))
+    for one, other in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(loaded.optimizer.variables) == len(model.optimizer.variables)
 
 
 # --- called in evaluation mode ---
@@ -159,7 +250,11 @@ def functional(body):
 
 def once():
     base, norm, head = parts()
-    return base, functional(lambda x: head(norm(base(x, training=False)))), lambda x: head(norm(base(x, training=False), training=True))
+    return (
+        base,
+        functional(lambda x: head(norm(base(x, training=False)))),
+        lambda x: head(norm(base(x, training=False), training=True)),
+    )
 
 
 def frozen():
@@ -267,3 +362,14 @@ def test_what_the_graph_calls_in_evaluation_mode_is_trained_in_it(case, folded):
     folding.training_view(network)(tf.constant(X))
     for one, other in zip(evaluated.get_weights() if evaluated else [], before or [], strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_a_base_that_is_called_in_evaluation_mode_keeps_its_statistics_and_trains(folded):
+    folding.enable() if folded else folding.disable()
+    network = with_head(base_network(), training=False)
+    model = compiled(wrapped(network, "trades", weight_perturbation=km.AWP(0.05), weight_average=0.5))
+    before = weights(network)
+    fit(model)
+    for path, value in {**weights(network), **weights(model.averaged_network)}.items():
+        assert (value == before[path]).all() == ("moving" in path), path

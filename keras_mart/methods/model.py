@@ -44,7 +44,8 @@ class AdversarialModel(keras.Model):
     anew for each.
 
     A hyperparameter (`seed`, `beta`, ...) takes effect as soon as it is set; another `attack`, `weight_perturbation` or
-    `form` does so at the next epoch, `evaluate` or `train_on_batch`.
+    `form` does so at the next epoch, `evaluate` or `train_on_batch`. So does a layer's `trainable`, but the optimizer
+    takes no weights that were frozen when `compile` was called: call it again, with a new optimizer, as Keras asks for.
 
     On several replicas a step means what it means on one: its loss is that of the whole batch, and so is the gradient
     that an optimizer clips. BatchNormalization only normalises with the statistics of each replica's part; the running
@@ -367,6 +368,8 @@ class AdversarialModel(keras.Model):
         with self.distribute_strategy.scope():
             if not self.built:
                 self.build(shape)
+            if self.averaged_network is not None:
+                self.averaged_network.trainable = False  # `trainable` of the whole model sets it too
             if self.compiled:
                 compile_by_xla(self.judged_network, self._jit_compile_argument)
             if self.compiled and self.optimizer is not None and not self.optimizer.built:
@@ -493,6 +496,8 @@ class AdversarialModel(keras.Model):
         names -= {"self", "network", *hyperparameter.names(self)}
         names |= {"on_nan", "validation_attack", "_perturbs_weights"}
         settings = {name: getattr(self, name, None) for name in names} | {"folding": folding.enabled()}
+        if kind == "training":
+            settings["trainable"] = [each.trainable for each in (*memory.layers(self), *self.variables)]
         return memory.changed(self.network, (kind, id(self)), settings)
 
     def predict_step(self, data):
