@@ -163,12 +163,21 @@ def test_a_change_without_compile_takes_effect_or_is_refused():
         fit(model)
 
 
-def test_freeing_the_whole_model_leaves_the_average_out():
-    model = compiled(wrapped(with_head(base_network()), "standard", weight_average=0.5))
+def test_the_average_is_never_trainable():
+    network = with_head(base_network())
+    network.trainable = False
+    for layer in network.layers:
+        layer.trainable = True  # and the network says that it is frozen
+    model = compiled(wrapped(network, "standard", weight_average=0.5))
+    assert [id(each) for each in model.trainable_variables] == [
+        id(each) for each in network.variables if each.trainable
+    ]
     model.trainable = False
     model.trainable = True
     compiled(model)
-    assert [id(each) for each in model.trainable_variables] == [id(each) for each in model.network.trainable_variables]
+    assert [id(each) for each in model.trainable_variables] == [
+        id(each) for each in network.variables if each.trainable
+    ]
 
 
 class Direct(layers.Layer):

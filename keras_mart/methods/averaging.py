@@ -56,8 +56,14 @@ def copy_of(network):
             "`weight_average` keeps a second network, which Keras must be able to save and load: the first must give "
             f"its `get_config`. Received: {network} ({error})"
         ) from error
-    copy.trainable = False
+    freeze(copy)
     return copy
+
+
+def freeze(network):
+    """Freezes a network and every layer of it: a network that is frozen already hands nothing on to its layers."""
+    for each in (network, *memory.layers(network)):
+        each.trainable = False
 
 
 def adapt(network, copy):

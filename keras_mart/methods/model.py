@@ -369,7 +369,7 @@ class AdversarialModel(keras.Model):
             if not self.built:
                 self.build(shape)
             if self.averaged_network is not None:
-                self.averaged_network.trainable = False  # `trainable` of the whole model sets it too
+                averaging.freeze(self.averaged_network)  # `trainable` of the whole model frees it too
             if self.compiled:
                 compile_by_xla(self.judged_network, self._jit_compile_argument)
             if self.compiled and self.optimizer is not None and not self.optimizer.built:
