@@ -151,9 +151,8 @@ def _with_shape(data):
     """The data, arrays as a tuple, and the (height, width, channels) of the images, `None` where it is open."""
     data = tuple(data) if isinstance(data, list) else data
     data, first = checks.first_batch(data)
-    images = checks.unpacked(first)[0]
-    shape = tuple(images.shape[1:])
-    return data, None if None in shape else shape
+    shape = tf.TensorShape(checks.unpacked(first)[0].shape)[1:]
+    return data, tuple(shape) if shape.is_fully_defined() else None
 
 
 def _copy(network):
