@@ -18,7 +18,7 @@ from keras_mart.attacks import (
 )
 from keras_mart.callbacks import RobustAccuracy
 from keras_mart.evaluation import diagnose, evaluate, report
-from keras_mart.harden import Hardened, harden
+from keras_mart.hardening import Hardened, harden
 from keras_mart.launching import launch
 from keras_mart.methods import (
     ALP,

@@ -105,12 +105,17 @@ def _label_form(values, where=""):
 
 def network(candidate):
     """Raises ValueError unless this is a Keras model from images to logits, as far as it can be seen."""
+    unwrapped(candidate)
+    one_in_one_out(candidate)
+    _does_not_squash(candidate)
+
+
+def unwrapped(candidate):
+    """Raises ValueError unless this is a Keras model that no method wraps."""
     if not isinstance(candidate, keras.Model):
         raise ValueError(f"`network` must be a keras.Model. Received: {candidate!r}")
     if getattr(candidate, "wraps_network", False):
         raise ValueError(f"`network` must not be wrapped already; pass its `.network`. Received: {candidate!r}")
-    one_in_one_out(candidate)
-    _does_not_squash(candidate)
 
 
 def one_in_one_out(candidate):

@@ -411,13 +411,14 @@ def test_two_evaluations_of_one_run_at_once(run):
 
 @pytest.mark.parametrize("source", ["best.keras", "export"])
 def test_a_model_without_a_run(source, run, tiny, tmp_path):
-    mode, where = "--mode=evaluate,report", f"--workdir={tmp_path / 'judged'}"
+    mode, where = "--mode=evaluate,report,export", f"--workdir={tmp_path / 'judged'}"
     others = [tiny[0], "--attacks=fgsm", "--epsilon=1/4", "--checked_examples=2"]
     result = command(mode, f"--model={run / source}", where, *others)
     assert result.status == 0, result.err
     assert sorted(path.name for path in (tmp_path / "judged").iterdir()) == [
-        "best.npz", "diagnosis.json", "evaluation.json", "flags.cfg", "gallery.npz", "report.html",
+        "best.npz", "diagnosis.json", "evaluation.json", "export", "flags.cfg", "gallery.npz", "report.html",
     ]  # fmt: skip
+    assert f"Exported {run / source} to {tmp_path / 'judged' / 'export' / '1'}" in result.out
     found = json.loads((tmp_path / "judged" / "evaluation.json").read_text())
     assert "last" not in found and found["best"]["threat"] == {"norm": "Linf", "epsilon": 1 / 4}
     assert command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm", "--epsilon=1/4").status == 0
@@ -438,7 +439,8 @@ def test_where_a_model_is_judged_by_default(run, tiny, tmp_path, monkeypatch):
     [
         (
             "",
-            "--model is only evaluated and reported: --mode=evaluate,report. Received: --model=best.keras with --mode",
+            "--model is evaluated, reported and exported: --mode=evaluate,report,export; --network trains it. "
+            "Received: --model=best.keras with --mode",
         ),
         ("--mode=evaluate --method=at", "Received: --model=best.keras with --method=at"),
         ("--mode=evaluate --workdir=.", "There is another run in .."),
@@ -457,6 +459,53 @@ def test_a_model_that_cannot_be_judged(arguments, message, run, tiny, monkeypatc
     result = command(tiny[0], "--model=best.keras", *arguments.split())
     assert result.status == 2 and message in result.err
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module", params=["keras", "h5"])
+def somebodys(request, tmp_path_factory):
+    """The file of a network for images of 12x12 in [0, 255], of 5 classes, that ends in a softmax."""
+    keras.utils.set_random_seed(0)
+    images = keras.Input((12, 12, 1))
+    x = keras.layers.Flatten()(keras.layers.Conv2D(2, 3, strides=2, activation="relu")(images))
+    network = keras.Model(images, keras.layers.Dense(5, activation="softmax")(x))
+    path = tmp_path_factory.mktemp("somebodys") / f"photos.{request.param}"
+    network.save(path)
+    return network, path
+
+
+def test_trains_somebodys_network_on(somebodys, tiny, tmp_path):
+    network, path = somebodys
+    others = [flag for flag in tiny if not flag.startswith(("--network", "--depth", "--width"))]
+    result = command(*others, f"--network={path}", "--preprocessing=255", "--learning_rate=1e-9", "--mode=train")
+    assert result.status == 0, result.err
+    for said in ("its last activation was taken off", "of 3 classes", "times 255", "from 8x8 to 12x12"):
+        assert result.out.count(said) == 1
+    trained = keras.saving.load_model(tmp_path / "runs" / "tiny-photos" / "best.keras").network
+    kernel = next(each for each in trained.weights if tuple(each.shape) == (3, 3, 1, 2))
+    np.testing.assert_allclose(kernel, network.layers[1].kernel, atol=1e-6)  # trained on from its weights
+    assert command(*others, f"--network={path}", "--preprocessing=255", "--resume", "--mode=train").status == 2
+    assert command("--mode=evaluate", "--workdir=runs/tiny-photos", "--attacks=").status == 0
+
+
+def test_judges_somebodys_network(somebodys, tiny, tmp_path):
+    network, path = somebodys
+    flags = [f"--model={path}", "--preprocessing=255", "--mode=evaluate,export", "--attacks=", "--workdir=judged"]
+    result = command(*flags, tiny[0])
+    assert result.status == 0, result.err
+    table = Table.load(tmp_path / "judged" / "best.npz")
+    images = np.concatenate([images for images, _ in datasets.load(tiny[0].partition("=")[2], "test")])
+    probabilities = network(tf.image.resize(images, (12, 12)) * 255, training=False)
+    np.testing.assert_array_equal(table.predictions["natural"], np.argmax(probabilities, axis=1))
+    served = tf.saved_model.load(str(tmp_path / "judged" / "export" / "1")).signatures["serving_default"]
+    np.testing.assert_allclose(served(images=tf.constant(images))["probabilities"], probabilities, atol=1e-6)
+
+
+def test_a_network_of_keras_applications(tmp_path, monkeypatch):
+    made = mock.Mock(side_effect=ValueError("made"))
+    monkeypatch.setattr(build.networks, "application", made)
+    result = command("--network=applications:MobileNetV2", "--weights=imagenet", "--mode=train")
+    assert (result.status, result.err) == (2, "keras_mart: made\n")
+    made.assert_called_with("MobileNetV2", weights="imagenet", num_classes=10, input_shape=(8, 8, 1))
 
 
 def test_evaluate_without_a_run():
@@ -554,6 +603,12 @@ def test_flagfile_round_trip(tmp_path):
 # The arguments after --workdir=new, and what the message must say.
 WRONG = [
     ("--network=resnt18", "`network` must be one of small_cnn, resnet18, wide_resnet", "Did you mean 'resnet18'?"),
+    ("--network=applications:MobilNetV2", "`applications:` must be one of", "Did you mean 'MobileNetV2'?"),
+    ("--network=nowhere.keras --depth= --width=", "nowhere.keras', which does not exist"),
+    ("--weights=imagenet", "--weights is taken by applications alone. Received: --network=wide_resnet"),
+    ("--preprocessing=tf", "--preprocessing is taken by a file alone. Received: --network=wide_resnet"),
+    ("--preprocessing=tff", "must be one of tf, torch, caffe, or a number such as 255. Received: 'tff'"),
+    ("--network=a.keras --depth= --width= --precision=mixed_bfloat16", "A network from a file keeps its own precision"),
     ("--method=martt", "`method` must be one of", "Did you mean 'mart'?"),
     ("--attacks=fgsm,PDG20", "`attacks` must be one of", "Did you mean 'pgd20'?"),
     ("--dataset=digit", "A dataset must be one of digits, tfds:<name>", "'digits'"),

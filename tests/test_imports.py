@@ -18,7 +18,7 @@ ORDER = (
     {"attacks"},
     {"methods"},
     {"evaluation"},
-    {"callbacks", "serving", "harden"},
+    {"callbacks", "serving", "hardening"},
     {"cli"},
     {"main"},
 )

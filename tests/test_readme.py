@@ -13,13 +13,16 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_example_runs(tmp_path, monkeypatch, capsys):
+def test_the_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     keras.utils.set_random_seed(0)
-    (example,) = re.findall(r"```python\n(.+?)```", README, flags=re.DOTALL)
+    classifier = [keras.layers.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
+    keras.Sequential(classifier).save("classifier.keras")
     names = {}
-    exec(compile(example, "README.md", "exec"), names)
-    assert "natural" in capsys.readouterr().out
+    for example in re.findall(r"```python\n(.+?)```", README, flags=re.DOTALL):
+        exec(compile(example, "README.md", "exec"), names)
+        assert "natural" in capsys.readouterr().out
+    assert (tmp_path / "hardened.keras").exists()
     assert names["adversarial"].shape == names["images"].shape
     assert float(km.Linf(1).distance(names["adversarial"], names["images"]).numpy().max()) <= 0.15 + 1e-6
     assert (tmp_path / "best.keras").exists() and (tmp_path / "serving/digits/1/saved_model.pb").exists()

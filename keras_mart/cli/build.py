@@ -5,10 +5,11 @@ import functools
 import keras
 import numpy as np
 
-from keras_mart import checks, datasets, optimizers, serving, zoo
+from keras_mart import checks, datasets, networks, optimizers, serving, zoo
 from keras_mart.attacks import PGD
 from keras_mart.attacks.inference import compile_by_xla, network_of
 from keras_mart.cli.flags import EVALUATION_PRECISIONS, FLAGS
+from keras_mart.cli.parsers import APPLICATIONS, FILES
 from keras_mart.cli.rules import method_arguments
 from keras_mart.evaluation.presets import presets
 from keras_mart.methods import AWP, METHODS
@@ -16,6 +17,8 @@ from keras_mart.threats import L2, Linf
 
 # The attack of the validation, which chooses the best checkpoint.
 VALIDATION_ATTACK = "pgd20"
+# The paths of models of which was said what was done to them.
+_told = set()
 
 
 def data(split, batch_size=None):
@@ -86,9 +89,22 @@ def test_data(examples=None):
 def network():
     """The untrained network, with the shapes of the data."""
     described = datasets.describe(FLAGS.dataset, FLAGS.data_dir)
+    shapes = {"num_classes": described.num_classes, "input_shape": described.input_shape}
+    if FLAGS.network.startswith(APPLICATIONS):
+        return networks.application(FLAGS.network.removeprefix(APPLICATIONS), weights=FLAGS.weights or "none", **shapes)
+    if FLAGS.network.endswith(FILES):
+        return _adapted(serving.load(FLAGS.network), FLAGS.network, **shapes)
     options = {name: FLAGS[name].value for name in ("depth", "width", "dropout") if FLAGS[name].value is not None}
-    factory = getattr(zoo, FLAGS.network)
-    return factory(num_classes=described.num_classes, input_shape=described.input_shape, **options)
+    return getattr(zoo, FLAGS.network)(**shapes, **options)
+
+
+def _adapted(model, path, **shapes):
+    """The network of a model from elsewhere, as this package takes it."""
+    adapted, done = networks.adapted(network_of(model), preprocessing=FLAGS.preprocessing, **shapes)
+    if done and path not in _told:
+        print(f"{path}: {'; '.join(done)}")
+    _told.add(path)
+    return adapted
 
 
 def _threat(epsilon):
@@ -155,9 +171,14 @@ def _jit_compile():
 
 def loaded(directory, which):
     """The model of the "best" or the "last" checkpoint of a run, which is to be judged as the flags say."""
-    model = directory.load(getattr(directory, which)) if FLAGS.model is None else _loaded(FLAGS.model)
+    model = directory.load(getattr(directory, which)) if FLAGS.model is None else _judged(FLAGS.model)
     compile_by_xla(network_of(model), _jit_compile())
     return model
+
+
+@functools.cache
+def _judged(path):
+    return _adapted(serving.load(path), path, input_shape=datasets.describe(FLAGS.dataset, FLAGS.data_dir).input_shape)
 
 
 def evaluation_options():

@@ -83,7 +83,13 @@ _number(DATA, "extra_weight", 1.0, "Weight of an extra example in the loss; the 
 _labeller = "A .keras file or a SavedModel that labels the images of --extra, whose own labels are then not used."
 _text(DATA, "labeller", None, _labeller)
 
-_choice(NETWORK, "network", "small_cnn", NETWORKS, "The network.")
+_network = f"The network: {', '.join(NETWORKS)}, applications:<name> of keras.applications, or a .keras or .h5 file."
+flags.DEFINE(parsers.Network(NETWORKS), "network", "small_cnn", _network, module_name=NETWORK)
+_text(NETWORK, "weights", None, "Weights of applications:<name>: none, by default, imagenet, or a weights file.")
+_preprocessing = (
+    "What a network's file or --model wants instead of images in [0, 1]: tf, torch, caffe, or the largest value as 255."
+)
+flags.DEFINE(parsers.Preprocessing(optional=True), "preprocessing", None, _preprocessing, module_name=NETWORK)
 _integer(NETWORK, "depth", None, "Number of convolutions (wide_resnet), 34 by default.")
 _integer(NETWORK, "width", None, "Widening factor (wide_resnet), 10 by default.")
 _number(NETWORK, "dropout", None, "Share of units left out (small_cnn, wide_resnet); the network's own by default.")
@@ -115,7 +121,10 @@ _integer(EVALUATION, "evaluation_batch_size", None, "Examples in a batch in eval
 _early = "Run each attack only on what is classified correctly under all before it."
 flags.DEFINE_bool("stop_early", False, _early, module_name=EVALUATION)
 _text(
-    EVALUATION, "model", None, "A .keras file or a SavedModel to evaluate and report, in place of a run's checkpoints."
+    EVALUATION,
+    "model",
+    None,
+    "A .keras or .h5 file or a SavedModel to evaluate, report and export, in place of a run's checkpoints.",
 )
 _precision = "What networks of lower precision are judged in; none: as they were trained."
 _choice(EVALUATION, "evaluation_precision", "float32", tuple(EVALUATION_PRECISIONS), _precision)

@@ -1,13 +1,15 @@
 """How flags read their values; an empty value takes an optional flag back, as where a flagfile has set it."""
 
 import fractions
+import os
 import re
 from typing import NamedTuple
 
 from absl import flags
 
-from keras_mart import checks
+from keras_mart import checks, networks
 
+APPLICATIONS, FILES = "applications:", (".keras", ".h5", ".hdf5")
 LARGEST = 2**31 - 1  # what an int32 holds, as seeds and counters are
 
 
@@ -69,6 +71,34 @@ class Choice(Name):
         name = super().read(argument)
         checks.one_of(name, self.choices, self.what)
         return name
+
+
+class Network(Choice):
+    """Reads one of the choices, applications:<name>, or the path of a file, which becomes absolute."""
+
+    def __init__(self, choices):
+        super().__init__((*choices, APPLICATIONS + "<name>", "<path>.keras", "<path>.h5"), "network")
+
+    def read(self, argument):
+        if argument.startswith(APPLICATIONS):
+            checks.one_of(argument.removeprefix(APPLICATIONS), networks.application_names(), "applications:")
+            return argument
+        if argument.endswith(FILES):
+            return os.path.abspath(os.path.expanduser(argument))
+        return super().read(argument)
+
+
+class Preprocessing(Number):
+    """Reads a name that `keras_mart.networks.on_unit_images` knows, or a number."""
+
+    def read(self, argument):
+        if argument in networks.PREPROCESSING:
+            return argument
+        try:
+            return super().read(argument)
+        except ValueError:
+            names = ", ".join(networks.PREPROCESSING)
+            raise ValueError(f"must be one of {names}, or a number such as 255. Received: {argument!r}") from None
 
 
 class Interval(NamedTuple):

@@ -4,6 +4,7 @@ import inspect
 
 from keras_mart import clusters
 from keras_mart.cli.flags import FLAGS, METHOD, own_flags
+from keras_mart.cli.parsers import FILES
 from keras_mart.methods import METHODS, AdversarialModel
 
 # The flags of a command rather than of what is trained: a run directory does not keep them.
@@ -16,13 +17,15 @@ OF_THE_EVALUATION = (
 # The flags that may differ from the training's where a run is only evaluated or exported.
 WITHOUT_TRAINING = (
     *OF_THE_COMMAND, "method", "seed", "strategy", "jit_compile", "fold", "dataset", "data_dir", "batch_size", "threat",
-    "epsilon", *OF_THE_EVALUATION,
+    "epsilon", "preprocessing", *OF_THE_EVALUATION,
 )  # fmt: skip
 # Flags that not every choice of another flag takes.
 TAKERS = {
     "depth": ("network", ("wide_resnet",)),
     "width": ("network", ("wide_resnet",)),
     "dropout": ("network", ("small_cnn", "wide_resnet")),
+    "weights": ("network", ("applications",)),
+    "preprocessing": ("network", ("a file",)),
     "momentum": ("optimizer", ("sgd",)),
     "weight_decay": ("optimizer", ("sgd",)),
 }
@@ -58,11 +61,11 @@ def as_text(methods):
 def check_model():
     """Raises ValueError where --model cannot be evaluated with these flags."""
     others = [f"--method={','.join(FLAGS.method)}"] if FLAGS["method"].present else []
-    others += [f"--mode={','.join(FLAGS.mode)}"] if {"train", "export"} & set(FLAGS.mode) else []
+    others += [f"--mode={','.join(FLAGS.mode)}"] if "train" in FLAGS.mode else []
     if others:
         raise ValueError(
-            f"--model is only evaluated and reported: --mode=evaluate,report. Received: --model={FLAGS.model} with "
-            f"{' '.join(others)}"
+            "--model is evaluated, reported and exported: --mode=evaluate,report,export; --network trains it. "
+            f"Received: --model={FLAGS.model} with {' '.join(others)}"
         )
 
 
@@ -74,7 +77,7 @@ def check():
             _check_taken(flag.name, takers, "method", FLAGS.method)
     for name, (by, takers) in TAKERS.items():
         if FLAGS[name].value != FLAGS[name].default:
-            _check_taken(name, takers, by, [FLAGS[by].value])
+            _check_taken(name, takers, by, [FLAGS[by].value], _kind(FLAGS[by].value))
     if "mma" in FLAGS.method and FLAGS.max_epsilon is None:
         raise ValueError("--method=mma needs --max_epsilon, for example 32/255 for CIFAR-10. Received: none.")
     for name, needed in NEEDS.items():
@@ -84,6 +87,11 @@ def check():
         raise ValueError(f"--extra_fraction must lie between 0 and 1. Received: {FLAGS.extra_fraction}")
     if FLAGS.extra is not None and FLAGS.batch_size < 2:
         raise ValueError(f"--extra needs a --batch_size of at least 2. Received: --batch_size={FLAGS.batch_size}")
+    if _kind(FLAGS.network) == "a file" and FLAGS.precision != "float32":
+        raise ValueError(
+            "A network from a file keeps its own precision. "
+            f"Received: --network={FLAGS.network} --precision={FLAGS.precision}"
+        )
     if not FLAGS.learning_rate > 0:
         raise ValueError(f"--learning_rate must be positive. Received: --learning_rate={FLAGS.learning_rate}")
 
@@ -103,8 +111,13 @@ def check_workers():
         )
 
 
-def _check_taken(name, takers, by, chosen):
-    if not set(takers) & set(chosen):
+def _kind(value):
+    """What kind of network a value of --network is; any other value itself."""
+    return "a file" if value.endswith(FILES) else value.partition(":")[0]
+
+
+def _check_taken(name, takers, by, chosen, *kinds):
+    if not set(takers) & {*chosen, *kinds}:
         default = FLAGS[name].default
         raise ValueError(
             f"--{name} is taken by {', '.join(takers)} alone. Received: --{by}={','.join(chosen)} with "

@@ -10,6 +10,7 @@ import keras
 from keras_mart import files
 from keras_mart.checkpoints import Checkpoints
 from keras_mart.cli import flags, rules
+from keras_mart.cli.parsers import APPLICATIONS
 from keras_mart.evaluation.run import Run
 
 # A run that goes on may get more epochs, another evaluation and another machine, but nothing else: not
@@ -169,5 +170,6 @@ def root_path():
     kind, _, location = flags.FLAGS.dataset.partition(":")
     data = pathlib.Path(location).expanduser().resolve().stem if kind in ("npz", "folder") else location or kind
     model = flags.FLAGS.model
-    network = flags.FLAGS.network if model is None else pathlib.Path(model).expanduser().resolve().stem
+    network = flags.FLAGS.network.removeprefix(APPLICATIONS) if model is None else model
+    network = pathlib.Path(network).expanduser().resolve().stem
     return pathlib.Path(flags.FLAGS.workdir or f"runs/{data.replace('/', '-')}-{network}").expanduser()

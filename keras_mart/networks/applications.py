@@ -15,7 +15,7 @@ IMAGENET_CLASSES = 1000
 WITHOUT_TOP = {"include_top": False, "pooling": "avg"}
 
 
-def names():
+def application_names():
     """The names of the networks of `keras.applications`."""
     found = vars(keras.applications).items()
     return sorted(name for name, value in found if inspect.isfunction(value))
@@ -37,7 +37,7 @@ def application(name, num_classes, input_shape, weights="none"):
     Raises:
         ValueError: an unknown name, a shape that the network does not take, weights that do not fit or cannot be had.
     """
-    checks.one_of(name, names(), "network")
+    checks.one_of(name, application_names(), "network")
     top = {"classes": num_classes, "classifier_activation": None}
     of_imagenet = {**top, "classes": IMAGENET_CLASSES}
     if weights == "none":

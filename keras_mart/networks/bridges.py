@@ -195,8 +195,10 @@ def adapted(model, input_shape, *, preprocessing=None, num_classes=None):
     if num_classes is not None:
         keep(with_classes(keep.network, num_classes), f"its last layer is a new one, of {num_classes} classes")
     if preprocessing is not None:
-        how = {"scale": preprocessing} if isinstance(preprocessing, numbers.Real) else {"preprocessing": preprocessing}
-        keep(on_unit_images(keep.network, **how), f"its images, in [0, 1], are normalised inside it: {preprocessing}")
+        of_number = isinstance(preprocessing, numbers.Real)
+        how = {"scale": preprocessing} if of_number else {"preprocessing": preprocessing}
+        text = f"times {preprocessing:g}" if of_number else f'as by "{preprocessing}"'
+        keep(on_unit_images(keep.network, **how), f"images in [0, 1] are normalised inside it, {text}")
     if input_shape is not None:
         own = checks.image_shape(keep.network)
         text = f"images are resized inside it, from {_by(input_shape)} to {_by(own)}; epsilon is that of the former"

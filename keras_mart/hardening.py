@@ -98,7 +98,7 @@ def harden(
         weight_average: decay of the moving average of the weights that is judged, `None` for none.
         batch_size: number of examples in a batch of arrays, and of evaluation.
         callbacks: for `fit`.
-        seed: integer; of the attacks, and of the order of arrays.
+        seed: integer, of the attacks.
         verbose: 0 for silence, 1 for the choices and progress, 2 for a line for each epoch.
         **arguments: of the method, such as `beta`.
 
@@ -106,12 +106,13 @@ def harden(
         A `Hardened`.
 
     Raises:
-        ValueError: an unknown method, a network that cannot be copied or bridged, data that
+        ValueError: an unknown method, a network that is wrapped already, that cannot be copied or bridged, data that
             do not tell their number of batches.
     """
     if isinstance(method, str):
         checks.one_of(method, [name for name, each in METHODS.items() if each.has_adversary], "method")
         method = METHODS[method]
+    checks.unwrapped(network)
     train, shape = _with_shape(train)
     copy, bridged = adapted(_copy(network), shape, preprocessing=preprocessing)
     attack = attack or PGD(threat, STEPS, step_size=threat.epsilon / STEPS_IN_EPSILON)
@@ -149,11 +150,12 @@ def harden(
 
 def _with_shape(data):
     """The data, arrays as a tuple, and the (height, width, channels) of the images, `None` where it is open."""
-    data = tuple(data) if isinstance(data, list) else data
-    data, first = checks.first_batch(data)
-    images = checks.unpacked(first)[0]
-    shape = tuple(images.shape[1:])
-    return data, None if None in shape else shape
+    if isinstance(data, (tuple, list)):
+        data, first = tuple(data), tuple(data)
+    else:
+        data, first = checks.first_batch(data)
+    shape = tf.TensorShape(checks.unpacked(first)[0].shape)[1:]
+    return data, tuple(shape) if shape.is_fully_defined() else None
 
 
 def _copy(network):

@@ -1,0 +1,43 @@
+"""Trains on several workers: here processes of this machine, each with its devices, that train one model together.
+
+    python examples/multi_worker.py --workers=2
+
+On a cluster each machine runs the part below `train` itself, with TF_CONFIG or as a task of a Slurm step.
+"""
+
+import argparse
+import sys
+
+import keras
+
+import keras_mart as km
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--workers", type=int, default=2)
+parser.add_argument("--worker", action="store_true", help="this process is one of the workers")
+parser.add_argument("--epochs", type=int, default=3)
+parser.add_argument("--output", default="together.keras")
+flags = parser.parse_args()
+
+
+def train():
+    strategy = km.distribution.strategy("multiworker")  # before anything else of TensorFlow's
+    print(km.distribution.describe(strategy), flush=True)
+    keras.utils.set_random_seed(0)  # the same initial weights everywhere
+    with strategy.scope():
+        network = km.zoo.wide_resnet(10, 1, input_shape=(8, 8, 1))
+        model = km.TRADES(network, km.PGD(km.Linf(0.15), steps=5), beta=6.0)
+        model.compile(km.optimizers.SGD(0.1, momentum=0.9))
+    data = km.datasets.load("digits", "train", batch_size=64)  # of all workers together
+    model.fit(
+        data, validation_data=km.datasets.load("digits", "validation", batch_size=64), epochs=flags.epochs, verbose=2
+    )
+    if km.distribution.is_chief(strategy):
+        model.save(flags.output)
+
+
+if flags.worker:
+    train()
+else:
+    command = [sys.executable, __file__, "--worker", f"--epochs={flags.epochs}", f"--output={flags.output}"]
+    sys.exit(km.launch(command, flags.workers))

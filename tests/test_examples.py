@@ -1,0 +1,83 @@
+"""The examples, each run as a user would, on small sizes."""
+
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_mart as km
+
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+MOST_LINES = 60
+
+
+def run(name, *arguments, folder):
+    command = [sys.executable, EXAMPLES / f"{name}.py", *map(str, arguments)]
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+@pytest.fixture
+def model(tmp_path):
+    """The file of a network that wants images in [0, 255] and ends in a softmax."""
+    network = keras.Sequential([keras.layers.Input((8, 8, 1)), keras.layers.Flatten()])
+    network.add(keras.layers.Dense(10, activation="softmax"))
+    network.save(tmp_path / "somebodys.keras")
+    return tmp_path / "somebodys.keras"
+
+
+def photograph(path, seed, size=(40, 36, 3)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, size).astype("uint8")
+    path.write_bytes(tf.io.encode_jpeg(pixels).numpy())
+
+
+def test_each_is_short_and_tried_here():
+    here = pathlib.Path(__file__).read_text()
+    for path in EXAMPLES.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= MOST_LINES
+        assert f'"{path.stem}"' in here
+
+
+def test_harden_folder(tmp_path):
+    for number in range(24):
+        photograph(
+            tmp_path / "photos" / ("cat" if number % 2 else "dog") / f"{number}.jpg", number, (40, 36 + number, 3)
+        )
+    arguments = ("--network=MobileNet", "--weights=none", "--image_size=32", "--epochs=1", "--batch_size=8")
+    out = run("harden_folder", "photos", *arguments, folder=tmp_path)
+    assert "TRADES" in out and "pgd20" in out
+    assert isinstance(keras.saving.load_model(tmp_path / "hardened.keras"), km.TRADES)
+
+
+def test_judge_model(model):
+    out = run("judge_model", model, "--scale=255", "--examples=16", folder=model.parent)
+    for said in ("last activation was taken off", "times 255", "autoattack", "epsilon  8/255", "passed"):
+        assert said in out
+
+
+def test_own_method(tmp_path):
+    out = run("own_method", "--epochs=1", "--smoothing=0.2", folder=tmp_path)
+    assert "pgd20" in out
+    assert (tmp_path / "smoothed.keras").exists()
+
+
+def test_multi_worker(tmp_path):
+    out = run("multi_worker", "--workers=2", "--epochs=1", folder=tmp_path)
+    assert "worker 1 of 2" in out
+    assert int(keras.saving.load_model(tmp_path / "together.keras").step.numpy()) > 0
+
+
+def test_serve(tmp_path):
+    network = keras.Sequential([keras.layers.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    network.save(tmp_path / "model.keras")
+    photograph(tmp_path / "cat.jpg", 0, (8, 8, 3))
+    out = run("serve", "model.keras", "cat.jpg", folder=tmp_path)
+    pixels = tf.io.decode_jpeg((tmp_path / "cat.jpg").read_bytes(), dct_method="INTEGER_ACCURATE")
+    probabilities = keras.ops.softmax(network(pixels[None] / 255))[0]
+    assert f"cat.jpg: class {np.argmax(probabilities)}, probability {np.max(probabilities):.4f}" in out
