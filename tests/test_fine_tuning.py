@@ -1,5 +1,8 @@
 """Training on from a network that was trained before: what is frozen or called in evaluation mode stays as it is."""
 
+import pathlib
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import keras_mart as km
 from keras_mart import folding
 from keras_mart.methods import METHODS, averaging
 
+GUIDE = pathlib.Path(__file__).parents[1] / "docs" / "fine_tuning.md"
 SHAPE, CLASSES = (6, 6, 1), 3
 X, Y = images_and_labels(8)
 ATTACK = km.PGD(km.Linf(0.1), steps=1, step_size=0.05)
@@ -382,3 +386,20 @@ def test_a_base_that_is_called_in_evaluation_mode_keeps_its_statistics_and_train
     fit(model)
     for path, value in {**weights(network), **weights(model.averaged_network)}.items():
         assert (value == before[path]).all() == ("moving" in path), path
+
+
+# --- the guide ---
+
+
+def test_the_guide_runs(tmp_path, monkeypatch, capsys):
+    """Its Python as it stands there, on two batches of each split."""
+    monkeypatch.chdir(tmp_path)
+    load = km.datasets.load
+    monkeypatch.setattr(km.datasets, "load", lambda *args, **options: load(*args, **options).take(2))
+    names = {}
+    for example in re.findall(r"```python\n(.+?)```", GUIDE.read_text(), flags=re.DOTALL):
+        exec(compile(example, GUIDE.name, "exec"), names)
+    said = capsys.readouterr().out
+    assert said.count("pgd20") >= 4 + 1 and "before" in said
+    assert names["wrappable"].input_shape == (None, 16, 16, 3)
+    assert (tmp_path / "robust.keras").exists()
