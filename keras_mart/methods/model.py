@@ -19,7 +19,7 @@ from keras_mart import checks, distribution, folding, losses, memory
 from keras_mart.attacks.base import Attack, Rounds
 from keras_mart.attacks.inference import compile_by_xla, inference
 from keras_mart.datasets.batches import filled
-from keras_mart.methods import averaging, hyperparameter
+from keras_mart.methods import averaging, hyperparameter, parts
 from keras_mart.methods import batch as batches
 from keras_mart.methods.batch import Outputs, Pass
 from keras_mart.methods.guard import ON_NAN, Guard, kept_unless
@@ -74,8 +74,10 @@ class AdversarialModel(keras.Model):
     has_adversary = True
     # Whether training data must be ((image, index), label[, weight]).
     needs_index = False
+    # Whether the loss compares the neighbours (0, 1), (2, 3), ... of a batch.
+    pairs_neighbours = False
     # What `compile` sets.
-    validation_attack, on_nan, _xla = None, "stop", False
+    validation_attack, on_nan, accumulate, _xla = None, "stop", 1, False
 
     seed = Hyperparameter("an integer in [0, 2**31)", lambda value: 0 <= value < 2**31, integer=True)
     weight_average = Hyperparameter("a decay between 0 and 1", lambda value: 0 < value < 1)
@@ -188,13 +190,13 @@ class AdversarialModel(keras.Model):
         """
         assigned = []
 
-        def compute(batch, seed, attacked, moves):
+        def compute(batch, seed, attacked, moves, states=()):
             if attacked is None:
                 arguments = batch.images, batch.labels, seed, batch.index
                 attacked = self.perturb(*arguments) if self.has_adversary else (None, 0.0)
             if not self.trains_on_natural:
                 natural = ops.stop_gradient(self.inference()(batch.images))
-            with tf.GradientTape() as tape, Passes(self._moved(moves or {})) as scope, inlined:
+            with tf.GradientTape() as tape, Passes([*self._moved(moves or {}), *states]) as scope, inlined:
                 if self.trains_on_natural:
                     natural = self(batch.images, training=True)
                     scope.rewind_seeds()
@@ -210,6 +212,7 @@ class AdversarialModel(keras.Model):
             states = dict(enumerate(value for _, value in scope.assigned()))
             return Pass(attacked, values, outputs, terms, gradients, states)
 
+        compute = parts.in_turn(compute, self.accumulate, self.network, self.pairs_neighbours)
         return self._compiled(compute)(batch, seed, attacked, moves), assigned
 
     def _moved(self, moves):
@@ -311,7 +314,7 @@ class AdversarialModel(keras.Model):
 
     def compile(
         self, optimizer="rmsprop", loss=None, loss_weights=None, metrics=None, *, validation_attack=None,
-        jit_compile="auto", on_nan="stop", **kwargs,
+        jit_compile="auto", on_nan="stop", accumulate=1, **kwargs,
     ):  # fmt: skip
         """Configures training. Arguments are those of `keras.Model.compile`, but for the loss, which the method owns.
 
@@ -328,6 +331,12 @@ class AdversarialModel(keras.Model):
                 ends `fit` with an error that tells the step and the values of the loss's parts: after steps 1, 2, 4,
                 8, ... of an epoch and at its end, as a look at every step would keep a GPU waiting. "skip" goes on,
                 and says there what was left out.
+            accumulate: number of parts in which a step takes its batch (each replica's part of it), one after the
+                other: memory is that of a part. Attack, forwards and gradients are of a part; the update is of the
+                whole batch, as is all else, so that weights are those of a step in one part, to rounding.
+                BatchNormalization only normalises with the statistics of each part, as replicas do, and Dropout draws
+                other numbers. A batch that does not divide is filled up with its last examples, which count nowhere
+                but in those statistics. Validation is not divided.
 
         Raises:
             ValueError: a loss was passed, an unknown `on_nan`, a `validation_attack` that cannot be, or several
@@ -339,6 +348,7 @@ class AdversarialModel(keras.Model):
                 f"Received: loss={loss!r}, loss_weights={loss_weights!r}"
             )
         checks.one_of(on_nan, ON_NAN, "on_nan")
+        checks.positive_integer(accumulate, "accumulate")
         fits = (
             self.has_adversary and isinstance(validation_attack, Attack) and not isinstance(validation_attack, Rounds)
         )
@@ -354,7 +364,7 @@ class AdversarialModel(keras.Model):
                 f"Received: steps_per_execution={kwargs['steps_per_execution']} on {replicas} replicas"
             )
         self.validation_attack = validation_attack
-        self.on_nan, self._jit_compile_argument = on_nan, jit_compile
+        self.on_nan, self.accumulate, self._jit_compile_argument = on_nan, accumulate, jit_compile
         xla = distribution.prefers_xla() if jit_compile == "auto" else bool(jit_compile)
         self._xla = xla and not kwargs.get("run_eagerly")
         super().compile(optimizer, metrics=metrics, jit_compile=self._xla and replicas == 1, **kwargs)
@@ -375,7 +385,8 @@ class AdversarialModel(keras.Model):
     def get_compile_config(self):
         config = super().get_compile_config()
         attack = keras.saving.serialize_keras_object(self.validation_attack)
-        own = {"validation_attack": attack, "jit_compile": self._jit_compile_argument, "on_nan": self.on_nan}
+        own = {"validation_attack": attack, "jit_compile": self._jit_compile_argument}
+        own |= {name: getattr(self, name) for name in ("on_nan", "accumulate")}
         return {**config, **own} if config else config
 
     def compile_from_config(self, config):
@@ -491,7 +502,7 @@ class AdversarialModel(keras.Model):
         constructors = (each.__init__ for each in type(self).__mro__ if issubclass(each, AdversarialModel))
         names = {name for each in constructors for name in inspect.signature(each).parameters}
         names -= {"self", "network", *hyperparameter.names(self)}
-        names |= {"on_nan", "validation_attack", "_perturbs_weights"}
+        names |= {"on_nan", "accumulate", "validation_attack", "_perturbs_weights"}
         settings = {name: getattr(self, name, None) for name in names} | {"folding": folding.enabled()}
         return memory.changed(self.network, (kind, id(self)), settings)
 
