@@ -2,7 +2,8 @@
 
 A method is what its attack climbs (`attack_objective`) plus what its training descends (`training_loss`). A step is
 three parts: `_computed` (attack, forwards, gradients; nothing is assigned), `_agreed` (what all replicas must know, in
-one message), and `_applied` (every variable becomes its new value where the step counts).
+one message), and `_applied` (every variable becomes its new value where the step counts). With `accumulate` the first
+takes the batch in parts, one after the other (`methods/parts.py`).
 """
 
 import inspect
@@ -331,16 +332,16 @@ class AdversarialModel(keras.Model):
                 ends `fit` with an error that tells the step and the values of the loss's parts: after steps 1, 2, 4,
                 8, ... of an epoch and at its end, as a look at every step would keep a GPU waiting. "skip" goes on,
                 and says there what was left out.
-            accumulate: number of parts in which a step takes its batch (each replica's part of it), one after the
-                other: memory is that of a part. Attack, forwards and gradients are of a part; the update is of the
-                whole batch, as is all else, so that weights are those of a step in one part, to rounding.
-                BatchNormalization only normalises with the statistics of each part, as replicas do, and Dropout draws
-                other numbers. A batch that does not divide is filled up with its last examples, which count nowhere
-                but in those statistics. Validation is not divided.
+            accumulate: number of parts in which a step takes its batch, or each replica its share of it, one after the
+                other: it needs the memory of one. All else is as without, to rounding: one update, by the mean gradient
+                of the whole batch. But BatchNormalization normalises with the statistics of each part, as on replicas,
+                and Dropout draws other numbers. A batch that does not divide is filled up with its last examples, which
+                count only in those statistics. Validation takes whole batches.
 
         Raises:
-            ValueError: a loss was passed, an unknown `on_nan`, a `validation_attack` that cannot be, or several
-                `steps_per_execution` on several replicas.
+            ValueError: a loss was passed, an unknown `on_nan`, a `validation_attack` that cannot be, an `accumulate`
+                that is not positive, several `steps_per_execution` or an optimizer's own accumulation on several
+                replicas.
         """
         if loss is not None or loss_weights is not None:
             raise ValueError(
@@ -358,11 +359,7 @@ class AdversarialModel(keras.Model):
                 f"Received: {validation_attack!r} for {type(self).__name__}"
             )
         replicas = self.distribute_strategy.num_replicas_in_sync
-        if replicas > 1 and kwargs.get("steps_per_execution", 1) > 1:
-            raise ValueError(
-                "`steps_per_execution` must be 1 on several replicas, whose steps Keras cannot put into a loop. "
-                f"Received: steps_per_execution={kwargs['steps_per_execution']} on {replicas} replicas"
-            )
+        checks.on_replicas(replicas, optimizer, kwargs.get("steps_per_execution"))
         self.validation_attack = validation_attack
         self.on_nan, self.accumulate, self._jit_compile_argument = on_nan, accumulate, jit_compile
         xla = distribution.prefers_xla() if jit_compile == "auto" else bool(jit_compile)
