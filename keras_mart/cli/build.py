@@ -18,9 +18,23 @@ from keras_mart.threats import L2, Linf
 VALIDATION_ATTACK = "pgd20"
 
 
+def _where():
+    """How --dataset is read, as `datasets` takes it."""
+    return {"data_dir": FLAGS.data_dir, "image_size": FLAGS.image_size, "cache": FLAGS.cache}
+
+
+def _described():
+    return datasets.describe(FLAGS.dataset, **_where())
+
+
+def class_names():
+    """The names of the classes, `None` where they have none."""
+    return datasets.class_names(FLAGS.dataset, FLAGS.data_dir, FLAGS.cache)
+
+
 def data(split, batch_size=None):
     """Batches of a split that is not trained on, of --batch_size by default."""
-    return datasets.load(FLAGS.dataset, split, batch_size=batch_size or FLAGS.batch_size, data_dir=FLAGS.data_dir)
+    return datasets.load(FLAGS.dataset, split, batch_size=batch_size or FLAGS.batch_size, **_where())
 
 
 def training_data(model, epoch, first_batch=0):
@@ -33,7 +47,7 @@ def training_data(model, epoch, first_batch=0):
     def labelled(first_batch):
         return datasets.load(
             FLAGS.dataset, "train", batch_size=_labelled_in_batch(), with_index=model.needs_index,
-            first_batch=first_batch, data_dir=FLAGS.data_dir, **order,
+            first_batch=first_batch, **_where(), **order,
         )  # fmt: skip
 
     if FLAGS.extra is None:
@@ -56,7 +70,7 @@ def _labelled_in_batch():
 
 
 def _examples(split):
-    return datasets.describe(FLAGS.dataset, FLAGS.data_dir).num_examples[split]
+    return _described().num_examples[split]
 
 
 def extra():
@@ -78,14 +92,13 @@ def test_data(examples=None):
     """The test set; if a number of examples is given, so many of them at random, the same for the same --seed."""
     if examples is None:
         return data("test", batch_size=evaluation_batch_size())
-    images, labels = (np.concatenate(parts) for parts in zip(*data("test").as_numpy_iterator(), strict=True))
-    chosen = np.sort(np.random.default_rng(FLAGS.seed).permutation(len(labels))[:examples])
-    return images[chosen], labels[chosen]
+    chosen = np.sort(np.random.default_rng(FLAGS.seed).permutation(_examples("test"))[:examples])
+    return datasets.load_examples(FLAGS.dataset, "test", chosen, **_where())
 
 
 def network():
     """The untrained network, with the shapes of the data."""
-    described = datasets.describe(FLAGS.dataset, FLAGS.data_dir)
+    described = _described()
     options = {name: FLAGS[name].value for name in ("depth", "width", "dropout") if FLAGS[name].value is not None}
     factory = getattr(zoo, FLAGS.network)
     return factory(num_classes=described.num_classes, input_shape=described.input_shape, **options)
@@ -171,7 +184,7 @@ def check(methods):
     tried = [training_attack(), *attacks(FLAGS.attacks).values()]
     for method in methods:
         network_of_method = model(method).network
-    described = datasets.describe(FLAGS.dataset, FLAGS.data_dir)
+    described = _described()
     image = np.zeros((1, *described.input_shape), "float32")
     for attack in tried:
         attack.check_images(image.shape)

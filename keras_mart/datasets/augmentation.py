@@ -53,5 +53,6 @@ def random_resized_crop(image, size, seed, flip):
         tf.shape(image), tf.zeros([1, 0, 4]), part_seed, min_object_covered=0.0, aspect_ratio_range=ASPECT,
         area_range=AREA, use_image_if_no_bounding_boxes=True,
     )  # fmt: skip
-    image = tf.image.resize(tf.ensure_shape(tf.slice(image, begin, extent), image.shape), [size, size], antialias=True)
+    part = tf.ensure_shape(tf.slice(image, begin, extent), [None, None, image.shape[2]])
+    image = tf.image.resize(part, [size, size], antialias=True)
     return tf.image.stateless_random_flip_left_right(image, flip_seed) if flip else image
