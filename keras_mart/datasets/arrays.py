@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_mart import checks
-from keras_mart.datasets.images import Images, Rows
+from keras_mart.datasets.images import Images, Rows, release
 
 MOST_CLASSES = 2**31  # labels are kept as int32
 HOLD_OUT_SEED = 0  # RandomState's stream is frozen across NumPy versions, so a split stays the same for ever.
@@ -69,6 +69,8 @@ def _checked_images(images, origin):
         raise ValueError(f"Images must be uint8, or floats in [0, 1]. Received: dtype {images.dtype} in {origin}")
     images = np.asarray(images)
     checks.images(images, f" in {origin}")
-    if images.dtype == np.float32 and images.min() >= 0 and images.max() <= 1:
+    is_kept = images.dtype == np.float32 and images.min() >= 0 and images.max() <= 1
+    release(images)
+    if is_kept:
         return images
     return np.clip(images, 0, 1).astype(np.float32)

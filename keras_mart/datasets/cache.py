@@ -78,7 +78,7 @@ def _opened(path, source):
         shapes, sums, labels = (index[f"{part}/{what}"] for what in ("shapes", "sums", "labels"))
         ends = begin + np.cumsum(shapes.prod(axis=1, dtype=np.int64))
         image = _reader(pixels, shapes, ends, sums, path)
-        images = Images(image, shapes, functools.partial(source.name, part), source.origin(part))
+        images = Images(image, shapes, functools.partial(source.name, part), source.origin(part), stored=pixels)
         parts[part] = Examples(images, labels)
         begin = ends[-1]
     if begin != len(pixels):

@@ -8,6 +8,8 @@ import time
 import numpy as np
 import tensorflow as tf
 
+from keras_mart.datasets.images import release
+
 # Seconds without a call after which nothing more is asked for, and after which the process ends all the same.
 QUIET, PATIENCE = 0.1, 10.0
 TAG = "keras_mart:"  # in front of the text of a ValueError, in the error that TensorFlow makes of it
@@ -58,6 +60,7 @@ class _Calls:
             except ValueError as error:
                 return _none(images, index), str(error)
             finally:
+                release(images)
                 self.count(-1)
 
         return call

@@ -1,5 +1,7 @@
 """Images that are made when they are asked for, and rows of images that are not copied."""
 
+import mmap
+
 import numpy as np
 
 SIZES, CHANNELS = slice(0, 3), slice(2, 3)  # of (height, width, channels)
@@ -13,19 +15,20 @@ class Images:
         shapes: [examples, 3] integers, (height, width, channels) of each.
         name: returns what an image of a number is called in messages.
         origin: where they come from, for messages.
+        stored: array that the images are parts of, where there is one.
 
     `shape` has `None` in place of what differs from image to image. `images[number]` is one image, `images[numbers]`
     are several, of one size; `np.asarray` makes all.
     """
 
-    def __init__(self, image, shapes, name, origin, dtype=np.uint8):
+    def __init__(self, image, shapes, name, origin, dtype=np.uint8, stored=None):
         self.image, self.shapes, self.name, self.origin = (
             image,
             np.reshape(shapes, [-1, 3]).astype(np.int32),
             name,
             origin,
         )
-        self.dtype = np.dtype(dtype)
+        self.dtype, self.stored = np.dtype(dtype), stored
         sizes = [np.unique(column) for column in self.shapes.T]
         self.shape = (len(shapes), *(None if len(each) > 1 else int(max(each, default=1)) for each in sizes))
 
@@ -75,6 +78,19 @@ class Rows:
 
     def __array__(self, dtype=None, copy=None):
         return self.images[self.rows].astype(dtype or self.dtype, copy=False)
+
+
+def release(images):
+    """Gives back the memory of images that are mapped from a file: it counts as this process's once it was read.
+
+    What was read stays in the system's own cache as long as there is room.
+    """
+    images = images.images if isinstance(images, Rows) else images
+    array = images.stored if isinstance(images, Images) else images
+    while isinstance(array, np.ndarray):
+        array = array.base
+    if isinstance(array, mmap.mmap):
+        array.madvise(mmap.MADV_DONTNEED)
 
 
 def check_alike(images, what):
