@@ -17,7 +17,7 @@ def whole(dataset, classes=None):
     """
     splits = sources.read(dataset).splits
     training = [np.concatenate(parts) for parts in zip(splits["train"], splits["validation"], strict=True)]
-    return [_of_classes(*each, classes) for each in (training, splits["test"])]
+    return [_of_classes(np.asarray(images), labels, classes) for images, labels in (training, splits["test"])]
 
 
 def _of_classes(images, labels, classes):

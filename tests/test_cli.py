@@ -841,7 +841,7 @@ SHAPES = {"digits": (8, 8, 1), "tfds:mnist": (28, 28, 1), "tfds:cifar10": (32, 3
 @pytest.fixture
 def described(monkeypatch):
     counts = dict.fromkeys(datasets.SPLITS, 100)
-    describe = mock.Mock(side_effect=lambda name, data_dir: datasets.Description(10, SHAPES[name], counts))
+    describe = mock.Mock(side_effect=lambda name, **where: datasets.Description(10, SHAPES[name], counts))
     monkeypatch.setattr(datasets, "describe", describe)
 
 

@@ -1,6 +1,9 @@
 """keras_mart.datasets: splits, order, crops, sources, and every error by the input that raises it."""
 
+import io
 import pathlib
+import subprocess
+import sys
 import typing
 import zipfile
 
@@ -11,7 +14,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from keras_mart import datasets
-from keras_mart.datasets import batches
+from keras_mart.datasets import batches, cache, encoded, sources
+from keras_mart.datasets import npz as npz_files
 
 TRAIN, TEST = 40, 10
 DIGITS_FIRST_LABELS = [[0, 3, 0, 1, 2, 5, 6, 0], [1, 2, 7, 8, 3, 2, 6, 7], [4, 5, 6, 9, 4, 7, 8, 9]]
@@ -296,6 +300,29 @@ def test_float_images_are_kept_and_uint8_divided_by_255(npz):
     )
 
 
+def arrays_of(name):
+    return npz_files.arrays(pathlib.Path(name.removeprefix("npz:")), list(arrays()))
+
+
+def base(array):
+    while isinstance(array, np.ndarray) and array.base is not None:
+        array = array.base
+    return array
+
+
+def test_arrays_that_are_not_compressed_stay_in_the_file(npz, tmp_path):
+    name = npz(x_test=np.asfortranarray(numbered(TRAIN, TEST)))
+    mapped = arrays_of(name)
+    np.savez_compressed(tmp_path / "small.npz", **arrays())
+    read = arrays_of(f"npz:{tmp_path / 'small.npz'}")
+    for one, other, compressed in zip(mapped, arrays().values(), read, strict=True):
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(compressed, other)
+        assert not isinstance(base(one), np.ndarray) and isinstance(base(compressed), np.ndarray)
+    splits = sources.read(name).splits
+    assert all(not isinstance(base(splits[each].images.images), np.ndarray) for each in ("train", "validation"))
+
+
 def test_a_changed_file_is_read_again(npz):
     name = npz()
     assert datasets.describe(name).num_classes == 4
@@ -338,16 +365,245 @@ def test_jpeg_is_decoded_as_libjpeg_does(tmp_path):
     np.testing.assert_array_equal(found, expected)
 
 
+# Images that are decoded as they are needed
+
+
+def write_folder(path, sizes=((6, 6),), suffix=".png", count=12):
+    """A folder of 2 classes, of images of these sizes in turn; returns its name."""
+    for label, name in enumerate("ab"):
+        images = [
+            np.random.RandomState(100 * label + each).randint(1, 256, [*sizes[each % len(sizes)], 3]).astype(np.uint8)
+            for each in range(count)
+        ]
+        write_images(path / name, images, suffix)
+    return f"folder:{path}"
+
+
+@pytest.fixture
+def lazy(monkeypatch):
+    """Nothing is decoded when the data are opened."""
+    monkeypatch.setattr(sources, "KEPT_DECODED", 0)
+
+
+MIXED = [(6, 6), (9, 7), (12, 5), (6, 20)]
+
+
+def epochs_equal(one, other):
+    for expected, got in zip(one.as_numpy_iterator(), other.as_numpy_iterator(), strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, expected, got)
+
+
+def test_images_are_the_same_whenever_they_are_decoded(tmp_path, monkeypatch):
+    options = {"batch_size": 5, "augment": "crop_flip", "with_index": True, "remainder": "keep"}
+    name = write_folder(tmp_path)
+    at_once = datasets.load(name, **options)
+    sources._read.cache_clear()
+    monkeypatch.setattr(sources, "KEPT_DECODED", 0)
+    decoded = []
+    monkeypatch.setattr(encoded, "decode", lambda content, old=encoded.decode: decoded.append(1) or old(content))
+    as_needed = datasets.load(name, **options)
+    assert not decoded
+    epochs_equal(at_once, as_needed)
+    assert len(decoded) == datasets.describe(name).num_examples["train"]
+
+
+def test_what_is_damaged_inside_is_told_by_name_when_it_is_decoded(tmp_path, lazy):
+    folder = tmp_path / "ü]'"
+    name = write_folder(folder)
+    for path in folder.glob("a/*.png"):
+        path.write_bytes(path.read_bytes()[:-40])
+    data = datasets.load(name, remainder="keep", batch_size=4)
+    network = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    network.compile(loss="sparse_categorical_crossentropy")
+    with pytest.raises(tf.errors.OpError, match=r"whole PNG or JPEG file\. Received: .*a/0..\.png") as caught:
+        network.fit(data, shuffle=False, verbose=0)
+    rule = "Every image must be a whole PNG or JPEG file. Received: "
+    assert str(datasets.refusal(caught.value)) in [rule + str(path) for path in folder.glob("a/*.png")]
+    assert datasets.refusal(tf.errors.InvalidArgumentError(None, None, "another")) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "must stay where it was. Received: .*000.png"), (5, r"not change.*\(5, 5, 3\).*\(6, 6, 3\)")],
+)
+def test_a_file_that_changes_while_it_is_in_use_is_told(tmp_path, lazy, content, message):
+    data = datasets.load(write_folder(tmp_path), remainder="keep")
+    for path in tmp_path.glob("*/000.png"):
+        path.unlink()
+        if content:
+            path.write_bytes(SMALLER_PNG)
+    with pytest.raises(tf.errors.OpError, match=message):
+        list(data)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_sizes_are_read_from_headers(channels):
+    image = np.random.RandomState(0).randint(0, 256, [7, 5, channels]).astype(np.uint8)
+    contents = [tf.io.encode_png(image).numpy(), *([] if channels == 4 else [tf.io.encode_jpeg(image).numpy()])]
+    for content in contents:
+        assert encoded.shape(io.BytesIO(content)) == encoded.decode(content).shape == (7, 5, channels)
+    comment = b"\xff\xfe\xff\xff" + bytes(0xFFFF - 2)  # a segment as long as they come
+    assert encoded.shape(io.BytesIO(contents[-1][:2] + comment + contents[-1][2:])) == (7, 5, channels) or channels == 4
+    assert encoded.shape(io.BytesIO(contents[-1][:9])) is encoded.shape(io.BytesIO(b"no image")) is None
+
+
+def test_a_process_ends_while_images_are_fetched():
+    program = """
+import numpy as np
+from keras_mart import datasets
+class Slow(np.ndarray):
+    def __getitem__(self, index):
+        sum(range(10**5))
+        return np.ndarray.__getitem__(self.view(np.ndarray), index)
+images = np.zeros([1000, 6, 6, 1], np.uint8).view(Slow)
+examples = datasets.batches.gatherer(datasets.sources.Examples(images, np.zeros(1000, int)), None)
+data = datasets.batches.finished(datasets.tf.data.Dataset.range(1000).batch(1).map(lambda i: examples(i, None), 8), -1)
+iterator = iter(data)
+next(iterator)
+raise SystemError
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and "SystemError" in ended.stderr
+
+
+# Resizing
+
+
+def test_the_shorter_side_is_resized_and_the_middle_kept(tmp_path):
+    name = write_folder(tmp_path, MIXED)
+    assert datasets.describe(name, image_size=4).input_shape == (4, 4, 3)
+    assert datasets.describe(name, image_size=4).num_examples == {"train": 18, "validation": 2, "test": 4}
+    images, _ = datasets.load_examples(name, "test", range(4), image_size=4)
+    files = sorted(tmp_path.glob("*/*.png"))
+    chosen = np.sort(np.random.RandomState(0).permutation(24)[:4])
+    for image, number in zip(images, chosen, strict=True):
+        original = encoded.decode(files[number].read_bytes()).numpy()
+        height, width = original.shape[:2]
+        whole = tf.image.resize(original / 255, [height * 4 // min(height, width), width * 4 // min(height, width)],
+                                antialias=True).numpy()  # fmt: skip
+        top, left = (whole.shape[0] - 4) // 2, (whole.shape[1] - 4) // 2
+        np.testing.assert_allclose(image, whole[top : top + 4, left : left + 4], atol=1e-6)
+    assert images.dtype == np.float32 and images.min() >= 0 and images.max() <= 1
+
+
+def test_every_source_is_resized_and_what_has_the_size_stays_as_it_is(npz):
+    for name, size, channels in (("digits", 8, 1), (npz(), 6, 3)):
+        epochs_equal(datasets.load(name, "test"), datasets.load(name, "test", image_size=size))
+        images, _ = epoch(datasets.load(name, image_size=5, batch_size=7))
+        assert images.shape[1:] == (5, 5, channels)
+        assert datasets.load(name, image_size=5, batch_size=7).element_spec[0].shape == [7, 5, 5, channels]
+    assert datasets.describe(npz(x_test=numbered(0, TEST, 5)), image_size=6).input_shape == (6, 6, 3)
+
+
+def test_random_parts_are_within_their_bounds():
+    height, width, size = 40, 60, 20
+    ramp = np.stack(np.broadcast_arrays(*np.ogrid[:height, :width], 0.0), -1).astype(np.float32)
+    cut = tf.function(lambda seed: datasets.augmentation.random_resized_crop(ramp, size, seed, flip=True))
+    parts = np.stack([cut([1, number]) for number in range(400)])
+    steps = (parts[:, 1:, 1:, :2] - parts[:, :-1, :-1, :2])[:, 5:-5, 5:-5].mean((1, 2))  # pixels between neighbours
+    mirrored = steps[:, 1] < 0
+    extent = np.abs(steps) * size
+    area, aspect = extent.prod(1) / (height * width), extent[:, 1] / extent[:, 0]
+    assert 0.07 < area.min() < 0.12 and 0.8 < area.max() < 1.02
+    assert 0.7 < aspect.min() < 0.85 and 1.2 < aspect.max() < 1.4
+    assert abs(mirrored.mean() - 0.5) < 0.1
+    with pytest.raises(AssertionError):
+        np.testing.assert_array_equal(np.sign(steps[:, 1]), np.sign(steps[::-1, 1]))
+
+
+def test_random_parts_are_a_function_of_the_seed_the_epoch_and_the_place(tmp_path):
+    name, options = (
+        write_folder(tmp_path, MIXED),
+        {"augment": "crop", "image_size": 4, "batch_size": 4, "shuffle": False},
+    )
+    first, again = (datasets.load(name, seed=5, **options) for _ in range(2))
+    epochs = [epoch(first)[0] for _ in range(2)]
+    assert np.any(epochs[0] != epochs[1])
+    for images in epochs:
+        np.testing.assert_array_equal(epoch(again)[0], images)
+    rest = epoch(datasets.load(name, seed=5, first_batch=2, **options))[0]
+    np.testing.assert_array_equal(rest, epochs[0][8:])
+    assert np.any(epoch(datasets.load(name, seed=6, **options))[0] != epochs[0])
+    other = epoch(datasets.load(name, seed=5, **options | {"augment": "crop_flip"}))[0]
+    mirrored = [np.array_equal(one, another[:, ::-1]) for one, another in zip(epochs[0], other, strict=True)]
+    assert 0 < sum(mirrored) < len(mirrored)
+
+
+# The cache
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options"),
+    [([(6, 6)], {}), (MIXED, {"image_size": 4}), (MIXED, {"image_size": 4, "augment": "crop_flip"})],
+)
+def test_what_comes_out_of_the_cache_is_what_is_decoded(tmp_path, monkeypatch, lazy, sizes, options):
+    name, kept = write_folder(tmp_path / "images", sizes, ".jpg"), {"cache": tmp_path / "kept" / "here"}
+    epochs_equal(datasets.load(name, batch_size=7, **options), datasets.load(name, batch_size=7, **options, **kept))
+    sources._read.cache_clear()
+    monkeypatch.setattr(encoded, "decode", None)
+    monkeypatch.setattr(encoded, "shape", None)
+    again = datasets.load(name, batch_size=7, **options, **kept)
+    assert len(list(again)) == 2 and datasets.class_names(name, **kept) == ("a", "b")
+    assert len(list((tmp_path / "kept" / "here").iterdir())) == 1
+
+
+def test_a_cache_is_of_its_source(tmp_path):
+    name, kept = write_folder(tmp_path / "images"), tmp_path / "kept"
+    before = datasets.load_examples(name, "test", [0], cache=kept)[0]
+    write_images(tmp_path / "images" / "c", numbered(0, 3))
+    assert datasets.describe(name, cache=kept).num_classes == 3
+    assert len(list(kept.iterdir())) == 2
+    assert before.shape == (1, 6, 6, 3)
+
+
+def test_two_processes_may_make_a_cache_at_once(tmp_path, monkeypatch):
+    name, kept = write_folder(tmp_path / "images"), tmp_path / "kept"
+    write = cache._write
+
+    def slower(folder, source):
+        monkeypatch.setattr(cache, "_write", write)
+        cache.kept(kept, name, source)  # the other one
+        write(folder, source)
+
+    monkeypatch.setattr(cache, "_write", slower)
+    epochs_equal(datasets.load(name, "test", cache=kept), datasets.load(name, "test"))
+    assert len(list(kept.iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_made_whole_is_not_there(tmp_path):
+    name, kept = write_folder(tmp_path / "images"), tmp_path / "kept"
+    (tmp_path / "images" / "a" / "001.png").write_bytes(PNG[:-40])
+    with pytest.raises(ValueError, match=r"whole PNG or JPEG.*a/001\.png"):
+        datasets.load(name, cache=kept)
+    assert not list(kept.iterdir())
+
+
+@pytest.mark.parametrize("part", ["pixels", "index.npz"])
+@pytest.mark.parametrize("change", ["cut", "bit", "gone"])
+def test_a_damaged_cache_is_refused(tmp_path, lazy, part, change):
+    name, kept = write_folder(tmp_path / "images"), tmp_path / "kept"
+    datasets.load(name, cache=kept)
+    sources._read.cache_clear()
+    (path,) = kept.glob(f"*/{part}")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink() if change == "gone" else path.write_bytes(content[:-1] if change == "cut" else content)
+    with pytest.raises((ValueError, tf.errors.OpError), match=r"must stay as it was made.*kept") as caught:
+        list(datasets.load(name, remainder="keep", cache=kept))
+    assert (part, change) != ("pixels", "bit") or "damaged pixels of" in str(caught.value)
+
+
 class TinyImages(tfds.core.GeneratorBasedBuilder):
     """Its splits are set by each test; written to and read from the disk as any other TFDS set."""
 
     VERSION = tfds.core.Version("1.0.0")
     counts: typing.ClassVar = {}
     label_key = "label"
+    size = (6, 6, 3)
 
     def _info(self):
         label = tfds.features.ClassLabel(num_classes=4)
-        features = {"image": tfds.features.Image(shape=(6, 6, 3)), "label": label, "other": label}
+        features = {"image": tfds.features.Image(shape=self.size), "label": label, "other": label}
         return tfds.core.DatasetInfo(
             builder=self,
             features=tfds.features.FeaturesDict(features),
@@ -370,6 +626,22 @@ def test_tfds_reads_its_test_split_or_else_its_validation_split(tmp_path, monkey
     assert datasets.class_names("tfds:tiny_images", tmp_path) == ("0", "1", "2", "3")
     images, _ = epoch(datasets.load("tfds:tiny_images", "test", data_dir=tmp_path))
     assert sorted(map(bytes, (images * 255).round().astype(np.uint8))) == sorted(map(bytes, numbered(TRAIN, TEST)))
+
+
+@pytest.mark.parametrize("form", ["tfrecord", "array_record"])
+@pytest.mark.parametrize("size", [(6, 6, 3), (None, None, 3)])
+def test_tfds_images_are_decoded_as_they_are_needed(tmp_path, monkeypatch, lazy, form, size):
+    monkeypatch.setattr(TinyImages, "counts", {"train": (0, TRAIN), "test": (TRAIN, TEST)})
+    monkeypatch.setattr(TinyImages, "size", size)
+    tfds.builder("tiny_images", data_dir=tmp_path, file_format=form).download_and_prepare()
+    name, where = "tfds:tiny_images", {"data_dir": tmp_path}
+    assert datasets.describe(name, **where) == (4, (6, 6, 3), {"train": 36, "validation": 4, "test": 10})
+    images, labels = epoch(datasets.load(name, "test", **where))
+    found = (images * 255).round().astype(np.uint8)
+    assert sorted(map(bytes, found)) == sorted(map(bytes, numbered(TRAIN, TEST)))
+    assert [(image[0, 0, 0] - TRAIN - 1) % 4 for image in found] == labels.tolist()
+    kept = datasets.load(name, "test", cache=tmp_path / "kept", **where)
+    epochs_equal(datasets.load(name, "test", **where), kept)
 
 
 def test_tfds_without_a_test_split_is_refused(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 from absl import app, logging
 
-from keras_mart import distribution, folding, launching, watch
+from keras_mart import datasets, distribution, folding, launching, watch
 from keras_mart.cli import build, flags, help, rules, workdir
 from keras_mart.cli.evaluate import evaluate_run
 from keras_mart.cli.export import export_run
@@ -50,17 +50,25 @@ def main(argv):
         print(f"keras_mart: {error}. Go on from the last state that was saved by --resume.", file=sys.stderr)
         sys.exit(NOT_FINITE)
     except tf.errors.OpError as error:
-        watch.explain(error)
-        raise
+        refused = datasets.refusal(error)  # such as a damaged file, which shows when it is decoded
+        if refused is None:
+            watch.explain(error)
+            raise
+        _refuse(refused)
     except watch.WorkerLost as error:
         print(f"keras_mart: {error}", file=sys.stderr)
         sys.exit(WORKER_LOST)
     except (ValueError, OSError) as error:
-        watch.leave(error)
-        if FLAGS.verbosity > 0:
-            raise
-        print(f"keras_mart: {error}", file=sys.stderr)
-        sys.exit(WRONG_USE)
+        _refuse(error)
+
+
+def _refuse(error):
+    """Ends the program because of what a user got wrong."""
+    watch.leave(error)
+    if FLAGS.verbosity > 0:
+        raise error
+    print(f"keras_mart: {error}", file=sys.stderr)
+    sys.exit(WRONG_USE)
 
 
 def _main(argv):

@@ -21,9 +21,23 @@ VALIDATION_ATTACK = "pgd20"
 _told = set()
 
 
+def _where():
+    """How --dataset is read, as `datasets` takes it."""
+    return {"data_dir": FLAGS.data_dir, "image_size": FLAGS.image_size, "cache": FLAGS.cache}
+
+
+def _described():
+    return datasets.describe(FLAGS.dataset, **_where())
+
+
+def class_names():
+    """The names of the classes, `None` where they have none."""
+    return datasets.class_names(FLAGS.dataset, FLAGS.data_dir, FLAGS.cache)
+
+
 def data(split, batch_size=None):
     """Batches of a split that is not trained on, by default as large as what a training step computes at once."""
-    return datasets.load(FLAGS.dataset, split, batch_size=batch_size or _at_once(), data_dir=FLAGS.data_dir)
+    return datasets.load(FLAGS.dataset, split, batch_size=batch_size or _at_once(), **_where())
 
 
 def _at_once():
@@ -40,7 +54,7 @@ def training_data(model, epoch, first_batch=0):
     def labelled(first_batch):
         return datasets.load(
             FLAGS.dataset, "train", batch_size=_labelled_in_batch(), with_index=model.needs_index,
-            first_batch=first_batch, data_dir=FLAGS.data_dir, **order,
+            first_batch=first_batch, **_where(), **order,
         )  # fmt: skip
 
     if FLAGS.extra is None:
@@ -63,7 +77,7 @@ def _labelled_in_batch():
 
 
 def _examples(split):
-    return datasets.describe(FLAGS.dataset, FLAGS.data_dir).num_examples[split]
+    return _described().num_examples[split]
 
 
 def extra():
@@ -85,14 +99,13 @@ def test_data(examples=None):
     """The test set; if a number of examples is given, so many of them at random, the same for the same --seed."""
     if examples is None:
         return data("test", batch_size=evaluation_batch_size())
-    images, labels = (np.concatenate(parts) for parts in zip(*data("test").as_numpy_iterator(), strict=True))
-    chosen = np.sort(np.random.default_rng(FLAGS.seed).permutation(len(labels))[:examples])
-    return images[chosen], labels[chosen]
+    chosen = np.sort(np.random.default_rng(FLAGS.seed).permutation(_examples("test"))[:examples])
+    return datasets.load_examples(FLAGS.dataset, "test", chosen, **_where())
 
 
 def network():
     """The untrained network, with the shapes of the data."""
-    described = datasets.describe(FLAGS.dataset, FLAGS.data_dir)
+    described = _described()
     shapes = {"num_classes": described.num_classes, "input_shape": described.input_shape}
     if FLAGS.network.startswith(APPLICATIONS):
         return networks.application(FLAGS.network.removeprefix(APPLICATIONS), weights=FLAGS.weights or "none", **shapes)
@@ -182,7 +195,7 @@ def loaded(directory, which):
 
 @functools.cache
 def _judged(path):
-    return _adapted(serving.load(path), path, input_shape=datasets.describe(FLAGS.dataset, FLAGS.data_dir).input_shape)
+    return _adapted(serving.load(path), path, input_shape=_described().input_shape)
 
 
 def evaluation_options():
@@ -196,7 +209,7 @@ def check(methods):
     tried = [training_attack(), *attacks(FLAGS.attacks).values()]
     for method in methods:
         network_of_method = model(method).network
-    described = datasets.describe(FLAGS.dataset, FLAGS.data_dir)
+    described = _described()
     image = np.zeros((1, *described.input_shape), "float32")
     for attack in tried:
         attack.check_images(image.shape)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 
-from keras_mart import datasets, distribution, files
+from keras_mart import distribution, files
 from keras_mart.attacks.inference import network_of
 from keras_mart.cli import build
 from keras_mart.cli.flags import FLAGS
@@ -33,7 +33,7 @@ def evaluate_run(directory, strategy):
             print(f"\n{directory.path}: {name} on the test set, {build.ball()}", flush=True)
             tables[which] = evaluate(
                 model, test, attacks, stop_early=FLAGS.stop_early, verbose=verbosity(attacks),
-                state=directory.evaluating / which, class_names=datasets.class_names(FLAGS.dataset, FLAGS.data_dir),
+                state=directory.evaluating / which, class_names=build.class_names(),
                 **build.evaluation_options(),
             )  # fmt: skip
             print(tables[which])

@@ -3,12 +3,14 @@
 import itertools
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from keras_mart import checks
 from keras_mart.datasets import batches, sources
 from keras_mart.datasets.augmentation import AUGMENTATIONS
 from keras_mart.datasets.extras import pseudo_labels
+from keras_mart.datasets.fetching import refusal
 from keras_mart.datasets.mixing import mix
 
 __all__ = [
@@ -18,9 +20,11 @@ __all__ = [
     "class_names",
     "describe",
     "load",
+    "load_examples",
     "load_extra",
     "mix",
     "pseudo_labels",
+    "refusal",
 ]
 
 SPLITS = ("train", "validation", "test")
@@ -35,20 +39,18 @@ class Description(NamedTuple):
     num_examples: dict[str, int]
 
 
-def describe(name, data_dir=None):
-    """Returns the `Description` of the dataset that `load` calls `name`."""
-    num_classes, splits, _ = sources.read(name, data_dir)
-    return Description(
-        num_classes, splits["train"].images.shape[1:], {split: len(splits[split].labels) for split in SPLITS}
-    )
+def describe(name, data_dir=None, image_size=None, cache=None):
+    """Returns the `Description` of the dataset that `load` calls `name`; the other arguments are those of `load`."""
+    num_classes, shape, splits = sources.read(name, data_dir, image_size, cache)
+    return Description(num_classes, shape, {split: len(splits[split].labels) for split in SPLITS})
 
 
-def class_names(name, data_dir=None):
+def class_names(name, data_dir=None, cache=None):
     """Returns the names of the classes of the dataset that `load` calls `name`, `None` where it has none.
 
     "folder:" has them, and most of "tfds:".
     """
-    return sources.read(name, data_dir).class_names
+    return sources.class_names(name, data_dir, cache)
 
 
 def load_extra(name, data_dir=None):
@@ -78,6 +80,8 @@ def load(
     epoch=None,
     first_batch=0,
     data_dir=None,
+    image_size=None,
+    cache=None,
 ):
     """Returns a `tf.data.Dataset` of ([batch, height, width, channels] float32 images in [0, 1], [batch] int32 labels).
 
@@ -86,11 +90,17 @@ def load(
     Args:
         name: "digits" (in the package), "tfds:<name>", "npz:<path>" with the keys x_train, y_train, x_test and y_test,
             or "folder:<path>" with train/<class>/ and test/<class>/, or with <class>/ alone: then a fixed fifth is the
-            test split. uint8 images are divided by 255; floats must be in [0, 1] already.
+            test split. uint8 images are divided by 255; floats must be in [0, 1] already. Images of "tfds:" and
+            "folder:" are decoded as they are needed, unless those of a split take at most 1 GiB; TFDS's are kept in
+            memory as they are stored, or read where they are where TFDS prepared them as array_record. Arrays of
+            "npz:" that are not compressed stay in the file, which must not change while it is in use.
         split: "train", "validation" or "test". Validation is a fixed tenth of the source's training data, 5,000 at
             most; train is the rest.
         batch_size: examples in a batch; `None` for single examples.
         augment: `None`, "crop" (pad by 4 zeros, crop at random) or "crop_flip" (and mirror a random half); train only.
+            With an `image_size` a random part is resized instead: 0.08 to 1 of the image's area, and of an aspect ratio
+            from 3/4 to 4/3 (Szegedy et al., arXiv 1409.4842); of the parts' sizes within these bounds the height is
+            uniform, as TensorFlow's `sample_distorted_bounding_box` has it.
         with_index: whether to give ((images, [batch] int32 index), labels); an example's index in its split never
             changes.
         shuffle: by default `True` for train and `False` for the others.
@@ -102,9 +112,15 @@ def load(
             by default iterations number themselves, from 0. `fit` iterates a little beforehand, to look at the data.
         first_batch: number of batches to leave out at the beginning of each iteration, for what is left of an epoch.
         data_dir: where TFDS keeps its datasets; the other sources have no use for it.
+        image_size: height and width in pixels that images are resized to: the shorter side by bilinear interpolation
+            with antialiasing, and of the longer one the middle is kept. By default all must be of one size.
+        cache: folder in which the decoded images of "tfds:" and "folder:" are kept, made where it is missing. What is
+            read from there is what would be decoded, bit for bit.
 
     Raises:
-        ValueError: for an unknown name, and data that are missing, damaged or of a wrong shape, type or range.
+        ValueError: for an unknown name, and data that are missing, damaged or of a wrong shape, type or range. What is
+            wrong inside a file may show only when the file is decoded, and is then a `tf.errors.OpError` that names it;
+            `refusal` gives the ValueError behind it.
     """
     checks.one_of(split, SPLITS, "split")
     if augment is not None:
@@ -118,8 +134,8 @@ def load(
     checks.one_of(remainder, ("drop", "keep"), "remainder")
     if first_batch and batch_size is None:
         raise ValueError(f"`first_batch` needs a `batch_size`. Received: first_batch={first_batch}, batch_size=None")
-    examples = sources.read(name, data_dir).splits[split]
-    gather = batches.gatherer(examples, augment)
+    examples = sources.read(name, data_dir, image_size, cache).splits[split]
+    gather = batches.gatherer(examples, augment, image_size)
 
     def batch_of(index, seed):
         images, labels = gather(index, seed)
@@ -134,6 +150,24 @@ def load(
         dataset = dataset.unbatch()
     number = count // batch_size if drop else -(-count // (batch_size or 1))
     return batches.finished(dataset, number - first_batch)
+
+
+def load_examples(name, split, index, *, data_dir=None, image_size=None, cache=None):
+    """Returns ([examples, height, width, channels] float32 images in [0, 1], [examples] int32 labels) of some examples.
+
+    Args:
+        index: [examples] integers, the examples' numbers in their split, as `with_index` tells them.
+        name, split, data_dir, image_size, cache: as in `load`.
+
+    Raises:
+        ValueError: as `load` does.
+    """
+    checks.one_of(split, SPLITS, "split")
+    gather = batches.gatherer(sources.read(name, data_dir, image_size, cache).splits[split], None, image_size)
+    dataset = tf.data.Dataset.from_tensor_slices(np.asarray(index, np.int32)).batch(UNBATCHED_CHUNK)
+    dataset = dataset.map(lambda index: gather(index, None), num_parallel_calls=tf.data.AUTOTUNE)
+    images, labels = zip(*batches.finished(dataset, len(dataset)).as_numpy_iterator(), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def _index_batches(num_examples, batch_size, shuffle, drop):

@@ -1,10 +1,11 @@
-"""Images and labels as NumPy arrays: what every source must deliver, checked once for all of them."""
+"""Images and labels: what every source must deliver, checked once for all of them."""
 
 from typing import NamedTuple
 
 import numpy as np
 
 from keras_mart import checks
+from keras_mart.datasets.images import Images, Rows, release
 
 MOST_CLASSES = 2**31  # labels are kept as int32
 HOLD_OUT_SEED = 0  # RandomState's stream is frozen across NumPy versions, so a split stays the same for ever.
@@ -13,22 +14,22 @@ HOLD_OUT_SEED = 0  # RandomState's stream is frozen across NumPy versions, so a 
 class Examples(NamedTuple):
     """uint8, or float32 in [0, 1], [examples, height, width, channels] images; [examples] int32 labels or none."""
 
-    images: np.ndarray
+    images: np.ndarray | Images | Rows
     labels: np.ndarray | None
 
 
 def examples(images, labels, origin):
-    """Checks the arrays and returns them as `Examples`.
+    """Checks images and labels and returns them as `Examples`; uint8 arrays are not copied.
 
     Args:
-        images: [examples, height, width, channels] or [examples, height, width] uint8, or floats in [0, 1].
+        images: [examples, height, width, channels] or [examples, height, width], uint8 or floats in [0, 1]; `Images`.
         labels: [examples] or [examples, 1] integers; `None` where there are none.
         origin: where the arrays come from, for the messages.
 
     Raises:
         ValueError: for any other shape, dtype or value.
     """
-    images = _checked_images(np.asarray(images), origin)
+    images = _checked_images(images if isinstance(images, Images) else np.asarray(images), origin)
     if labels is None:
         return Examples(images, None)
     labels = np.asarray(labels)
@@ -50,32 +51,26 @@ def hold_out(whole, size):
         )
     permutation = np.random.RandomState(HOLD_OUT_SEED).permutation(len(whole.labels))
     held_out, rest = np.sort(permutation[:size]), np.sort(permutation[size:])
-    return Examples(whole.images[rest], whole.labels[rest]), Examples(whole.images[held_out], whole.labels[held_out])
-
-
-def stack(images, names, origin):
-    """Stacks images of one shape to [examples, height, width, channels]; `names` tell which one is of another."""
-    for image, name in zip(images, names, strict=True):
-        if image.shape != images[0].shape:
-            raise ValueError(
-                "All images must be of one size and number of channels. "
-                f"Received: {images[0].shape} for {names[0]} and {image.shape} for {name} in {origin}"
-            )
-    return np.stack(images) if images else np.zeros([0, 1, 1, 1], np.uint8)
+    return tuple(Examples(Rows(whole.images, rows), whole.labels[rows]) for rows in (rest, held_out))
 
 
 def _checked_images(images, origin):
-    if images.ndim == 3:
+    if len(images.shape) == 3:
         images = images[..., np.newaxis]
-    if images.ndim != 4:
+    if len(images.shape) != 4:
         raise ValueError(
             "Images must be [examples, height, width, channels] or [examples, height, width]. "
             f"Received: shape {images.shape} in {origin}"
         )
     checks.channels_last(images.shape, f" in {origin}")
-    if images.dtype == np.uint8 and images.size:
+    if images.dtype == np.uint8 and 0 not in images.shape:
         return images
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"Images must be uint8, or floats in [0, 1]. Received: dtype {images.dtype} in {origin}")
+    images = np.asarray(images)
     checks.images(images, f" in {origin}")
+    is_kept = images.dtype == np.float32 and images.min() >= 0 and images.max() <= 1
+    release(images)
+    if is_kept:
+        return images
     return np.clip(images, 0, 1).astype(np.float32)

@@ -1,61 +1,107 @@
-"""A folder of PNG or JPEG files, one sub-folder a class, as arrays."""
+"""A folder of PNG or JPEG files, one sub-folder a class."""
 
-import numpy as np
-import tensorflow as tf
+import concurrent.futures
+import functools
+import os
 
-from keras_mart.datasets.arrays import examples, hold_out, stack
+from keras_mart.datasets import encoded
+from keras_mart.datasets.arrays import examples
+from keras_mart.datasets.images import Images
 
-SUFFIXES = {".png", ".jpg", ".jpeg"}
-TEST_FRACTION = 0.2
+SUFFIXES = (".png", ".jpg", ".jpeg")
+SPLITS = ("train", "test")
 
 
-def read(path):
-    """Returns ({"train": Examples, "test": Examples}, names) of `path`; classes are numbered in the order of names.
+class Folder:
+    """The files of a folder, listed once.
 
     Args:
-        path: a folder with `train/<class>/` and `test/<class>/`, or with `<class>/` alone: then a fixed fifth is the
-            test split.
+        path: a folder with `train/<class>/` and `test/<class>/`, or with `<class>/` alone. Classes are numbered in the
+            order of their names.
+
+    Raises:
+        ValueError: there is no such folder.
     """
-    if not path.is_dir():
-        raise ValueError(f"A `folder:` dataset must be an existing folder. Received: {path}")
-    if not (path / "train").is_dir() and not (path / "test").is_dir():
-        classes = _class_names(path)
-        whole = _read_classes(path, classes)
-        train, test = hold_out(whole, max(1, int(TEST_FRACTION * len(whole.labels))))
-        return {"train": train, "test": test}, tuple(classes)
-    for split in ("train", "test"):
-        if not (path / split).is_dir():
-            raise ValueError(f"A folder with train/ or test/ must have both. Received: no {split}/ in {path}")
-    classes = _class_names(path / "train")
-    unknown = sorted(set(_class_names(path / "test")) - set(classes))
-    if unknown:
-        raise ValueError(f"Every class of test/ must be in train/ too. Received: {unknown} in {path / 'test'}")
-    return {split: _read_classes(path / split, classes) for split in ("train", "test")}, tuple(classes)
+
+    def __init__(self, path):
+        if not path.is_dir():
+            raise ValueError(f"A `folder:` dataset must be an existing folder. Received: {path}")
+        self.parts = {"whole": path}
+        if any((path / split).is_dir() for split in SPLITS):
+            self.parts = {split: path / split for split in SPLITS}
+        for split, part in self.parts.items():
+            if not part.is_dir():
+                raise ValueError(f"A folder with train/ or test/ must have both. Received: no {split}/ in {path}")
+        listed = {split: _listed(part) for split, part in self.parts.items()}
+        self.class_names = tuple(next(iter(listed.values())))
+        unknown = sorted(set(listed.get("test", ())) - set(self.class_names))
+        if unknown:
+            raise ValueError(f"Every class of test/ must be in train/ too. Received: {unknown} in {path / 'test'}")
+        self.files = {
+            split: [(file, label) for label, name in enumerate(self.class_names) for file in classes.get(name, ())]
+            for split, classes in listed.items()
+        }
+        for split, part in self.parts.items():
+            if not self.files[split]:
+                raise ValueError(
+                    f"A folder must hold <class>/ folders with PNG or JPEG images. Received: none in {part}"
+                )
+
+    def identity(self):
+        """What changes when a file does: number of files, bytes, newest change."""
+        found = [os.stat(file) for files in self.files.values() for file, _ in files]
+        return len(found), sum(each.st_size for each in found), max(each.st_mtime_ns for each in found)
+
+    def name(self, split, number):
+        """What an image is called in messages."""
+        return os.path.relpath(self.files[split][number][0], self.parts[split])
+
+    def origin(self, split):
+        """Where the images of a split come from."""
+        return self.parts[split]
+
+    def read(self):
+        """Returns ({"train": Examples, "test": Examples} or {"whole": Examples}, names of the classes)."""
+        return {split: self._read(split) for split in self.parts}, self.class_names
+
+    def _read(self, split):
+        paths, labels = zip(*self.files[split], strict=True)
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            shapes = list(threads.map(_shape, paths))
+        name, origin = functools.partial(self.name, split), self.origin(split)
+        return examples(Images(lambda number: _decoded(paths[number]), shapes, name, origin), labels, origin)
 
 
-def _class_names(path):
-    """Sorted names of the sub-folders that hold images."""
-    return sorted(folder.name for folder in path.iterdir() if folder.is_dir() and _image_files(folder))
+def state(path):
+    """What changes when a file does, or when files come to a folder or go, without a look at each of them."""
+    folders = [each for part in (path, *map(path.joinpath, SPLITS)) for each in _folders(part)]
+    return tuple((each.stat().st_size, each.stat().st_mtime_ns) for each in (path, *folders) if each.exists())
+
+
+def _folders(path):
+    return sorted(each for each in path.iterdir() if each.is_dir()) if path.is_dir() else []
+
+
+def _listed(path):
+    """{class: [paths of its images]} in the order of names, of the sub-folders that hold images."""
+    found = {folder.name: _image_files(folder) for folder in _folders(path)}
+    return {name: files for name, files in found.items() if files}
 
 
 def _image_files(folder):
     # Hidden files are what other systems leave behind (macOS's "._name.png"), not images.
-    return sorted(
-        file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-    )
+    names = (name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES) and not name.startswith("."))
+    return [os.path.join(folder, name) for name in sorted(names)]
 
 
-def _read_classes(path, classes):
-    files = [(file, label) for label, name in enumerate(classes) for file in _image_files(path / name)]
-    if not files:
-        raise ValueError(f"A folder must hold <class>/ folders with PNG or JPEG images. Received: none in {path}")
-    images = stack([_decode(file) for file, _ in files], [file.relative_to(path) for file, _ in files], path)
-    return examples(images, [label for _, label in files], path)
+def _shape(path):
+    with open(path, "rb") as file:
+        return encoded.shape(file) or _decoded(path).shape
 
 
-def _decode(file) -> np.ndarray:
+def _decoded(path):
     try:
-        # Reads PNG as well, by content. The default dct_method differs from libjpeg by up to 5 grey levels.
-        return tf.io.decode_jpeg(file.read_bytes(), dct_method="INTEGER_ACCURATE").numpy()
-    except tf.errors.InvalidArgumentError as error:
-        raise ValueError(f"Every image must be a whole PNG or JPEG file. Received: {file}") from error
+        with open(path, "rb") as file:
+            return encoded.checked(encoded.decode, file.read(), path)
+    except OSError as error:
+        raise ValueError(f"Every image must stay where it was. Received: {path} ({error.strerror})") from error

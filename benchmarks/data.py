@@ -1,0 +1,143 @@
+"""Data larger than memory: images/s and peak resident memory of each way to read them, each in a process of its own.
+
+    python -m benchmarks.data                                    # some minutes on 2 cores, 12 GB of disk
+    python -m benchmarks.data --images=300 --extra_images=20000  # to try it
+
+A folder of JPEG files of 256x256 pixels is read in training's order: decoded as needed, decoded into a new cache, and
+out of that cache; as they are, and resized to 224 at random (augment="crop_flip"). The pictures are random but smooth,
+coarse noise enlarged with a little fine noise, so that a file has about as many bytes as a photograph's of that size;
+each of 1,000 is written several times. Then extra images of 32x32 pixels are mixed with black labelled ones, half of
+each batch: out of an npz file that is mapped into memory, and out of a compressed one, which is read. They are 8 images
+over and over, which compress quickly.
+
+Seconds to open are up to where the first batch could be asked for; images/s are of the pass behind it, without anything
+else done. Of less than 1 GiB of decoded images, which are decoded when they are opened, the passes tell little. Peak
+memory counts mapped pages of files, which the system takes back when it needs them: those held at the end are named
+beside it (libraries are among them), as is what the process had before it opened the data.
+"""
+
+import argparse
+import pathlib
+import sys
+import tempfile
+import time
+
+from benchmarks import measure
+
+SIDE, RESIZED, DISTINCT, COARSE = 256, 224, 1000, 16
+EXTRA_SIDE, EXTRA_DISTINCT, LABELLED = 32, 8, 50000
+COLUMNS = (
+    ("data", "data", ""), ("read", "read", ""), ("size", "image_size", "d"), ("images", "images", "d"),
+    ("open s", "opening", ".1f"), ("images/s", "rate", ".0f"), ("peak GB", "peak", ".2f"), ("mapped", "mapped", ".2f"),
+    ("before", "before", ".2f"),
+)  # fmt: skip
+
+
+def pictures(folder, images):
+    """Makes the folder of JPEG files, of two classes; returns the bytes of a file, on average."""
+    import numpy as np
+    import tensorflow as tf
+
+    random, sizes = np.random.default_rng(0), []
+    for number in range(min(DISTINCT, images)):
+        picture = tf.image.resize(random.uniform(0, 255, [COARSE, COARSE, 3]), [SIDE, SIDE], "bicubic")
+        picture += random.normal(0, 6, [SIDE, SIDE, 1])
+        content = tf.io.encode_jpeg(tf.saturate_cast(picture, tf.uint8), quality=90).numpy()
+        for copy in range(number, images, DISTINCT):
+            path = pathlib.Path(folder, "ab"[copy % 2], f"{copy:06}.jpg")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        sizes.append(len(content))
+    return sum(sizes) / len(sizes)
+
+
+def extra(path, images, compressed):
+    """Makes the npz file of extra images."""
+    import numpy as np
+
+    distinct = np.random.default_rng(0).integers(0, 256, [EXTRA_DISTINCT, EXTRA_SIDE, EXTRA_SIDE, 3], dtype=np.uint8)
+    write = np.savez_compressed if compressed else np.savez
+    write(path, image=np.resize(distinct, [images, *distinct.shape[1:]]), label=np.arange(images) % 10)
+
+
+def folder_pass(folder, **options):
+    """One pass over the folder's training images."""
+    import keras_mart as km
+
+    augment = {"augment": "crop_flip"} if options.get("image_size") else {}
+    return passed(lambda: km.datasets.load(f"folder:{folder}", remainder="keep", **augment, **options))
+
+
+def extra_pass(path, batches):
+    """So many batches of labelled and extra images."""
+    import tensorflow as tf
+
+    import keras_mart as km
+
+    black = tf.zeros([64, EXTRA_SIDE, EXTRA_SIDE, 3]), tf.zeros([64], tf.int32)
+    labelled = tf.data.Dataset.from_tensors(black).repeat(batches)
+    return passed(lambda: km.datasets.mix(labelled, km.datasets.load_extra(f"npz:{path}"), augment="crop_flip"))
+
+
+def passed(load):
+    """What a process answers that opens data and reads them once."""
+    before, begin = measure.resident(), time.perf_counter()
+    data = load()
+    opened, images = time.perf_counter(), 0
+    for _, labels, *_ in data:
+        images += len(labels)
+    seconds = time.perf_counter() - opened
+    status = pathlib.Path("/proc/self/status").read_text().split()
+    return {
+        "images": images, "opening": opened - begin, "rate": images / seconds, "peak": measure.resident() / 1e9,
+        "mapped": int(status[status.index("RssFile:") + 1]) * 1024 / 1e9, "before": before / 1e9,
+    }  # fmt: skip
+
+
+TASKS = {each.__name__: each for each in (pictures, extra, folder_pass, extra_pass)}
+
+
+def run(task, **job):
+    """What a process of its own answers."""
+    return measure.run("data", {"task": task, **job})
+
+
+def rows(given, root):
+    """Makes the data and reads them; one row of the table after the other."""
+    size = run("pictures", folder=str(root / "images"), images=given.images)
+    print(f"{given.images} JPEG files of {SIDE}x{SIDE} pixels, {size / 1000:.0f} kB on average", file=sys.stderr)
+    for image_size in (None, RESIZED):
+        cache = str(root / f"cache-{image_size}")
+        for read, folder in (("decoded", None), ("into the cache", cache), ("from the cache", cache)):
+            answer = run("folder_pass", folder=str(root / "images"), image_size=image_size, cache=folder)
+            yield {"data": "folder", "read": read, "image_size": image_size, **answer}
+    for compressed in (False, True):
+        path = str(root / "extra.npz")
+        run("extra", path=path, images=given.extra_images, compressed=compressed)
+        answer = run("extra_pass", path=path, batches=min(LABELLED, given.extra_images) // 64)
+        yield {"data": f"npz of {given.extra_images}", "read": "read" if compressed else "mapped", **answer}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=measure.positive, default=20000, help="JPEG files")
+    parser.add_argument("--extra_images", type=measure.positive, default=1000000, help="of the npz files")
+    parser.add_argument("--folder", help="where to make a temporary folder, by default as Python does")
+    parser.add_argument("--json", help="file to keep the figures in")
+    given = parser.parse_args()
+    found = []
+    with tempfile.TemporaryDirectory(dir=given.folder) as root:
+        for row in rows(given, pathlib.Path(root)):
+            found.append(row)
+            print(f"{row['data']}, {row['read']}: {row['rate']:.0f} images/s", file=sys.stderr)
+    print(measure.line(measure.machine()))
+    measure.print_table(found, COLUMNS)
+    measure.write(given.json, machine=measure.machine(), rows=found)
+
+
+def child(task, **job):
+    return TASKS[task](**job)
+
+
+if __name__ == "__main__":
+    measure.answer(child) if sys.argv[1:] and sys.argv[1].startswith("{") else main()
