@@ -44,6 +44,24 @@ def positive_integer(value, name):
         raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
 
 
+def on_replicas(replicas, optimizer, steps_per_execution):
+    """Raises ValueError for what Keras cannot do in a training step of so many replicas."""
+    if replicas == 1:
+        return
+    if (steps_per_execution or 1) > 1:
+        raise ValueError(
+            "`steps_per_execution` must be 1 on several replicas, whose steps Keras cannot put into a loop. "
+            f"Received: steps_per_execution={steps_per_execution} on {replicas} replicas"
+        )
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if own := getattr(optimizer, "gradient_accumulation_steps", None):
+        raise ValueError(
+            "An optimizer must not accumulate gradients on several replicas, where Keras fails to: use "
+            f"`compile(accumulate={own})` with a batch as large as {own} are now. "
+            f"Received: gradient_accumulation_steps={own} on {replicas} replicas"
+        )
+
+
 def images(values, where=""):
     """Raises ValueError unless [batch, ...] image values are numbers in [0, 1]; `where` ends the message.
 

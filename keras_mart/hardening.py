@@ -11,12 +11,14 @@ from keras_mart.attacks import PGD
 from keras_mart.evaluation import evaluate
 from keras_mart.evaluation.presets import presets
 from keras_mart.evaluation.table import WORST_CASE, Table
-from keras_mart.methods import METHODS, AdversarialModel, averaging
-from keras_mart.networks import adapted
+from keras_mart.methods import METHODS, AdversarialModel
+from keras_mart.networks import adapted, copy_of
 
 # As in "A simple fine-tuning is all you need" (Jeddi et al., 2012.13628) the rate rises slowly and falls soon.
 WARM_UP = 0.3  # share of all steps
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+# PyTorch's default. With Keras's (0.99, in some networks 0.999) the statistics would stay those of natural training.
+BATCH_NORM_MOMENTUM = 0.9
 STEPS, STEPS_IN_EPSILON = 10, 4  # of training's PGD, and how many of them make an epsilon
 VALIDATION = "pgd20"
 
@@ -76,7 +78,8 @@ def harden(
     """Trains a copy of a classifier on from its weights, until it withstands small changes of its images.
 
     The network may end in a softmax or sigmoid, and may take images of another size than the data have: both is mended
-    inside the copy (`keras_mart.networks`). What is frozen stays frozen.
+    inside the copy (`keras_mart.networks`). What is frozen stays frozen. The momentum of BatchNormalization becomes 0.9
+    where it is larger, so that the statistics become those of the new weights.
 
     Args:
         network: a built Keras classifier; it is left as it is.
@@ -114,7 +117,7 @@ def harden(
         method = METHODS[method]
     checks.unwrapped(network)
     train, shape = _with_shape(train)
-    copy, bridged = adapted(_copy(network), shape, preprocessing=preprocessing)
+    copy, done = _prepared(network, shape, preprocessing)
     attack = attack or PGD(threat, STEPS, step_size=threat.epsilon / STEPS_IN_EPSILON)
     validation_attack = validation_attack or presets([VALIDATION], threat)[VALIDATION]
     chosen = []
@@ -124,7 +127,7 @@ def harden(
     model = method(copy, attack, seed=seed, weight_average=weight_average, **arguments)
     model.compile(optimizer, validation_attack=validation_attack)
     choices = (
-        f"{network.name}: {'; '.join(bridged) or 'taken as it is'}.",
+        f"{network.name}: {'; '.join(done) or 'taken as it is'}.",
         f"Trained by {type(model).__name__} {arguments or ''}".rstrip() + f" against {attack};",
         *chosen,
         f"weights averaged: {weight_average}; chosen and measured under {validation_attack}.",
@@ -158,13 +161,19 @@ def _with_shape(data):
     return data, tuple(shape) if shape.is_fully_defined() else None
 
 
-def _copy(network):
-    copy = averaging.copy_of(network)
+def _prepared(network, shape, preprocessing):
+    """A copy of the network, as training needs it, and what was done to it."""
+    copy = copy_of(network)
     if copy is None:
         raise ValueError(f"`network` must be built: call it on a batch of images first. Received: {network!r}")
-    for own, layer in zip(memory.layers(network), memory.layers(copy), strict=True):
-        layer.trainable = own.trainable
-    return copy
+    prepared, done = adapted(copy, shape, preprocessing=preprocessing)
+    slow = [each for each in memory.layers(copy) if getattr(each, "momentum", 0) > BATCH_NORM_MOMENTUM]
+    slow = [each for each in slow if isinstance(each, keras.layers.BatchNormalization)]
+    for layer in slow:
+        layer.momentum = BATCH_NORM_MOMENTUM
+    if slow:
+        done.append(f"the momentum of its BatchNormalization was lowered to {BATCH_NORM_MOMENTUM}")
+    return prepared, done
 
 
 def _steps(train, batch_size):

@@ -2,10 +2,11 @@
 
 A seed is [2] integers, as TensorFlow's stateless random numbers take it, or [batch, 2] integers: a seed that all
 examples share, and the number of the example. What is drawn from the latter does not depend on what else is in the
-batch.
+batch. Or it is a `Rows`, for a part of a batch.
 """
 
 import math
+from typing import NamedTuple
 
 import tensorflow as tf
 from keras import ops
@@ -17,6 +18,23 @@ FACTORS, SHIFTS, WEYL = (0x7FEB352D, 0x846CA68B), (16, 15, 16), 0x9E3779B9
 BITS, DROPPED = 24, 8
 
 
+class Rows(NamedTuple):
+    """A seed for some rows of a batch: it draws these rows of what a [2] seed draws for the whole batch.
+
+    seed: [2] integers.
+    size: of the whole batch.
+    rows: [part] int32.
+    """
+
+    seed: object
+    size: object
+    rows: object
+
+    def taken(self, draw, shape, *limits):
+        """The rows of what `draw` draws for the whole batch; `shape` is that of the rows."""
+        return tf.gather(draw((self.size, *shape[1:]), self.seed, *limits), self.rows)
+
+
 def of_examples(seed, numbers):
     """Returns [batch, 2] seeds: what a [2] seed comes to, and the [batch] int32 numbers of the examples."""
     return ops.stack([ops.ones_like(numbers) * _combined(seed[0], seed[1]), numbers], axis=1)
@@ -24,11 +42,15 @@ def of_examples(seed, numbers):
 
 def shared(seed):
     """Returns the [2] seed of what is alike for all examples of a batch."""
+    if isinstance(seed, Rows):
+        return seed.seed
     return seed if ops.ndim(seed) == 1 else ops.stack([seed[0, 0], 0])
 
 
 def fold_in(seed, number):
     """Returns another seed of the same shape for each number, an integer or an integer tensor."""
+    if isinstance(seed, Rows):
+        return seed._replace(seed=fold_in(seed.seed, number))
     if ops.ndim(seed) == 1:
         return tf.random.fold_in(seed, number)
     return ops.stack([_combined(seed[:, 0], number), seed[:, 1]], axis=1)
@@ -36,6 +58,8 @@ def fold_in(seed, number):
 
 def split(seed, count):
     """Returns a list of so many other seeds of the same shape."""
+    if isinstance(seed, Rows):
+        return [seed._replace(seed=each) for each in split(seed.seed, count)]
     if ops.ndim(seed) == 1:
         return tf.unstack(tf.random.split(seed, count))
     return [fold_in(seed, number) for number in range(count)]
@@ -46,8 +70,10 @@ def uniform(shape, seed, low=0.0, high=1.0):
 
     Args:
         shape: its first axis is that of the examples where there is a seed for each.
-        seed: [2] or [batch, 2] integers.
+        seed: [2] or [batch, 2] integers, or `Rows`.
     """
+    if isinstance(seed, Rows):
+        return seed.taken(uniform, shape, low, high)
     if ops.ndim(seed) == 1:
         return tf.random.stateless_uniform(shape, seed, low, high)
     return low + (high - low) * _unit(shape, seed)
@@ -55,6 +81,8 @@ def uniform(shape, seed, low=0.0, high=1.0):
 
 def normal(shape, seed):
     """Returns float32 values of the standard normal distribution; the arguments are those of `uniform`."""
+    if isinstance(seed, Rows):
+        return seed.taken(normal, shape)
     if ops.ndim(seed) == 1:
         return tf.random.stateless_normal(shape, seed)
     between = 2.0 * _unit(shape, seed) + 2.0**-BITS - 1.0  # in (-1, 1), symmetric round 0

@@ -880,8 +880,9 @@ def test_a_config_takes_any_method(method, described, linear):
 
 def test_flags_reach_the_model(described, linear):
     arguments = "--max_epsilon=1/2 --min_margin=1/8 --bisection_steps=3 --threat=l2 --on_nan=skip --jit_compile=true"
-    parse("--method=mma", "--epsilon=1/4", *arguments.split())
+    parse("--method=mma", "--epsilon=1/4", "--batch_size=10", "--accumulate=4", *arguments.split())
     model = build.model("mma")
+    assert (model.accumulate, build.evaluation_batch_size()) == (4, 3)
     assert (model.max_epsilon, model.min_margin, model.bisection_steps) == (0.5, 0.125, 3)
     assert model.attack == PGD(L2(0.25), 10, step_size=1 / 16)
     assert model.on_nan == "skip" and model.get_compile_config()["jit_compile"] is True

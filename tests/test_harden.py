@@ -23,7 +23,7 @@ def trained(data):
         [
             layers.Input((16, 16, 1)),
             layers.Conv2D(8, 3, strides=2, activation="relu"),
-            layers.BatchNormalization(momentum=0.9),
+            layers.BatchNormalization(momentum=0.95),
             layers.Flatten(),
             layers.Dense(10, activation="softmax"),
         ]
@@ -50,8 +50,15 @@ def test_hardens_a_copy_of_any_classifier(data, trained):
     np.testing.assert_array_equal(kernel, trained.layers[0].kernel)
     text = str(hardened)
     assert "natural" in text and "pgd20" in text and "256 examples" in text
-    for said in ("last activation was taken off", "TRADES", "16x16", "rate 0 to 0.05", "times 255"):
+    for said in ("last activation was taken off", "TRADES", "16x16", "rate 0 to 0.05", "times 255", "momentum"):
         assert said in text
+
+
+def test_a_network_that_needs_nothing_is_trained(data):
+    network = keras.Sequential([layers.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10)])
+    hardened = km.harden(network, data, data, threat=km.Linf(0.1), epochs=1, verbose=0)
+    assert "taken as it is" in str(hardened)
+    assert not np.array_equal(hardened.model.network.layers[-1].kernel, network.layers[-1].kernel)
 
 
 def test_every_choice_can_be_given(data, trained):

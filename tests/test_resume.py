@@ -23,8 +23,10 @@ CASES = {
         "--network=small_cnn", "--augment=crop", "--weight_average=0.9", "--awp_gamma=0.01", "--awp_warmup=1",
         "--batch_size=24", "--extra_fraction=1/3", "--extra=npz:{data}/extra.npz", "--labeller={data}/labeller.keras",
     ],
-    # BatchNormalization, margins, and an optimizer with more state.
-    "mma": ["--network=wide_resnet", "--depth=10", "--width=1", "--max_epsilon=0.2", "--optimizer=adam"],
+    # BatchNormalization, margins, an optimizer with more state, and steps in parts.
+    "mma": [
+        "--network=wide_resnet", "--depth=10", "--width=1", "--max_epsilon=0.2", "--optimizer=adam", "--accumulate=3",
+    ],
 }  # fmt: skip
 
 

@@ -246,6 +246,8 @@ def ranked_class(logits, rank):
 
 def as_seed(seed):
     """A seed as int32: integers as they are, [2] from a single one or from `None` (drawn from Python's `random`)."""
+    if isinstance(seed, randomness.Rows):
+        return seed
     if seed is None:
         seed = random.getrandbits(31)
     seed = ops.convert_to_tensor(seed, "int32")

@@ -22,8 +22,12 @@ _told = set()
 
 
 def data(split, batch_size=None):
-    """Batches of a split that is not trained on, of --batch_size by default."""
-    return datasets.load(FLAGS.dataset, split, batch_size=batch_size or FLAGS.batch_size, data_dir=FLAGS.data_dir)
+    """Batches of a split that is not trained on, by default as large as what a training step computes at once."""
+    return datasets.load(FLAGS.dataset, split, batch_size=batch_size or _at_once(), data_dir=FLAGS.data_dir)
+
+
+def _at_once():
+    return -(-FLAGS.batch_size // FLAGS.accumulate)
 
 
 def training_data(model, epoch, first_batch=0):
@@ -118,7 +122,7 @@ def training_attack():
 
 def evaluation_batch_size():
     """Examples in a batch where nothing is trained."""
-    return FLAGS.evaluation_batch_size or FLAGS.batch_size
+    return FLAGS.evaluation_batch_size or _at_once()
 
 
 def evaluation_threat():
@@ -160,7 +164,7 @@ def model(method):
     validation_attack = attacks([VALIDATION_ATTACK])[VALIDATION_ATTACK] if built.has_adversary else None
     built.compile(
         _optimizer(), validation_attack=validation_attack, jit_compile=_jit_compile(), on_nan=FLAGS.on_nan,
-        steps_per_execution=FLAGS.steps_per_execution,
+        steps_per_execution=FLAGS.steps_per_execution, accumulate=FLAGS.accumulate,
     )  # fmt: skip
     return built
 

@@ -106,6 +106,8 @@ _number(TRAINING, "awp_gamma", None, "Size of adversarial weight perturbation: 0
 _integer(TRAINING, "awp_warmup", 0, "Epochs without weight perturbation at the beginning.", least=0)
 _on_nan = "A loss that is not finite ends the run, or the step is left out."
 _choice(TRAINING, "on_nan", "stop", ON_NAN, _on_nan)
+_parts = "Parts in which a step takes its batch, one after the other, where memory is short."
+_integer(TRAINING, "accumulate", 1, _parts)
 _every = "Steps or epochs between two saved states, such as 100 or 100steps, and 1epoch."
 flags.DEFINE(parsers.Every(), "save_every", "1epoch", _every, module_name=TRAINING)
 _integer(TRAINING, "validate_every", 1, "Epochs between validations; the first and the last are always validated.")
@@ -117,7 +119,8 @@ _attacks = (
 flags.DEFINE(parsers.List(parsers.Name()), "attacks", "paper,autoattack", _attacks, module_name=EVALUATION)
 _number(EVALUATION, "evaluation_epsilon", None, "Radius of the ball in evaluation; --epsilon by default.")
 _integer(EVALUATION, "examples", None, "Number of test images, chosen at random by --seed; all by default.")
-_integer(EVALUATION, "evaluation_batch_size", None, "Examples in a batch in evaluation; --batch_size by default.")
+_size = "Examples in a batch in evaluation; by default those of a part of a training step, --batch_size / --accumulate."
+_integer(EVALUATION, "evaluation_batch_size", None, _size)
 _early = "Run each attack only on what is classified correctly under all before it."
 flags.DEFINE_bool("stop_early", False, _early, module_name=EVALUATION)
 _text(

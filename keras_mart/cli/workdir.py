@@ -18,7 +18,7 @@ from keras_mart.evaluation.run import Run
 FREE = tuple(
     f"--{name}="
     for name in (
-        "epochs", "strategy", "jit_compile", "steps_per_execution", "data_dir", "save_every", "on_nan",
+        "epochs", "strategy", "jit_compile", "steps_per_execution", "accumulate", "data_dir", "save_every", "on_nan",
         *rules.OF_THE_EVALUATION,
     )
     if name != "evaluation_epsilon"

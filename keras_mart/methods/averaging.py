@@ -1,13 +1,10 @@
 """The moving average of a network's weights, kept as a second network."""
 
 import contextlib
-import pathlib
-import tempfile
 
-import keras
 from keras import ops
 
-from keras_mart import distribution, memory
+from keras_mart import distribution, memory, networks
 
 # TensorFlow's ExponentialMovingAverage with `num_updates` has (1 + n) / (10 + n); here the very first is a copy.
 WARM_UP = 9
@@ -27,36 +24,17 @@ def of_fresh_networks():
 
 
 def copy_of(network):
-    """A network of the same layers and weights that is never trained; `None` for one that is not built yet.
-
-    It is saved and loaded: so it has all that layers keep, also what they derive from their weights (Normalization) or
-    keep beside them (vocabularies).
+    """A copy of a network that is never trained; `None` for one that is not built yet.
 
     Raises:
         ValueError: the network cannot be made again from its config.
     """
-    kinds = [type(layer) for layer in (network, *memory.layers(network))]
-    classes = {kind.__name__: kind for kind in kinds if not kind.__module__.startswith("keras.")}
     try:
-        with tempfile.TemporaryDirectory() as folder, keras.saving.custom_object_scope(classes):
-            if not network.built:  # its copy is made when it is; whether there can be one is seen now
-                type(network).from_config(network.get_config())
-                return None
-            if _fresh:
-                copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(network))
-            else:
-                file = pathlib.Path(folder) / "network.keras"
-                keras.saving.save_model(network, file)
-                copy = keras.saving.load_model(file, compile=False)
-        if [type(layer) for layer in (copy, *memory.layers(copy))] != kinds:
-            raise ValueError("Keras finds other classes of the same names")
-        copy.set_weights(network.get_weights())
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise ValueError(
-            "`weight_average` keeps a second network, which Keras must be able to save and load: the first must give "
-            f"its `get_config`. Received: {network} ({error})"
-        ) from error
-    freeze(copy)
+        copy = networks.copy_of(network, from_config=_fresh)
+    except ValueError as error:
+        raise ValueError(f"`weight_average` keeps a second network. {error}") from error
+    if copy is not None:
+        freeze(copy)
     return copy
 
 

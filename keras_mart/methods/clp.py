@@ -1,10 +1,9 @@
 """Clean logit pairing, in the MART paper's form and in its own."""
 
 import keras
-import tensorflow as tf
 from keras import ops
 
-from keras_mart import losses
+from keras_mart import losses, randomness
 from keras_mart.methods import weighted
 
 # Standard deviation of the noise in Kannan et al., images in [0, 1].
@@ -34,10 +33,14 @@ class CLP(weighted.PairingModel):
     def trains_on_natural(self):
         return self.form == "mart"
 
+    @property
+    def pairs_neighbours(self):
+        return self.form == "original"
+
     def perturb(self, x, labels, seed, index=None):
         if self.form == "mart":
             return super().perturb(x, labels, seed, index)
-        noise = SIGMA * tf.random.stateless_normal(ops.shape(x), seed)
+        noise = SIGMA * randomness.normal(ops.shape(x), seed)
         return ops.clip(x + noise, 0.0, 1.0), self.attack.threat.epsilon
 
     def training_loss(self, labels, outputs):

@@ -2,7 +2,8 @@
 
 A method is what its attack climbs (`attack_objective`) plus what its training descends (`training_loss`). A step is
 three parts: `_computed` (attack, forwards, gradients; nothing is assigned), `_agreed` (what all replicas must know, in
-one message), and `_applied` (every variable becomes its new value where the step counts).
+one message), and `_applied` (every variable becomes its new value where the step counts). With `accumulate` the first
+takes the batch in parts, one after the other (`methods/parts.py`).
 """
 
 import inspect
@@ -19,7 +20,7 @@ from keras_mart import checks, distribution, folding, losses, memory
 from keras_mart.attacks.base import Attack, Rounds
 from keras_mart.attacks.inference import compile_by_xla, inference
 from keras_mart.datasets.batches import filled
-from keras_mart.methods import averaging, hyperparameter
+from keras_mart.methods import averaging, hyperparameter, parts
 from keras_mart.methods import batch as batches
 from keras_mart.methods.batch import Outputs, Pass
 from keras_mart.methods.guard import ON_NAN, Guard, kept_unless
@@ -75,8 +76,10 @@ class AdversarialModel(keras.Model):
     has_adversary = True
     # Whether training data must be ((image, index), label[, weight]).
     needs_index = False
+    # Whether the loss compares the neighbours (0, 1), (2, 3), ... of a batch.
+    pairs_neighbours = False
     # What `compile` sets.
-    validation_attack, on_nan, _xla = None, "stop", False
+    validation_attack, on_nan, accumulate, _xla = None, "stop", 1, False
 
     seed = Hyperparameter("an integer in [0, 2**31)", lambda value: 0 <= value < 2**31, integer=True)
     weight_average = Hyperparameter("a decay between 0 and 1", lambda value: 0 < value < 1)
@@ -189,13 +192,13 @@ class AdversarialModel(keras.Model):
         """
         assigned = []
 
-        def compute(batch, seed, attacked, moves):
+        def compute(batch, seed, attacked, moves, states=()):
             if attacked is None:
                 arguments = batch.images, batch.labels, seed, batch.index
                 attacked = self.perturb(*arguments) if self.has_adversary else (None, 0.0)
             if not self.trains_on_natural:
                 natural = ops.stop_gradient(self.inference()(batch.images))
-            with tf.GradientTape() as tape, Passes(self._moved(moves or {})) as scope, inlined:
+            with tf.GradientTape() as tape, Passes([*self._moved(moves or {}), *states]) as scope, inlined:
                 if self.trains_on_natural:
                     natural = self(batch.images, training=True)
                     scope.rewind_seeds()
@@ -211,6 +214,7 @@ class AdversarialModel(keras.Model):
             states = dict(enumerate(value for _, value in scope.assigned()))
             return Pass(attacked, values, outputs, terms, gradients, states)
 
+        compute = parts.in_turn(compute, self.accumulate, self.network, self.pairs_neighbours)
         return self._compiled(compute)(batch, seed, attacked, moves), assigned
 
     def _moved(self, moves):
@@ -312,7 +316,7 @@ class AdversarialModel(keras.Model):
 
     def compile(
         self, optimizer="rmsprop", loss=None, loss_weights=None, metrics=None, *, validation_attack=None,
-        jit_compile="auto", on_nan="stop", **kwargs,
+        jit_compile="auto", on_nan="stop", accumulate=1, **kwargs,
     ):  # fmt: skip
         """Configures training. Arguments are those of `keras.Model.compile`, but for the loss, which the method owns.
 
@@ -329,10 +333,16 @@ class AdversarialModel(keras.Model):
                 ends `fit` with an error that tells the step and the values of the loss's parts: after steps 1, 2, 4,
                 8, ... of an epoch and at its end, as a look at every step would keep a GPU waiting. "skip" goes on,
                 and says there what was left out.
+            accumulate: number of parts in which a step takes its batch, or each replica its share of it, one after the
+                other: it needs the memory of one. All else is as without, to rounding: one update, by the mean gradient
+                of the whole batch. But BatchNormalization normalises with the statistics of each part, as on replicas,
+                and Dropout draws other numbers. A batch that does not divide is filled up with its last examples, which
+                count only in those statistics. Validation takes whole batches.
 
         Raises:
-            ValueError: a loss was passed, an unknown `on_nan`, a `validation_attack` that cannot be, or several
-                `steps_per_execution` on several replicas.
+            ValueError: a loss was passed, an unknown `on_nan`, a `validation_attack` that cannot be, an `accumulate`
+                that is not positive, several `steps_per_execution` or an optimizer's own accumulation on several
+                replicas.
         """
         if loss is not None or loss_weights is not None:
             raise ValueError(
@@ -340,6 +350,7 @@ class AdversarialModel(keras.Model):
                 f"Received: loss={loss!r}, loss_weights={loss_weights!r}"
             )
         checks.one_of(on_nan, ON_NAN, "on_nan")
+        checks.positive_integer(accumulate, "accumulate")
         fits = (
             self.has_adversary and isinstance(validation_attack, Attack) and not isinstance(validation_attack, Rounds)
         )
@@ -349,13 +360,9 @@ class AdversarialModel(keras.Model):
                 f"Received: {validation_attack!r} for {type(self).__name__}"
             )
         replicas = self.distribute_strategy.num_replicas_in_sync
-        if replicas > 1 and kwargs.get("steps_per_execution", 1) > 1:
-            raise ValueError(
-                "`steps_per_execution` must be 1 on several replicas, whose steps Keras cannot put into a loop. "
-                f"Received: steps_per_execution={kwargs['steps_per_execution']} on {replicas} replicas"
-            )
+        checks.on_replicas(replicas, optimizer, kwargs.get("steps_per_execution"))
         self.validation_attack = validation_attack
-        self.on_nan, self._jit_compile_argument = on_nan, jit_compile
+        self.on_nan, self.accumulate, self._jit_compile_argument = on_nan, accumulate, jit_compile
         xla = distribution.prefers_xla() if jit_compile == "auto" else bool(jit_compile)
         self._xla = xla and not kwargs.get("run_eagerly")
         super().compile(optimizer, metrics=metrics, jit_compile=self._xla and replicas == 1, **kwargs)
@@ -378,7 +385,8 @@ class AdversarialModel(keras.Model):
     def get_compile_config(self):
         config = super().get_compile_config()
         attack = keras.saving.serialize_keras_object(self.validation_attack)
-        own = {"validation_attack": attack, "jit_compile": self._jit_compile_argument, "on_nan": self.on_nan}
+        own = {"validation_attack": attack, "jit_compile": self._jit_compile_argument}
+        own |= {name: getattr(self, name) for name in ("on_nan", "accumulate")}
         return {**config, **own} if config else config
 
     def compile_from_config(self, config):
@@ -494,7 +502,7 @@ class AdversarialModel(keras.Model):
         constructors = (each.__init__ for each in type(self).__mro__ if issubclass(each, AdversarialModel))
         names = {name for each in constructors for name in inspect.signature(each).parameters}
         names -= {"self", "network", *hyperparameter.names(self)}
-        names |= {"on_nan", "validation_attack", "_perturbs_weights"}
+        names |= {"on_nan", "accumulate", "validation_attack", "_perturbs_weights"}
         settings = {name: getattr(self, name, None) for name in names} | {"folding": folding.enabled()}
         if kind == "training":
             settings["trainable"] = [each.trainable for each in (*memory.layers(self), *self.variables)]

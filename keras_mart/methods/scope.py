@@ -22,7 +22,7 @@ class Passes(keras.StatelessScope):
 
     def __init__(self, values=()):
         super().__init__(values, collect_losses=True)
-        self._assigned = {}
+        self._given, self._assigned = dict(self.state_mapping), {}
 
     def add_update(self, update):
         variable, value = update
@@ -36,6 +36,7 @@ class Passes(keras.StatelessScope):
         for variable, _ in self._assigned.values():
             if variable.name == SEED:
                 self.state_mapping.pop(id(variable))
+        self.state_mapping = {**self._given, **self.state_mapping}
 
     def assigned(self):
         """Returns the pairs of a variable and what was assigned to it last."""
