@@ -77,9 +77,7 @@ def _view(network, substitute=None, training=True):
     graph = graph_of(network)
     if graph is None:
         return functools.partial(network, training=training)
-    # Nobody says `training` in a Sequential network: what its graph records is how it was called when it was built.
-    says = not isinstance(network, keras.Sequential)
-    seen = keras.models.clone_model(graph, clone_function=lambda operation: _StandIn(operation, training, says))
+    seen = keras.models.clone_model(graph, clone_function=lambda operation: _StandIn(operation, training))
     seen.dtype_policy, seen.autocast = network.dtype_policy, network.autocast
     stand_ins = [each for each in seen.operations if isinstance(each, _StandIn)]  # the others are inputs
     if substitute and not any(_is_masked(each.operation, *call) for each in stand_ins for call in each.calls):
@@ -88,19 +86,11 @@ def _view(network, substitute=None, training=True):
 
 
 class _StandIn(keras.Operation):
-    """Calls an operation of a network, or its substitute, in the place of the operation in the view's graph.
+    """Calls an operation of a network, or its substitute, in the place of the operation in the view's graph."""
 
-    Args:
-        operation: the network's.
-        training: how the network is called.
-        says: whether a `training=False` in the graph holds for the call that has it.
-    """
-
-    def __init__(self, operation, training, says):
+    def __init__(self, operation, training):
         super().__init__()
         self.operation, self.training, self.substitute = operation, training, None
-        # A layer whose `training` is False by default, such as Dropout, has it in every graph.
-        self.says = says and _default_of_training(operation) is not False
         self.calls = []  # in the graph: arguments, keyword arguments and outputs, which are symbolic tensors
 
     def compute_output_spec(self, *args, **kwargs):
@@ -111,7 +101,9 @@ class _StandIn(keras.Operation):
 
     def trains(self, kwargs):
         """Whether a call with these keyword arguments in the graph is one in training mode."""
-        return self.training and not (self.says and kwargs.get("training") is False)
+        # A layer whose `training` is False by default, such as Dropout, has it in every graph: nobody has said it.
+        says_no = kwargs.get("training") is False and _default_of_training(self.operation) is not False
+        return self.training and not says_no
 
     def call(self, *args, **kwargs):
         if self.substitute is not None:
