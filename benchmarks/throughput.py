@@ -26,11 +26,10 @@ CONFIGURATION = ("method", "network", "precision", "batch_size")
 PLAIN_METHODS = ("standard", "at", "trades", "mart")  # those that `plain.Plain` knows
 COLUMNS = (
     ("method", "method", ""), ("network", "network", ""), ("precision", "precision", ""), ("batch", "batch_size", ""),
-    ("parts", "accumulate", ""),
-    ("variant", "variant", ""), ("images/s", "images_per_second", ".1f"), ("low", "lowest", ".1f"),
-    ("high", "highest", ".1f"), ("step s", "step", ".3f"), ("attack s", "attack", ".3f"), ("outer s", "outer", ".3f"),
-    ("GFLOP/s", "gflops", ".1f"), ("of matrix", "share", ".0%"), ("MiB", "mebibytes", ".0f"),
-    ("first s", "first", ".1f"), ("vs plain", "vs_plain", ".2f"),
+    ("parts", "accumulate", ""), ("variant", "variant", ""), ("images/s", "images_per_second", ".1f"),
+    ("low", "lowest", ".1f"), ("high", "highest", ".1f"), ("step s", "step", ".3f"), ("attack s", "attack", ".3f"),
+    ("outer s", "outer", ".3f"), ("GFLOP/s", "gflops", ".1f"), ("of matrix", "share", ".0%"),
+    ("MiB", "mebibytes", ".0f"), ("first s", "first", ".1f"), ("vs plain", "vs_plain", ".2f"),
 )  # fmt: skip
 OVERHEADS = (("overhead", "name", ""), ("ms", "milliseconds", ".3f"), ("share", "share", ".2%"), ("of", "of", ""))
 
