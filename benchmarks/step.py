@@ -45,7 +45,7 @@ def method_model(method, network, attack, num_examples):
     return METHODS[method](network, attack, seed=0, **options)
 
 
-def compiled_model(variant, method, network, batch_size, attack_steps, jit_compile="auto"):
+def compiled_model(variant, method, network, batch_size, attack_steps, jit_compile="auto", accumulate=1):
     """A model ready to fit, and its costs for each image."""
     attack = km.PGD(km.Linf(EPSILON), steps=attack_steps, step_size=EPSILON / 4, start="gaussian")
     model = method_model(method, networks.build(network), attack, batch_size)
@@ -55,7 +55,7 @@ def compiled_model(variant, method, network, batch_size, attack_steps, jit_compi
         model.compile(keras.optimizers.SGD(LEARNING_RATE, MOMENTUM))
     else:
         optimizer = km.optimizers.SGD(LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
-        model.compile(optimizer, jit_compile=jit_compile)
+        model.compile(optimizer, jit_compile=jit_compile, accumulate=accumulate)
     return model, flops
 
 
@@ -97,7 +97,7 @@ def replicated(replicas):
 
 def training(
     variant, method, network, precision, batch_size, attack_steps, steps,
-    jit_compile="auto", replicas=1, traced=0, attack_alone=True,
+    jit_compile="auto", replicas=1, traced=0, attack_alone=True, accumulate=1,
 ):  # fmt: skip
     """Seconds of the first step, of each of the others and of their attack; bytes; operations for each image.
 
@@ -105,6 +105,7 @@ def training(
         replicas: the batch is divided among so many logical devices.
         traced: the number of steps, after those that are timed, of which the longest operations are listed.
         attack_alone: whether the attack is timed by itself.
+        accumulate: the number of parts in which a step takes its batch; the attack is timed on one, and multiplied.
     """
     scope = replicated(replicas)
     imported = peak_memory()
@@ -113,7 +114,7 @@ def training(
     if variant == "unfolded":
         folding.disable()
     with scope:
-        model, flops = compiled_model(variant, method, network, batch_size, attack_steps, jit_compile)
+        model, flops = compiled_model(variant, method, network, batch_size, attack_steps, jit_compile, accumulate)
     data, clock = batches(model, batch_size, 1 + steps), Clock()
     begin = time.perf_counter()
     model.fit(data, verbose=0, callbacks=[clock])
@@ -121,7 +122,8 @@ def training(
     found |= {"attack": [0.0], "memory": peak_memory() - imported, **flops}
     measure.say(found)  # what follows may fail
     if attack_alone and flops["attack_flops"]:
-        found["attack"] = attack_seconds(model, data, steps)
+        part = batches(model, -(-batch_size // accumulate), 1)
+        found["attack"] = [accumulate * seconds for seconds in attack_seconds(model, part, steps)]
     if traced:
         traced_data = batches(model, batch_size, traced)
         found["trace"] = timeline.traced(lambda: model.fit(traced_data, verbose=0, callbacks=[Clock()]))

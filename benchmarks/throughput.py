@@ -10,6 +10,8 @@ of its own, the variants take turns.
                           the rate that a product of 4096x4096 matrices reaches in that precision, measured alongside
     MiB                   largest resident memory of a process, less that after importing the package
     first s               from the call of `fit` to the end of the first step, less the median step
+    parts                 in which a step takes its batch, one after the other: --accumulate=1,2,4 shows what that costs
+                          in time and saves in memory
     vs plain              how many times faster than `plain`, the median over the rounds
 """
 
@@ -24,10 +26,10 @@ CONFIGURATION = ("method", "network", "precision", "batch_size")
 PLAIN_METHODS = ("standard", "at", "trades", "mart")  # those that `plain.Plain` knows
 COLUMNS = (
     ("method", "method", ""), ("network", "network", ""), ("precision", "precision", ""), ("batch", "batch_size", ""),
-    ("variant", "variant", ""), ("images/s", "images_per_second", ".1f"), ("low", "lowest", ".1f"),
-    ("high", "highest", ".1f"), ("step s", "step", ".3f"), ("attack s", "attack", ".3f"), ("outer s", "outer", ".3f"),
-    ("GFLOP/s", "gflops", ".1f"), ("of matrix", "share", ".0%"), ("MiB", "mebibytes", ".0f"),
-    ("first s", "first", ".1f"), ("vs plain", "vs_plain", ".2f"),
+    ("parts", "accumulate", ""), ("variant", "variant", ""), ("images/s", "images_per_second", ".1f"),
+    ("low", "lowest", ".1f"), ("high", "highest", ".1f"), ("step s", "step", ".3f"), ("attack s", "attack", ".3f"),
+    ("outer s", "outer", ".3f"), ("GFLOP/s", "gflops", ".1f"), ("of matrix", "share", ".0%"),
+    ("MiB", "mebibytes", ".0f"), ("first s", "first", ".1f"), ("vs plain", "vs_plain", ".2f"),
 )  # fmt: skip
 OVERHEADS = (("overhead", "name", ""), ("ms", "milliseconds", ".3f"), ("share", "share", ".2%"), ("of", "of", ""))
 
@@ -39,6 +41,7 @@ def arguments():
     parser.add_argument("--batch_sizes", type=measure.numbers, default=[128])
     parser.add_argument("--precisions", type=measure.names, default=["float32", "mixed_bfloat16"])
     parser.add_argument("--variants", type=measure.names, default=["keras_mart", "plain"])
+    parser.add_argument("--accumulate", type=measure.numbers, default=[1], help="parts of a step; not of plain's")
     parser.add_argument("--attack_steps", type=measure.positive, default=10)
     parser.add_argument("--steps", type=measure.positive, default=5, help="timed steps of a process, after a first one")
     parser.add_argument("--rounds", type=measure.positive, default=3, help="processes of each variant")
@@ -54,9 +57,11 @@ def arguments():
 
 def jobs_of(given):
     """The variants of one configuration come next to one another."""
-    values = (given.methods, given.networks, given.precisions, given.batch_sizes, given.variants)
+    values = (given.methods, given.networks, given.precisions, given.batch_sizes, given.accumulate, given.variants)
     shared = {"attack_steps": given.attack_steps, "steps": given.steps}
-    return [dict(zip((*CONFIGURATION, "variant"), each, strict=True)) | shared for each in itertools.product(*values)]
+    names = *CONFIGURATION, "accumulate", "variant"
+    jobs = [dict(zip(names, each, strict=True)) | shared for each in itertools.product(*values)]
+    return [job for job in jobs if job["variant"] != "plain" or job["accumulate"] == 1]
 
 
 def figures(job, answers, matrix_flops):

@@ -118,23 +118,26 @@ def test_statistics_are_weighted_by_examples():
 
 @keras.saving.register_keras_serializable("tests")
 class Noise(keras.layers.Layer):
-    """Notes, as a mean that is kept, the noise that it draws."""
+    """Keeps the noise that it draws, and by how much it differs from what it drew before."""
 
     def __init__(self):
         super().__init__()
         self.generator = keras.random.SeedGenerator(0)
-        self.drawn = self.add_weight(shape=(), trainable=False, initializer="zeros")
+        self.drawn, self.change = (self.add_weight(shape=(), trainable=False, initializer="zeros") for _ in range(2))
 
     def call(self, images, training=False):
         if training:
-            self.drawn.assign(keras.random.uniform((), seed=self.generator))
+            drawn = keras.random.uniform((), seed=self.generator)
+            self.change.assign(drawn - self.drawn)
+            self.drawn.assign(drawn)
         return images
 
 
 def test_parts_draw_other_numbers_and_the_step_goes_on_as_without_parts():
     layers = [Noise(), Noise()]
     for accumulate, layer in zip((1, 2), layers, strict=True):
-        fit(build("standard", accumulate, [layer]), X[:8], Y[:8])
+        fit(build("mart", accumulate, [layer]), X[:8], Y[:8])
+        assert float(layer.change) == 0  # both forwards of a part draw the same
     alone, mean = (float(layer.drawn) for layer in layers)
     assert abs(mean - alone) > 1e-3
     np.testing.assert_array_equal(*(layer.generator.state for layer in layers))

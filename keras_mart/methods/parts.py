@@ -3,7 +3,7 @@
 import tensorflow as tf
 from keras import ops
 
-from keras_mart.methods.batch import Outputs, Pass
+from keras_mart.methods.batch import Batch, Outputs, Pass
 from keras_mart.methods.scope import SEED
 from keras_mart.randomness import WEYL, Rows
 
@@ -28,17 +28,14 @@ def in_turn(compute, count, network, pairs=False):
 
     def whole(batch, seed, attacked, moves):
         def part(number):
-            rows, real = _rows(number, count, ops.shape(batch.labels)[0], pairs)
-            own = {name: _taken(each, rows) for name, each in batch._asdict().items() if name != "ranges"}
-            own = batch._replace(**own)._replace(real=tf.where(real, own["real"], 0.0))
-            others = [(each, each + tf.cast([number * WEYL, 0], each.dtype)) for each in seeds]
-            drawn = Rows(seed, ops.shape(batch.labels)[0], rows)
-            found = compute(own, drawn, attacked and [_taken(each, rows) for each in attacked], moves, others)
+            own, rows = _part(batch, number, count, pairs)
+            drawn = Rows(seed, _size(batch), rows)
+            found = compute(own, drawn, attacked and _taken(attacked, rows), moves, _drawing_others(seeds, number))
             share = tf.reduce_sum(own.real) / tf.maximum(tf.reduce_sum(batch.real), 1.0)
             return share, *_divided(found)
 
         means, examples = _joined(part, count)
-        examples = {name: each[: ops.shape(batch.labels)[0]] for name, each in examples.items()}
+        examples = {name: each[: _size(batch)] for name, each in examples.items()}
         attacked = examples.get("images"), examples["epsilon"]
         outputs = Outputs(examples["natural"], examples.get("adversarial"), attacked[1], batch.index)
         return Pass(attacked, examples["values"], outputs, **means)
@@ -46,17 +43,29 @@ def in_turn(compute, count, network, pairs=False):
     return whole
 
 
-def _rows(number, count, size, pairs):
-    """[part] the rows of a batch that are in a part, and whether they are real."""
-    share = -(-size // count)
+def _size(batch):
+    """The number of examples, which XLA must know where it is used: it is asked for there."""
+    return ops.shape(batch.labels)[0]
+
+
+def _part(batch, number, count, pairs):
+    """A part of a `Batch`, and [part] the rows that it has of it."""
+    share = -(-_size(batch) // count)
     share = share + share % 2 if pairs else share
     places = number * share + tf.range(share)
     # Mirrored at the end: an odd one out is paired with itself, from which it does not differ.
-    return tf.minimum(places, tf.maximum(2 * size - 1 - places, 0)), places < size
+    rows = tf.minimum(places, tf.maximum(2 * _size(batch) - 1 - places, 0))
+    own = Batch(*_taken(batch._replace(ranges=None), rows))
+    return own._replace(real=tf.where(places < _size(batch), own.real, 0.0)), rows
 
 
-def _taken(tensor, rows):
-    return None if tensor is None else tf.gather(tensor, rows)
+def _taken(tensors, rows):
+    return [None if each is None else tf.gather(each, rows) for each in tensors]
+
+
+def _drawing_others(seeds, number):
+    """Pairs of a `SeedGenerator`'s variable, [2], and what a part reads in its place: other numbers follow from it."""
+    return [(each, each + tf.stack([tf.cast(number, each.dtype) * WEYL, 0])) for each in seeds]
 
 
 def _divided(found):
@@ -84,16 +93,16 @@ def _joined(part, count):
         share, found, examples = part(number)
 
         def added(before, new):
-            return (
-                before + tf.cast(share, new.dtype) * new if new.dtype.is_floating else tf.where(number > 0, before, new)
-            )
+            if new.dtype.is_floating:
+                return before + tf.cast(share, new.dtype) * new
+            return tf.where(number > 0, before, new)
 
         arrays = {name: array.write(number, examples[name]) for name, array in arrays.items()}
         return number + 1, tf.nest.map_structure(added, means, found), arrays
 
     zeros = tf.nest.map_structure(lambda each: tf.zeros(each.shape, each.dtype), means)
     arrays = {name: tf.TensorArray(each.dtype, count, element_shape=each.shape) for name, each in examples.items()}
-    # One turn at a time: TensorFlow would begin the next ones before their time.
     state = tf.constant(0), zeros, arrays
+    # One turn at a time: TensorFlow would begin several.
     _, means, arrays = tf.while_loop(lambda number, *_: number < count, turn, state, parallel_iterations=1)
     return means, {name: array.concat() for name, array in arrays.items()}
