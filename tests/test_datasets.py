@@ -442,9 +442,21 @@ def test_sizes_are_read_from_headers(channels):
     contents = [tf.io.encode_png(image).numpy(), *([] if channels == 4 else [tf.io.encode_jpeg(image).numpy()])]
     for content in contents:
         assert encoded.shape(io.BytesIO(content)) == encoded.decode(content).shape == (7, 5, channels)
-    comment = b"\xff\xfe\xff\xff" + bytes(0xFFFF - 2)  # a segment as long as they come
+    comment = b"\xff\xff\xfe\xff\xff" + bytes(0xFFFF - 2)  # a segment as long as they come, behind a byte to spare
     assert encoded.shape(io.BytesIO(contents[-1][:2] + comment + contents[-1][2:])) == (7, 5, channels) or channels == 4
     assert encoded.shape(io.BytesIO(contents[-1][:9])) is encoded.shape(io.BytesIO(b"no image")) is None
+
+
+def test_replicas_share_out_what_is_decoded_as_needed(tmp_path, lazy, two_replicas):
+    options = {"batch_size": 5, "image_size": 4, "augment": "crop_flip", "remainder": "keep", "epoch": lambda: 1}
+    data = datasets.load(write_folder(tmp_path, MIXED), **options)
+    shared = [
+        tuple(map(two_replicas.experimental_local_results, each))
+        for each in two_replicas.experimental_distribute_dataset(data)
+    ]
+    for (images, labels), expected in zip(shared, data, strict=True):
+        for parts, whole in zip((images, labels), expected, strict=True):
+            np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 def test_a_process_ends_while_images_are_fetched():
