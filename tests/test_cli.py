@@ -934,3 +934,52 @@ def test_console_script(monkeypatch):
     script = [pathlib.Path(sys.executable).with_name("keras-mart"), "--help"]
     helped = subprocess.run(script, capture_output=True, text=True)
     assert helped.returncode == 0 and helped.stdout == help.text() + "\n"
+
+
+# Data larger than memory
+
+
+@pytest.fixture
+def pictures(tmp_path, tiny, monkeypatch):
+    """Flags of a run on a folder of PNG files of several sizes, 10 of each class in train/ and 3 in test/."""
+    random = np.random.RandomState(0)
+    for split, count in (("train", 10), ("test", 3)):
+        for name in "abc":
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for number in range(count):
+                image = random.randint(0, 256, [8 + number % 3, 9, 1]).astype("uint8")
+                path = tmp_path / "images" / split / name / f"{number}.png"
+                path.write_bytes(tf.io.encode_png(image).numpy())
+    return [*tiny, f"--dataset=folder:{tmp_path / 'images'}", "--workdir=new", "--mode=train,evaluate"]
+
+
+def test_a_folder_is_resized_and_cached(pictures, tmp_path):
+    assert "All images must be of one size" in command(*pictures).err
+    flags_of_size = [*pictures, "--image_size=8", "--augment=crop_flip", "--examples=4"]
+    result = command(*flags_of_size)
+    assert result.status == 0, result.err
+    assert "(4 examples, float32)" in result.out
+    assert "--image_size=8" in (tmp_path / "new" / "flags.cfg").read_text()
+    again = command(*flags_of_size, "--resume", "--cache=kept")
+    assert again.status == 0 and "trained already" in again.out and len(os.listdir("kept")) == 1
+    assert "--image_size=9" in command(*flags_of_size, "--resume", "--image_size=9").err
+    assert command(f"--workdir={tmp_path / 'new'}", "--mode=evaluate", "--cache=kept").status == 0
+
+
+def test_a_damaged_image_ends_the_run_with_its_name(pictures, tmp_path):
+    path = tmp_path / "images" / "train" / "b" / "7.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    result = command(*pictures, "--image_size=8", "--batch_size=27")
+    assert result.status == 2
+    assert result.err == f"keras_mart: Every image must be a whole PNG or JPEG file. Received: {path}\n"
+
+
+def test_of_the_test_set_only_what_is_chosen_is_decoded(pictures, monkeypatch):
+    parse(*pictures, "--image_size=8")
+    whole = [np.concatenate(parts) for parts in zip(*build.data("test").as_numpy_iterator(), strict=True)]
+    decode, decoded = datasets.encoded.decode, []
+    monkeypatch.setattr(datasets.encoded, "decode", lambda content: decoded.append(content) or decode(content))
+    images, labels = build.test_data(4)
+    assert len(decoded) == len(labels) == 4
+    chosen = [next(n for n, each in enumerate(whole[0]) if np.array_equal(each, image)) for image in images]
+    assert chosen == sorted(chosen) and len(set(chosen)) == 4 and labels.tolist() == whole[1][chosen].tolist()

@@ -323,6 +323,21 @@ def test_arrays_that_are_not_compressed_stay_in_the_file(npz, tmp_path):
     assert all(not isinstance(base(splits[each].images.images), np.ndarray) for each in ("train", "validation"))
 
 
+def mapped_bytes():
+    words = pathlib.Path("/proc/self/status").read_text().split()
+    return int(words[words.index("RssFile:") + 1]) * 1024
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="asks Linux for memory")
+def test_what_was_read_of_a_mapped_file_does_not_stay_in_memory(npz):
+    count, size = 2000, 64
+    images = np.zeros([count, size, size, 3], np.uint8)
+    name = npz(x_train=images, y_train=np.arange(count) % 4, x_test=images[:1], y_test=[0])
+    before = mapped_bytes()
+    assert len(epoch(datasets.load(name))[1]) == 1792
+    assert mapped_bytes() - before < images.nbytes / 4
+
+
 def test_a_changed_file_is_read_again(npz):
     name = npz()
     assert datasets.describe(name).num_classes == 4
@@ -442,28 +457,48 @@ def test_sizes_are_read_from_headers(channels):
     contents = [tf.io.encode_png(image).numpy(), *([] if channels == 4 else [tf.io.encode_jpeg(image).numpy()])]
     for content in contents:
         assert encoded.shape(io.BytesIO(content)) == encoded.decode(content).shape == (7, 5, channels)
-    comment = b"\xff\xfe\xff\xff" + bytes(0xFFFF - 2)  # a segment as long as they come
+    comment = b"\xff\xff\xfe\xff\xff" + bytes(0xFFFF - 2)  # a segment as long as they come, behind a byte to spare
     assert encoded.shape(io.BytesIO(contents[-1][:2] + comment + contents[-1][2:])) == (7, 5, channels) or channels == 4
     assert encoded.shape(io.BytesIO(contents[-1][:9])) is encoded.shape(io.BytesIO(b"no image")) is None
 
 
-def test_a_process_ends_while_images_are_fetched():
+def test_replicas_share_out_what_is_decoded_as_needed(tmp_path, lazy, two_replicas):
+    options = {"batch_size": 5, "image_size": 4, "augment": "crop_flip", "remainder": "keep", "epoch": lambda: 1}
+    data = datasets.load(write_folder(tmp_path, MIXED), **options)
+    shared = [
+        tuple(map(two_replicas.experimental_local_results, each))
+        for each in two_replicas.experimental_distribute_dataset(data)
+    ]
+    for (images, labels), expected in zip(shared, data, strict=True):
+        for parts, whole in zip((images, labels), expected, strict=True):
+            np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_nothing_is_fetched_any_more_when_a_process_ends():
+    # Otherwise it hangs now and then: the interpreter waits for the thread and the thread for the interpreter.
     program = """
+import atexit, time
 import numpy as np
+def tell():  # behind all that is registered later
+    last = calls.last
+    time.sleep(0.3)
+    print("running" if calls.running or calls.last > last else "at rest")
+atexit.register(tell)
 from keras_mart import datasets
+calls = datasets.fetching._calls
 class Slow(np.ndarray):
     def __getitem__(self, index):
-        sum(range(10**5))
+        time.sleep(0.01)
         return np.ndarray.__getitem__(self.view(np.ndarray), index)
 images = np.zeros([1000, 6, 6, 1], np.uint8).view(Slow)
-examples = datasets.batches.gatherer(datasets.sources.Examples(images, np.zeros(1000, int)), None)
-data = datasets.batches.finished(datasets.tf.data.Dataset.range(1000).batch(1).map(lambda i: examples(i, None), 8), -1)
+gather = datasets.batches.gatherer(datasets.sources.Examples(images, np.zeros(1000, int)), None)
+data = datasets.tf.data.Dataset.range(1000).batch(1).map(lambda index: gather(index, None), 2).prefetch(1000)
 iterator = iter(data)
 next(iterator)
 raise SystemError
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 1 and "SystemError" in ended.stderr
+    assert ended.returncode == 1 and "SystemError" in ended.stderr and ended.stdout == "at rest\n"
 
 
 # Resizing

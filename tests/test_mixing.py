@@ -131,6 +131,19 @@ def test_an_epoch_can_be_begun_in_its_middle():
         tf.nest.map_structure(np.testing.assert_array_equal, expected, got)
 
 
+def test_arrays_that_are_mapped_keep_what_was_written_into_them(tmp_path):
+    np.save(tmp_path / "extra.npy", EXTRA_IMAGES)
+    for mode in ("r", "r+", "c"):
+        images = np.load(tmp_path / "extra.npy", mode)
+        if mode == "c":
+            images[:] = 0
+        for _ in range(2):
+            values = [batch[0] for batch in epoch(mix(extra=(images, EXTRA_LABELS), epoch=lambda: 0))]
+            expected = [batch[0] for batch in epoch(mix(epoch=lambda: 0))]
+            for got, wanted in zip(values, expected, strict=True):
+                np.testing.assert_array_equal(got, np.where(wanted >= FIRST, 0, wanted) if mode == "c" else wanted)
+
+
 # Where the labels come from
 
 

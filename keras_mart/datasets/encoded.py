@@ -58,4 +58,5 @@ def _of_frame(file):
             return height, width, min(channels, MOST_JPEG_CHANNELS)
         if marker < 0xFF00:
             return None
-        file.seek(length - 2, io.SEEK_CUR)
+        # In front of a marker there may be more bytes of 0xFF.
+        file.seek(-3 if marker == 0xFFFF else length - 2, io.SEEK_CUR)

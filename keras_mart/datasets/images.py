@@ -87,10 +87,10 @@ def release(images):
     """
     images = images.images if isinstance(images, Rows) else images
     array = images.stored if isinstance(images, Images) else images
-    while isinstance(array, np.ndarray):
+    while isinstance(array, np.ndarray) and isinstance(array.base, np.ndarray):
         array = array.base
-    if isinstance(array, mmap.mmap):
-        array.madvise(mmap.MADV_DONTNEED)
+    if array is not None and isinstance(array.base, mmap.mmap) and not array.flags.writeable:  # no changes are lost
+        array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def check_alike(images, what):

@@ -17,7 +17,7 @@ class CLP(weighted.PairingModel):
     With `form="original"` the training images are natural ones with Gaussian noise, clipped to [0, 1], and the
     attack only serves the adversarial metrics of validation: `adversarial_accuracy` during training is then the
     accuracy under noise, and `val_loss` pairs adversarial images. Replicas keep the pairs where each of them gets an
-    even number of examples.
+    even number of examples; the parts of a step (`accumulate`) keep them always.
 
     Args:
         network, attack, seed: as in `AdversarialModel`.

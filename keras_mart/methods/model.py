@@ -131,7 +131,10 @@ class AdversarialModel(keras.Model):
         return {}
 
     def perturb(self, x, labels, seed, index=None):
-        """The images trained on, [batch, ...], and the size of the ball they lie in, scalar or [batch]."""
+        """The images trained on, [batch, ...], and the size of the ball they lie in, scalar or [batch].
+
+        `seed` is one of `keras_mart.randomness`, which draws from it.
+        """
         objective = self.attack_objective(x, labels)
         return self.attack.maximise(objective, x, seed=seed), self.attack.threat.epsilon
 
