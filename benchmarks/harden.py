@@ -69,7 +69,8 @@ def main():
     hardened = km.harden(
         network, train, validation, test=test, threat=threat, epochs=flags.epochs, preprocessing="tf", verbose=2, **rate
     )
-    print(f"{hardened}\nharden took {(time.perf_counter() - start) / 60:.1f} minutes, {time.process_time() / 60:.1f} of CPU time since the start", flush=True)
+    minutes, of_cpu = (time.perf_counter() - start) / 60, time.process_time() / 60
+    print(f"{hardened}\nharden took {minutes:.1f} minutes; CPU time since the start: {of_cpu:.1f} minutes", flush=True)
     start = time.perf_counter()
     few = tuple(each[: flags.autoattack] for each in test)
     before, _ = km.networks.adapted(network, few[0].shape[1:], preprocessing="tf")

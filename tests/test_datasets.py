@@ -415,7 +415,9 @@ def test_images_are_the_same_whenever_they_are_decoded(tmp_path, monkeypatch):
     sources._read.cache_clear()
     monkeypatch.setattr(sources, "KEPT_DECODED", 0)
     decoded = []
-    monkeypatch.setattr(encoded, "decode", lambda content, old=encoded.decode: decoded.append(1) or old(content))
+    monkeypatch.setattr(
+        encoded, "decode", lambda *args, old=encoded.decode, **how: decoded.append(1) or old(*args, **how)
+    )
     as_needed = datasets.load(name, **options)
     assert not decoded
     epochs_equal(at_once, as_needed)
@@ -435,6 +437,19 @@ def test_what_is_damaged_inside_is_told_by_name_when_it_is_decoded(tmp_path, laz
     rule = "Every image must be a whole PNG or JPEG file. Received: "
     assert str(datasets.refusal(caught.value)) in [rule + str(path) for path in folder.glob("a/*.png")]
     assert datasets.refusal(tf.errors.InvalidArgumentError(None, None, "another")) is None
+
+
+def test_grey_and_transparent_images_among_others_become_rgb(tmp_path):
+    name = write_folder(tmp_path)
+    grey, transparent = np.full([6, 6, 1], 77, np.uint8), np.full([6, 6, 4], 99, np.uint8)
+    (tmp_path / "a" / "000.png").write_bytes(tf.io.encode_png(grey).numpy())
+    (tmp_path / "b" / "000.png").write_bytes(tf.io.encode_png(transparent).numpy())
+    assert datasets.describe(name).input_shape == (6, 6, 3)
+    images = np.concatenate(
+        [images for split in datasets.SPLITS for images, _ in datasets.load(name, split, remainder="keep")]
+    )
+    flat = [image[0, 0] * 255 for image in images if np.ptp(image) == 0]
+    np.testing.assert_allclose(sorted(map(tuple, flat)), [[77] * 3, [99] * 3], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

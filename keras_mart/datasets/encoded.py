@@ -11,11 +11,15 @@ JPEG_FRAMES = set(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}  # the heade
 MOST_JPEG_CHANNELS = 3  # of what decoding gives: CMYK becomes RGB
 
 
-def decode(content):
-    """Returns the [height, width, channels] uint8 image; raises tf.errors.InvalidArgumentError for a damaged one."""
+def decode(content, channels=0):
+    """Returns the [height, width, channels] uint8 image, with the channels that the file has where 0 is given.
+
+    Raises:
+        tf.errors.InvalidArgumentError: the file is damaged.
+    """
     with tf.device("CPU"):
         # Reads PNG as well, by content. The default dct_method differs from libjpeg by up to 5 grey levels.
-        return tf.io.decode_jpeg(content, dct_method="INTEGER_ACCURATE")
+        return tf.io.decode_jpeg(content, channels, dct_method="INTEGER_ACCURATE")
 
 
 def checked(decode, content, name):

@@ -4,12 +4,15 @@ import concurrent.futures
 import functools
 import os
 
+import numpy as np
+
 from keras_mart.datasets import encoded
 from keras_mart.datasets.arrays import examples
 from keras_mart.datasets.images import Images
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SPLITS = ("train", "test")
+AS_STORED, RGB = 0, 3  # numbers of channels, as TensorFlow's decoder takes them
 
 
 class Folder:
@@ -61,15 +64,24 @@ class Folder:
         return self.parts[split]
 
     def read(self):
-        """Returns ({"train": Examples, "test": Examples} or {"whole": Examples}, names of the classes)."""
-        return {split: self._read(split) for split in self.parts}, self.class_names
+        """Returns ({"train": Examples, "test": Examples} or {"whole": Examples}, names of the classes).
 
-    def _read(self, split):
-        paths, labels = zip(*self.files[split], strict=True)
+        Where some images are grey or transparent and others are not, all become RGB.
+        """
         with concurrent.futures.ThreadPoolExecutor() as threads:
-            shapes = list(threads.map(_shape, paths))
-        name, origin = functools.partial(self.name, split), self.origin(split)
-        return examples(Images(lambda number: _decoded(paths[number]), shapes, name, origin), labels, origin)
+            shapes = {part: np.array(list(threads.map(_shape, self._paths(part)))) for part in self.parts}
+        channels = np.unique(np.concatenate([each[:, 2] for each in shapes.values()]))
+        channels = RGB if len(channels) > 1 else int(channels[0])
+        return {part: self._read(part, shapes[part], channels) for part in self.parts}, self.class_names
+
+    def _paths(self, part):
+        return [path for path, _ in self.files[part]]
+
+    def _read(self, part, shapes, channels):
+        paths, name, origin = self._paths(part), functools.partial(self.name, part), self.origin(part)
+        shapes = np.concatenate([shapes[:, :2], np.full([len(paths), 1], channels)], axis=1)
+        images = Images(lambda number: _decoded(paths[number], channels), shapes, name, origin)
+        return examples(images, [label for _, label in self.files[part]], origin)
 
 
 def state(path):
@@ -96,12 +108,12 @@ def _image_files(folder):
 
 def _shape(path):
     with open(path, "rb") as file:
-        return encoded.shape(file) or _decoded(path).shape
+        return encoded.shape(file) or _decoded(path, AS_STORED).shape
 
 
-def _decoded(path):
+def _decoded(path, channels):
     try:
         with open(path, "rb") as file:
-            return encoded.checked(encoded.decode, file.read(), path)
+            return encoded.checked(functools.partial(encoded.decode, channels=channels), file.read(), path)
     except OSError as error:
         raise ValueError(f"Every image must stay where it was. Received: {path} ({error.strerror})") from error
