@@ -44,7 +44,9 @@ def main():
     parser.add_argument("--dataset", default="npz:cifar10.npz")
     parser.add_argument("--classifier", type=pathlib.Path, default=pathlib.Path("classifier.keras"))
     parser.add_argument("--natural_epochs", type=int, default=8)
-    parser.add_argument("--images", type=int, default=45000, help="training images that `harden` takes, the first ones")
+    parser.add_argument(
+        "--images", type=int, default=45000, help="training images in an epoch of `harden`, others in each"
+    )
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--epsilon", type=fractions.Fraction, default=fractions.Fraction(4, 255))
     parser.add_argument("--learning_rate", type=float)
