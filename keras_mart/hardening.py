@@ -20,7 +20,7 @@ MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 # PyTorch's default. With Keras's (0.99, in some networks 0.999) the statistics would stay those of natural training.
 BATCH_NORM_MOMENTUM = 0.9
 STEPS, STEPS_IN_EPSILON = 10, 4  # of training's PGD, and how many of them make an epsilon
-VALIDATION = "pgd20"
+VALIDATION, ROBUST = "pgd20", "robust"  # the preset by default; what tables call the accuracy under it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Hardened:
     Attributes:
         model: the wrapped model, a `keras_mart.AdversarialModel`, with the weights of its best epoch. `.network` is
             trained, `.judged_network` what is evaluated and exported.
-        before, after: `keras_mart.evaluate`'s tables.
+        before, after: `keras_mart.evaluate`'s tables, with the accuracies "natural" and "robust".
         history: name to list, one value for each epoch, as `fit` gives it.
         choices: what was chosen and what was done to the network, in words.
     """
@@ -137,7 +137,7 @@ def harden(
 
     def measured():
         data = validation if test is None else test
-        return evaluate(model, data, {VALIDATION: validation_attack}, batch_size=batch_size, seed=seed, verbose=verbose)
+        return evaluate(model, data, {ROBUST: validation_attack}, batch_size=batch_size, seed=seed, verbose=verbose)
 
     before = measured()
     best = keras.callbacks.EarlyStopping(

@@ -43,13 +43,13 @@ def test_hardens_a_copy_of_any_classifier(data, trained):
     for now, old in zip(trained.weights, before, strict=True):
         np.testing.assert_array_equal(now, old)
     assert hardened.before["natural"] > 0.9
-    assert hardened.after["pgd20"] > hardened.before["pgd20"] + 0.1
+    assert hardened.after["robust"] > hardened.before["robust"] + 0.1
     best = max(hardened.history["val_adversarial_accuracy"])
-    assert hardened.after["pgd20"] == pytest.approx(best, abs=0.02)  # the best epoch's weights
+    assert hardened.after["robust"] == pytest.approx(best, abs=0.02)  # the best epoch's weights
     kernel = next(each for each in hardened.model.network.weights if tuple(each.shape) == (3, 3, 1, 8))
     np.testing.assert_array_equal(kernel, trained.layers[0].kernel)
     text = str(hardened)
-    assert "natural" in text and "pgd20" in text and "256 examples" in text
+    assert "natural" in text and "robust" in text and "256 examples" in text
     for said in ("last activation was taken off", "TRADES", "16x16", "rate 0 to 0.05", "times 255", "momentum"):
         assert said in text
 
