@@ -6,6 +6,7 @@ First the network learns the classes, by ordinary training of the model with `km
 """
 
 import argparse
+import fractions
 
 import keras
 
@@ -18,7 +19,7 @@ parser.add_argument("--weights", default="imagenet", help="imagenet, none, or a 
 parser.add_argument("--image_size", type=int, default=224)
 parser.add_argument("--batch_size", type=int, default=32)
 parser.add_argument("--epochs", type=int, default=10)
-parser.add_argument("--epsilon", type=float, default=4 / 255)
+parser.add_argument("--epsilon", type=fractions.Fraction, default=fractions.Fraction(4, 255))
 parser.add_argument("--output", default="hardened.keras")
 flags = parser.parse_args()
 
@@ -29,12 +30,15 @@ validation, test = (km.datasets.load(data, split, **options) for split in ("vali
 described = km.datasets.describe(data, image_size=flags.image_size)
 
 network = km.networks.application(flags.network, described.num_classes, described.input_shape, flags.weights)
+for layer in network.layers[-1].layers:
+    if isinstance(layer, keras.layers.BatchNormalization):
+        layer.momentum = 0.9  # MobileNetV2 has 0.999: too slow for a few epochs
 natural = km.Standard(network)
 natural.compile(keras.optimizers.Adam(1e-4))
 natural.fit(train, validation_data=validation, epochs=flags.epochs, verbose=2)
 
 hardened = km.harden(
-    network, train, validation, test=test, threat=km.Linf(flags.epsilon), epochs=flags.epochs, verbose=2
+    network, train, validation, test=test, threat=km.Linf(float(flags.epsilon)), epochs=flags.epochs, verbose=2
 )
 print(hardened)
 hardened.model.save(flags.output)

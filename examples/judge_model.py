@@ -1,6 +1,6 @@
 """Judges somebody's Keras file: accuracy under AutoAttack, and whether the attacks can be trusted.
 
-python examples/judge_model.py model.keras --dataset=folder:photos --preprocessing=tf --epsilon=4/255
+python examples/judge_model.py model.keras --dataset=folder:photos --image_size=224 --preprocessing=tf
 """
 
 import argparse
@@ -13,14 +13,15 @@ import keras_mart as km
 parser = argparse.ArgumentParser()
 parser.add_argument("model", help="a .keras or .h5 file")
 parser.add_argument("--dataset", default="digits", help="digits, tfds:<name>, npz:<path> or folder:<path>")
+parser.add_argument("--image_size", type=int, help="of photographs of several sizes")
 parser.add_argument("--preprocessing", help="tf, torch or caffe where the model wants no images in [0, 1]")
 parser.add_argument("--scale", type=float, help="the largest value where it wants others, such as 255")
 parser.add_argument("--epsilon", type=fractions.Fraction, default=fractions.Fraction(8, 255))
 parser.add_argument("--examples", type=int, default=1000)
 flags = parser.parse_args()
 
-test = km.datasets.load(flags.dataset, "test", batch_size=100)
-shape = km.datasets.describe(flags.dataset).input_shape
+test = km.datasets.load(flags.dataset, "test", batch_size=100, image_size=flags.image_size)
+shape = km.datasets.describe(flags.dataset, image_size=flags.image_size).input_shape
 model = keras.saving.load_model(flags.model)
 network, done = km.networks.adapted(model, shape, preprocessing=flags.preprocessing or flags.scale)
 print("\n".join(done))

@@ -75,18 +75,19 @@ def whole_folder(path):
 
 
 @contextlib.contextmanager
-def locked(path):
+def locked(path, waits=False):
     """Keeps other processes out of the block; the lock ends with its process, however that ends.
 
     Args:
         path: str or path of the lock's file, in a folder that exists. It stays.
+        waits: whether to wait for another process that is in the block.
 
     Raises:
-        ValueError: another process is in the block.
+        ValueError: another process is in the block, and this one does not wait.
     """
     with open(path, "a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         except BlockingIOError:
             raise ValueError(
                 f"One process at a time may work in {pathlib.Path(path).parent}. Received: another one does"
@@ -104,12 +105,17 @@ def remove(path):
     _delete(unfinished)
 
 
-def remove_unfinished(folder):
-    """Removes from a folder what killed processes were writing; what living ones write stays."""
+def remove_unfinished(folder, alone=False):
+    """Removes from a folder what killed processes were writing; what living ones write stays.
+
+    Args:
+        folder: str or path.
+        alone: whether no other process can be writing there, whatever its number says: another machine's may be equal.
+    """
     folder = pathlib.Path(os.path.realpath(folder))
     for path in folder.iterdir() if folder.is_dir() else ():
         form = UNFINISHED.fullmatch(path.name)
-        if form and path not in _WRITING and not _another_lives(int(form[1])):
+        if form and path not in _WRITING and (alone or not _another_lives(int(form[1]))):
             _delete(path)
 
 

@@ -8,18 +8,20 @@ import tensorflow as tf
 
 from keras_mart import checks, memory, optimizers
 from keras_mart.attacks import PGD
+from keras_mart.copying import copy_of
 from keras_mart.evaluation import evaluate
 from keras_mart.evaluation.presets import presets
 from keras_mart.evaluation.table import WORST_CASE, Table
 from keras_mart.methods import METHODS, AdversarialModel
-from keras_mart.networks import adapted, copy_of
+from keras_mart.networks import adapted
 
 # As in "A simple fine-tuning is all you need" (Jeddi et al., 2012.13628) the rate rises slowly and falls soon.
 WARM_UP = 0.3  # share of all steps
-MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 5e-4
 # PyTorch's default. With Keras's (0.99, in some networks 0.999) the statistics would stay those of natural training.
 BATCH_NORM_MOMENTUM = 0.9
 STEPS, STEPS_IN_EPSILON = 10, 4  # of training's PGD, and how many of them make an epsilon
+ADVERSARIAL = tuple(name for name, method in METHODS.items() if method.has_adversary)
 VALIDATION, ROBUST = "pgd20", "robust"  # the preset by default; what tables call the accuracy under it
 
 
@@ -67,7 +69,7 @@ def harden(
     attack=None,
     validation_attack=None,
     optimizer=None,
-    learning_rate=0.01,
+    learning_rate=None,
     weight_average=0.995,
     batch_size=128,
     callbacks=(),
@@ -78,8 +80,9 @@ def harden(
     """Trains a copy of a classifier on from its weights, until it withstands small changes of its images.
 
     The network may end in a softmax or sigmoid, and may take images of another size than the data have: both is mended
-    inside the copy (`keras_mart.networks`). What is frozen stays frozen. The momentum of BatchNormalization becomes 0.9
-    where it is larger, so that the statistics become those of the new weights.
+    inside the copy (`keras_mart.networks`). The copy trains under the network's strategy, and what is frozen stays
+    frozen. The momentum of BatchNormalization becomes 0.9 where it is larger, so that the statistics become those of
+    the new weights.
 
     Args:
         network: a built Keras classifier; it is left as it is.
@@ -87,7 +90,8 @@ def harden(
             lie in [0, 1].
         validation: the same; chooses the best epoch. Data that neither the network was trained on nor `test` holds.
         threat: the ball to withstand, such as `keras_mart.Linf(4 / 255)`.
-        method: a name (at, mart, trades, alp, clp, mma) or a class such as `keras_mart.MART`.
+        method: a name (at, mart, trades, alp, clp, mma) or a class such as `keras_mart.MART`. MMA needs data and
+            arguments of its own.
         epochs: number of passes over `train`.
         test: data to measure on before and after; `validation` by default, which flatters the best epoch a little.
         preprocessing: what the network wants instead of images in [0, 1], as in `keras_mart.networks.adapted`: "tf",
@@ -96,8 +100,8 @@ def harden(
         validation_attack: the attack that chooses the best epoch, and that is measured; by default PGD of 20 steps of
             epsilon / 10.
         optimizer: by default SGD with Nesterov's momentum of 0.9 and weight decay of 5e-4 (added to the gradient).
-        learning_rate: the largest rate of the default optimizer: it rises from 0 over the first 30% of all steps, and
-            falls by a cosine to 0.
+        learning_rate: the largest rate of the default optimizer, 0.05 by default: it rises from 0 over the first 30% of
+            all steps, and falls by a cosine to 0. Of an optimizer of your own say it there.
         weight_average: decay of the moving average of the weights that is judged, `None` for none.
         batch_size: number of examples in a batch of arrays, and of evaluation.
         callbacks: for `fit`.
@@ -109,23 +113,33 @@ def harden(
         A `Hardened`.
 
     Raises:
-        ValueError: an unknown method, a network that is wrapped already, that cannot be copied or bridged, data that
-            do not tell their number of batches.
+        ValueError: an unknown method or one without an adversary; a network that is wrapped, not built or wholly
+            frozen, or that cannot be copied or bridged; data that do not tell their number of batches.
     """
     if isinstance(method, str):
-        checks.one_of(method, [name for name, each in METHODS.items() if each.has_adversary], "method")
+        checks.one_of(method, ADVERSARIAL, "method")
         method = METHODS[method]
+    if not method.has_adversary:
+        raise ValueError(
+            f"`method` must train against an adversary, as {', '.join(ADVERSARIAL)} do. Received: {method}"
+        )
+    if optimizer is not None and learning_rate is not None:
+        raise ValueError(
+            "`learning_rate` is that of the default optimizer: give yours to `optimizer`. "
+            f"Received: learning_rate={learning_rate}, optimizer={optimizer!r}"
+        )
     checks.unwrapped(network)
     train, shape = _with_shape(train)
-    copy, done = _prepared(network, shape, preprocessing)
     attack = attack or PGD(threat, STEPS, step_size=threat.epsilon / STEPS_IN_EPSILON)
     validation_attack = validation_attack or presets([VALIDATION], threat)[VALIDATION]
     chosen = []
     if optimizer is None:
-        optimizer, text = _optimizer(learning_rate, epochs * _steps(train, batch_size))
+        optimizer, text = _optimizer(learning_rate or LEARNING_RATE, epochs * _steps(train, batch_size))
         chosen.append(text)
-    model = method(copy, attack, seed=seed, weight_average=weight_average, **arguments)
-    model.compile(optimizer, validation_attack=validation_attack)
+    with network.distribute_strategy.scope():
+        copy, done = _prepared(network, shape, preprocessing)
+        model = method(copy, attack, seed=seed, weight_average=weight_average, **arguments)
+        model.compile(optimizer, validation_attack=validation_attack)
     choices = (
         f"{network.name}: {'; '.join(done) or 'taken as it is'}.",
         f"Trained by {type(model).__name__} {arguments or ''}".rstrip() + f" against {attack};",
@@ -148,6 +162,8 @@ def harden(
         **inputs, batch_size=batch_size if isinstance(train, tuple) else None, epochs=epochs,
         validation_data=validation, callbacks=[*callbacks, best], verbose=verbose,
     )  # fmt: skip
+    # The best epoch's weights are back, and with them its number of steps, from which random numbers follow.
+    model.step.assign(keras.ops.cast(model.optimizer.iterations, "int32"))
     return Hardened(model, before, measured(), fitted.history, choices)
 
 
@@ -155,6 +171,8 @@ def _with_shape(data):
     """The data, arrays as a tuple, and the (height, width, channels) of the images, `None` where it is open."""
     if isinstance(data, (tuple, list)):
         data, first = tuple(data), tuple(data)
+        if len(data) != 2:
+            raise ValueError(f"`train` must be (images, labels) or batches of them. Received: {len(data)} arrays")
     else:
         data, first = checks.first_batch(data)
     shape = tf.TensorShape(checks.unpacked(first)[0].shape)[1:]
@@ -167,8 +185,12 @@ def _prepared(network, shape, preprocessing):
     if copy is None:
         raise ValueError(f"`network` must be built: call it on a batch of images first. Received: {network!r}")
     prepared, done = adapted(copy, shape, preprocessing=preprocessing)
-    slow = [each for each in memory.layers(copy) if getattr(each, "momentum", 0) > BATCH_NORM_MOMENTUM]
-    slow = [each for each in slow if isinstance(each, keras.layers.BatchNormalization)]
+    if not prepared.trainable_variables:
+        raise ValueError(
+            f"`network` must have trainable weights: set `trainable` of it or its layers. Received: {network}"
+        )
+    of_batches = [each for each in memory.layers(copy) if isinstance(each, keras.layers.BatchNormalization)]
+    slow = [each for each in of_batches if each.momentum > BATCH_NORM_MOMENTUM]
     for layer in slow:
         layer.momentum = BATCH_NORM_MOMENTUM
     if slow:

@@ -19,7 +19,7 @@ BITS, DROPPED = 24, 8
 
 
 class Rows(NamedTuple):
-    """A seed for some rows of a batch: it draws these rows of what a [2] seed draws for the whole batch.
+    """A seed for some rows of a batch: they get the numbers that a [2] seed draws for them in the whole batch.
 
     seed: [2] integers.
     size: of the whole batch.

@@ -58,12 +58,12 @@ def load(path):
     """A classifier from a file, to attack it or to make adversarial examples on it.
 
     Args:
-        path: a `.keras` file, of a wrapped model or any other; or a SavedModel's folder, or the folder round its
-            versions, of which the newest is taken. Its `serving_default` takes images and returns `logits`, or nothing
-            else than logits.
+        path: a `.keras` or `.h5` file, of a wrapped model or any other; or the folder of a SavedModel, or the one round
+            its versions, of which the newest is taken. Its `serving_default` takes images and returns `logits`, or
+            nothing else than logits.
 
     Returns:
-        A `keras.Model`. That of a SavedModel can be called and differentiated, not trained.
+        A `keras.Model`, not compiled. That of a SavedModel can be called and differentiated, not trained.
 
     Raises:
         ValueError: there is no such model, or its signature is another.
@@ -72,11 +72,15 @@ def load(path):
     if path.is_dir():
         return _load_saved_model(path)
     if not path.exists():
-        raise ValueError(f"`path` must be a .keras file or a SavedModel. Received: {str(path)!r}, which does not exist")
+        raise ValueError(
+            f"`path` must be a .keras or .h5 file or a SavedModel. Received: {str(path)!r}, which does not exist"
+        )
     try:
-        return keras.saving.load_model(path)
+        return keras.saving.load_model(path, compile=False)
     except (ValueError, OSError, KeyError, TypeError) as error:
-        raise ValueError(f"`path` must be a .keras file or a SavedModel. Received: {str(path)!r} ({error})") from error
+        raise ValueError(
+            f"`path` must be a .keras or .h5 file or a SavedModel. Received: {str(path)!r} ({error})"
+        ) from error
 
 
 def _load_saved_model(folder):

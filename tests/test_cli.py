@@ -478,13 +478,25 @@ def test_trains_somebodys_network_on(somebodys, tiny, tmp_path):
     others = [flag for flag in tiny if not flag.startswith(("--network", "--depth", "--width"))]
     result = command(*others, f"--network={path}", "--preprocessing=255", "--learning_rate=1e-9", "--mode=train")
     assert result.status == 0, result.err
-    for said in ("its last activation was taken off", "of 3 classes", "times 255", "from 8x8 to 12x12"):
+    for said in ("its last activation was taken off", "of 3 classes", "times 255", "images of 8x8"):
         assert result.out.count(said) == 1
     trained = keras.saving.load_model(tmp_path / "runs" / "tiny-photos" / "best.keras").network
     kernel = next(each for each in trained.weights if tuple(each.shape) == (3, 3, 1, 2))
     np.testing.assert_allclose(kernel, network.layers[1].kernel, atol=1e-6)  # trained on from its weights
     assert command(*others, f"--network={path}", "--preprocessing=255", "--resume", "--mode=train").status == 2
     assert command("--mode=evaluate", "--workdir=runs/tiny-photos", "--attacks=").status == 0
+
+
+def test_trains_on_what_was_judged_of_a_run_with_an_average(tiny, tmp_path):
+    flags = [*tiny, "--mode=train", "--weight_average=0.9"]
+    assert command(*flags, "--workdir=first").status == 0
+    others = [flag for flag in flags if not flag.startswith(("--network", "--depth", "--width", "--weight_average"))]
+    result = command(*others, "--network=first/best.keras", "--workdir=second")
+    assert result.status == 0, result.err
+    first, second = (keras.saving.load_model(f"{name}/best.keras") for name in ("first", "second"))
+    judged, trained = (each.get_weights() for each in (first.averaged_network, second.network))
+    assert any((one != other).any() for one, other in zip(judged, trained, strict=True))
+    assert len(second.trainable_variables) == len(first.trainable_variables)
 
 
 def test_judges_somebodys_network(somebodys, tiny, tmp_path):

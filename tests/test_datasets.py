@@ -1,9 +1,12 @@
 """keras_mart.datasets: splits, order, crops, sources, and every error by the input that raises it."""
 
+import concurrent.futures
 import io
 import pathlib
 import subprocess
 import sys
+import threading
+import time
 import typing
 import zipfile
 
@@ -14,7 +17,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from keras_mart import datasets
-from keras_mart.datasets import batches, cache, encoded, sources
+from keras_mart.datasets import batches, cache, encoded, folder, sources
 from keras_mart.datasets import npz as npz_files
 
 TRAIN, TEST = 40, 10
@@ -594,7 +597,7 @@ def test_what_comes_out_of_the_cache_is_what_is_decoded(tmp_path, monkeypatch, l
     monkeypatch.setattr(encoded, "shape", None)
     again = datasets.load(name, batch_size=7, **options, **kept)
     assert len(list(again)) == 2 and datasets.class_names(name, **kept) == ("a", "b")
-    assert len(list((tmp_path / "kept" / "here").iterdir())) == 1
+    assert len(list(tmp_path / "kept" / "here".glob("[!.]*"))) == 1
 
 
 def test_a_cache_is_of_its_source(tmp_path):
@@ -602,22 +605,39 @@ def test_a_cache_is_of_its_source(tmp_path):
     before = datasets.load_examples(name, "test", [0], cache=kept)[0]
     write_images(tmp_path / "images" / "c", numbered(0, 3))
     assert datasets.describe(name, cache=kept).num_classes == 3
-    assert len(list(kept.iterdir())) == 2
+    assert len(list(kept.glob("[!.]*"))) == 2
     assert before.shape == (1, 6, 6, 3)
 
 
-def test_two_processes_may_make_a_cache_at_once(tmp_path, monkeypatch):
+def test_a_file_that_moves_to_another_class_is_another_source(tmp_path):
     name, kept = write_folder(tmp_path / "images"), tmp_path / "kept"
-    write = cache._write
+    before = [labels.numpy().tolist() for _, labels in datasets.load(name, shuffle=False, cache=kept)]
+    (tmp_path / "images" / "b" / "000.png").rename(tmp_path / "images" / "a" / "100.png")
+    after = [labels.numpy().tolist() for _, labels in datasets.load(name, shuffle=False, cache=kept)]
+    assert after == [labels.numpy().tolist() for _, labels in datasets.load(name, shuffle=False)] != before
 
-    def slower(folder, source):
-        monkeypatch.setattr(cache, "_write", write)
-        cache.kept(kept, name, source)  # the other one
+
+def test_one_process_makes_a_cache_and_the_others_wait(tmp_path, monkeypatch):
+    kept, source = tmp_path / "kept", folder.Folder(pathlib.Path(write_folder(tmp_path / "images").partition(":")[2]))
+    (kept / ".unfinished-1-of_another_machine").mkdir(parents=True)
+    write, begun, may_end, made = cache._write, threading.Event(), threading.Event(), []
+
+    def slow(folder, source):
+        begun.set()
+        assert may_end.wait(60)
+        made.append(folder)
         write(folder, source)
 
-    monkeypatch.setattr(cache, "_write", slower)
-    epochs_equal(datasets.load(name, "test", cache=kept), datasets.load(name, "test"))
-    assert len(list(kept.iterdir())) == 1
+    monkeypatch.setattr(cache, "_write", slow)
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        one = threads.submit(cache.kept, kept, "folder:images", source)
+        assert begun.wait(60)
+        other = threads.submit(cache.kept, kept, "folder:images", source)
+        time.sleep(0.1)
+        may_end.set()
+        np.testing.assert_array_equal(one.result()[0]["whole"].images, other.result()[0]["whole"].images)
+    assert len(made) == 1
+    assert sorted(path.name.partition("-")[0] for path in kept.iterdir()) == [".lock", "folder"]
 
 
 def test_a_cache_that_cannot_be_made_whole_is_not_there(tmp_path):
@@ -625,7 +645,7 @@ def test_a_cache_that_cannot_be_made_whole_is_not_there(tmp_path):
     (tmp_path / "images" / "a" / "001.png").write_bytes(PNG[:-40])
     with pytest.raises(ValueError, match=r"whole PNG or JPEG.*a/001\.png"):
         datasets.load(name, cache=kept)
-    assert not list(kept.iterdir())
+    assert [path.name for path in kept.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("part", ["pixels", "index.npz"])

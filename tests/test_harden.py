@@ -50,7 +50,7 @@ def test_hardens_a_copy_of_any_classifier(data, trained):
     np.testing.assert_array_equal(kernel, trained.layers[0].kernel)
     text = str(hardened)
     assert "natural" in text and "robust" in text and "256 examples" in text
-    for said in ("last activation was taken off", "TRADES", "16x16", "rate 0 to 0.05", "times 255", "momentum"):
+    for said in ("last activation was taken off", "TRADES", "images of 8x8", "rate 0 to 0.05", "times 255", "momentum"):
         assert said in text
 
 
@@ -80,9 +80,14 @@ def test_every_choice_can_be_given(data, trained):
     [
         ({"method": "standard"}, "must be one of at, alp, clp, trades, mma, mart"),
         ({"method": "trads"}, "Did you mean 'trades'"),
+        ({"method": km.Standard}, "must train against an adversary"),
+        ({"optimizer": "adam", "learning_rate": 0.1}, "give yours to `optimizer`"),
+        ({"validation_attack": km.AutoAttack(km.Linf(0.1))}, "`validation_attack` must be an attack"),
+        ({"train": (np.zeros([4, 8, 8, 1]), np.zeros(4, int), np.ones(4))}, "3 arrays"),
         ({"method": "mma"}, "max_epsilon"),
         ({"train": tf.data.Dataset.from_generator(lambda: [], tf.float32)}, "number of batches"),
         ({"network": keras.Sequential([layers.Flatten(), layers.Dense(10)])}, "must be built"),
+        ({"network": keras.Sequential([layers.Input((8, 8, 1)), layers.Flatten()])}, "must have trainable weights"),
     ],
 )
 def test_what_cannot_be_hardened_is_named(data, trained, arguments, said):

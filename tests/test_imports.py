@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(keras_mart.__file__).parent
 # Each part may import those further up, never its neighbours; inside a part that is a folder all may import all.
 ORDER = (
     {"memory", "randomness", "version"},
-    {"checks", "files", "clusters", "watch"},
+    {"checks", "files", "clusters", "watch", "copying"},
     {"losses", "threats", "optimizers", "layers", "distribution", "checkpoints", "launching"},
     {"datasets", "zoo", "folding"},
     {"networks"},

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import keras_mart as km
-from keras_mart import networks
+from keras_mart import checks, networks
 
 IMAGES = np.random.default_rng(0).uniform(size=(3, 8, 8, 3)).astype("float32")
 
@@ -127,11 +127,34 @@ def test_another_number_of_classes_gets_a_new_last_layer(end):
     assert networks.with_classes(model, 5) is model
 
 
+@pytest.mark.parametrize("end", ENDS)
+def test_another_number_of_classes_behind_every_end(end):
+    model = ENDS[end]()
+    network = networks.with_classes(model, 3)
+    assert network.output_shape == (None, 3) and not checks.squashes(network)
+    same = networks.with_classes(model, 2 if "sigmoid" in end else 5)
+    np.testing.assert_array_equal(same(IMAGES), networks.logits_of(model)(IMAGES))
+
+
+def test_a_subclassed_network_of_the_right_number_of_classes_is_taken():
+    network = Subclassed()
+    network(IMAGES)
+    assert networks.adapted(network, (8, 8, 3), num_classes=3)[0] is network
+    with pytest.raises(ValueError, match="must be a functional or Sequential network"):
+        networks.adapted(network, (8, 8, 3), num_classes=4)
+
+
+def test_images_of_one_channel_are_normalised_to_minus_one_and_one():
+    network = networks.on_unit_images(functional(layers.Dense(3), shape=(8, 8, 1)), "tf")
+    inner = network.layers[-1]
+    np.testing.assert_allclose(network(IMAGES[..., :1]), inner(2 * IMAGES[..., :1] - 1), atol=1e-5)
+
+
 def test_adapted_says_what_was_done_and_is_attacked_and_exported(tmp_path):
     model = functional(layers.Dense(5, activation="softmax"))
     network, done = networks.adapted(model, (16, 16, 3), preprocessing=255, num_classes=4)
     assert len(done) == 4
-    assert "16x16 to 8x8" in done[-1]
+    assert "images of 16x16" in done[-1]
     images = tf.random.stateless_uniform((2, 16, 16, 3), (0, 1))
     attack = km.PGD(km.Linf(0.1), steps=2)
     adversarial = attack(network, images, [0, 1], seed=0)
@@ -165,7 +188,7 @@ def test_preprocessing_of_all_applications_is_known():
 
 class Subclassed(keras.Model):
     def call(self, images):
-        return ops.softmax(ops.mean(images, (1, 2)))
+        return 2 * ops.mean(images, (1, 2)) - 1
 
 
 @pytest.mark.parametrize(
@@ -180,7 +203,7 @@ class Subclassed(keras.Model):
         (lambda: networks.on_unit_images(functional(layers.Dense(3)), "tff"), "Did you mean 'tf'"),
         (lambda: networks.on_unit_images(functional(layers.Dense(3)), mean=[1, 2]), "one for each of the 3 channels"),
         (lambda: networks.on_unit_images(functional(layers.Dense(3)), std=0), "must be positive"),
-        (lambda: networks.with_classes(functional(layers.Softmax()), 3), "Dense layer is its last"),
+        (lambda: networks.with_classes(functional(layers.ReLU()), 3), "Dense layer is its last"),
         (lambda: networks.application("MobileNetV2", 3, (16, 16, 3)), "at least 32x32"),
         (lambda: networks.application("MobilNetV2", 3, (32, 32, 3)), "Did you mean 'MobileNetV2'"),
         (lambda: networks.application("MobileNetV2", 3, (32, 32, 3), "no.h5"), "existing file. Received: no.h5"),

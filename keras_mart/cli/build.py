@@ -17,8 +17,6 @@ from keras_mart.threats import L2, Linf
 
 # The attack of the validation, which chooses the best checkpoint.
 VALIDATION_ATTACK = "pgd20"
-# The paths of models of which was said what was done to them.
-_told = set()
 
 
 def _where():
@@ -110,18 +108,32 @@ def network():
     if FLAGS.network.startswith(APPLICATIONS):
         return networks.application(FLAGS.network.removeprefix(APPLICATIONS), weights=FLAGS.weights or "none", **shapes)
     if FLAGS.network.endswith(FILES):
-        return _adapted(serving.load(FLAGS.network), FLAGS.network, **shapes)
+        return _adapted(_to_train(serving.load(FLAGS.network)), FLAGS.network, **shapes)
     options = {name: FLAGS[name].value for name in ("depth", "width", "dropout") if FLAGS[name].value is not None}
     return getattr(zoo, FLAGS.network)(**shapes, **options)
 
 
-def _adapted(model, path, **shapes):
-    """The network of a model from elsewhere, as this package takes it."""
-    adapted, done = networks.adapted(network_of(model), preprocessing=FLAGS.preprocessing, **shapes)
-    if done and path not in _told:
-        print(f"{path}: {'; '.join(done)}")
-    _told.add(path)
-    return adapted
+def _to_train(model):
+    """The network to train on: of a wrapped model the one that it trains, with the weights that are judged."""
+    judged = network_of(model)
+    if judged is model or judged is model.network:
+        return judged
+    model.network.set_weights(judged.get_weights())
+    return model.network
+
+
+def _adapted(network, path, **shapes):
+    """A network from elsewhere, as this package takes it."""
+    network, done = networks.adapted(network, preprocessing=FLAGS.preprocessing, **shapes)
+    if done:
+        _say(f"{path}: {'; '.join(done)}")
+    return network
+
+
+@functools.cache
+def _say(text):
+    """Prints what is to be said once."""
+    print(text)
 
 
 def _threat(epsilon):
@@ -195,7 +207,7 @@ def loaded(directory, which):
 
 @functools.cache
 def _judged(path):
-    return _adapted(serving.load(path), path, input_shape=_described().input_shape)
+    return _adapted(network_of(serving.load(path)), path, input_shape=_described().input_shape)
 
 
 def evaluation_options():

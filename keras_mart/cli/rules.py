@@ -17,7 +17,7 @@ OF_THE_EVALUATION = (
 # The flags that may differ from the training's where a run is only evaluated or exported.
 WITHOUT_TRAINING = (
     *OF_THE_COMMAND, "method", "seed", "strategy", "jit_compile", "fold", "dataset", "data_dir", "image_size", "cache",
-    "batch_size", "threat", "epsilon", "preprocessing", *OF_THE_EVALUATION,
+    "batch_size", "accumulate", "threat", "epsilon", *OF_THE_EVALUATION,
 )  # fmt: skip
 # Flags that not every choice of another flag takes.
 TAKERS = {

@@ -40,12 +40,11 @@ def kept(folder, name, source):
     path = pathlib.Path(folder).expanduser().resolve() / f"{name.rpartition('/')[2].replace(':', '-')}-{key}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with files.whole_folder(path) as unfinished:
-                _write(unfinished, source)
-        except OSError:
-            if not path.exists():  # where another process was faster, its work is as good
-                raise
+        with files.locked(path.with_name(".lock"), waits=True):  # several processes may want it at once
+            files.remove_unfinished(path.parent, alone=True)
+            if not path.exists():
+                with files.whole_folder(path) as unfinished:
+                    _write(unfinished, source)
     return _opened(path, source)
 
 
@@ -55,7 +54,9 @@ def _write(folder, source):
     with open(folder / "pixels", "wb") as file, concurrent.futures.ThreadPoolExecutor() as threads:
         for part, (images, labels) in parts.items():
             if images.dtype != np.uint8:
-                raise ValueError(f"A cache is for uint8 images. Received: {images.dtype} in {source.origin(part)}")
+                raise ValueError(
+                    f"A cache is for uint8 images: leave `cache` out. Received: {images.dtype} in {source.origin(part)}"
+                )
             sums, shapes = [], []
             for first in range(0, len(images), AT_ONCE):
                 for image in threads.map(images.__getitem__, range(first, min(first + AT_ONCE, len(images)))):

@@ -51,9 +51,12 @@ class Folder:
                 )
 
     def identity(self):
-        """What changes when a file does: number of files, bytes, newest change."""
-        found = [os.stat(file) for files in self.files.values() for file, _ in files]
-        return len(found), sum(each.st_size for each in found), max(each.st_mtime_ns for each in found)
+        """What changes when a file does, or its place: where each file is, its size and when it was changed."""
+        found = []
+        for part, files in self.files.items():
+            stats = ((path, os.stat(path)) for path, _ in files)
+            found += [(os.path.relpath(path, self.parts[part]), of.st_size, of.st_mtime_ns) for path, of in stats]
+        return found
 
     def name(self, split, number):
         """What an image is called in messages."""

@@ -4,7 +4,8 @@ import contextlib
 
 from keras import ops
 
-from keras_mart import distribution, memory, networks
+from keras_mart import distribution, memory
+from keras_mart.copying import copy_of
 
 # TensorFlow's ExponentialMovingAverage with `num_updates` has (1 + n) / (10 + n); here the very first is a copy.
 WARM_UP = 9
@@ -23,14 +24,14 @@ def of_fresh_networks():
         _fresh = False
 
 
-def copy_of(network):
+def frozen_copy(network):
     """A copy of a network that is never trained; `None` for one that is not built yet.
 
     Raises:
         ValueError: the network cannot be made again from its config.
     """
     try:
-        copy = networks.copy_of(network, from_config=_fresh)
+        copy = copy_of(network, from_config=_fresh)
     except ValueError as error:
         raise ValueError(f"`weight_average` keeps a second network. {error}") from error
     if copy is not None:
@@ -58,7 +59,7 @@ def update(network, average, decay, step):
 
     Args:
         network: what is trained.
-        average: its `copy_of`.
+        average: its `frozen_copy`.
         decay: in (0, 1); that of step n, from 0, is n / (n + 9) where this is less.
         step: scalar integer, n.
     """

@@ -99,7 +99,7 @@ class AdversarialModel(keras.Model):
         super().__init__(autocast=False, **{"dtype": (half or policies[-1:])[0], **kwargs})
         self.network = network
         self.weight_average = weight_average
-        self.averaged_network = None if weight_average is None else averaging.copy_of(network)
+        self.averaged_network = None if weight_average is None else averaging.frozen_copy(network)
         self.built = network.built
         self.attack = attack
         self.seed = distribution.agreed(random.getrandbits(31) if seed is None else seed)
@@ -314,7 +314,7 @@ class AdversarialModel(keras.Model):
                 else:  # all that builds a subclassed network
                     self.network(ops.zeros((1, *shape[1:])), training=False)
             if self.weight_average is not None and self.averaged_network is None:
-                self.averaged_network = averaging.copy_of(self.network)
+                self.averaged_network = averaging.frozen_copy(self.network)
         self.built = True
 
     def compile(
@@ -355,7 +355,10 @@ class AdversarialModel(keras.Model):
         checks.one_of(on_nan, ON_NAN, "on_nan")
         checks.positive_integer(accumulate, "accumulate")
         fits = (
-            self.has_adversary and isinstance(validation_attack, Attack) and not isinstance(validation_attack, Rounds)
+            self.has_adversary
+            and isinstance(validation_attack, Attack)
+            and not isinstance(validation_attack, Rounds)
+            and type(validation_attack).perturb is not Attack.perturb
         )
         if not (validation_attack is None or fits):
             raise ValueError(

@@ -9,7 +9,7 @@ from keras_mart.randomness import WEYL, Rows
 
 
 def in_turn(compute, count, network, pairs=False):
-    """Returns what computes the `Pass` over a batch as `compute` does, in so many parts; `compute` itself for one.
+    """Returns a function like `compute` that takes the batch in `count` parts; `compute` itself for one part.
 
     Of the parts it makes what `distribution.combined` makes of replicas: means and float states are weighted by the
     numbers of real examples. Other states are the first part's. All parts have one size: the last examples, once more

@@ -2,14 +2,12 @@
 
 from keras_mart.networks.applications import application, application_names
 from keras_mart.networks.bridges import PREPROCESSING, adapted, logits_of, on_unit_images, resized, with_classes
-from keras_mart.networks.copying import copy_of
 
 __all__ = [
     "PREPROCESSING",
     "adapted",
     "application",
     "application_names",
-    "copy_of",
     "logits_of",
     "on_unit_images",
     "resized",

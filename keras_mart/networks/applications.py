@@ -24,7 +24,7 @@ def application_names():
 def application(name, num_classes, input_shape, weights="none"):
     """Returns a network of `keras.applications` that takes images in [0, 1] and returns logits.
 
-    What its `preprocess_input` does to images is done inside it. The last layer is a new one where the weights are of
+    What its `preprocess_input` does to images is done inside it. Its last layer is replaced where the weights have
     another number of classes.
 
     Args:

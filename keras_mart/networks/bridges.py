@@ -16,7 +16,7 @@ from keras_mart.networks.surgery import end_of, without_activation
 
 # As `preprocess_input` of `keras.applications` calls them: the (mean, std) that images in [0, 255] are normalised by.
 PREPROCESSING = {
-    "tf": ([127.5] * 3, [127.5] * 3),  # to [-1, 1]
+    "tf": (127.5, 127.5),  # to [-1, 1]
     "torch": ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),  # ImageNet's
     "caffe": ([103.939, 116.779, 123.68], [1.0] * 3),  # ImageNet's, blue before green before red
 }
@@ -40,7 +40,12 @@ def logits_of(model):
         ValueError: a softmax over another axis than the last, or a last layer whose weights cannot be shared.
     """
     checks.one_in_one_out(model)
-    return _of_one_output(_unsquashed(model))
+    network = _of_one_output(_unsquashed(model))
+    if network is model or network.outputs[0].dtype == model.outputs[0].dtype:
+        return network
+    # A last softmax is often float32 where the rest of the network is not.
+    logits = ops.cast(network.outputs[0], model.outputs[0].dtype)
+    return keras.Model(network.inputs[0], logits, name=model.name)
 
 
 def _unsquashed(model):
@@ -52,11 +57,9 @@ def _unsquashed(model):
         return end.replaced(_unsquashed(last))
     if getattr(last, "axis", -1) not in (-1, len(model.output_shape) - 1):
         raise ValueError(f"The softmax must be over the last axis. Received: {last.name!r} over axis {last.axis}")
-    if hasattr(last, "activation"):
+    if hasattr(last, "activation") and not isinstance(last, keras.layers.Activation):
         return end.replaced(without_activation(last))
-    # The layer's dtype stays, often float32 where the network's is not.
-    policy = last.dtype_policy if isinstance(last, keras.layers.Layer) else None
-    return end.made(keras.layers.Activation("linear", dtype=policy, name="logits")(end.args[0]))
+    return end.made(end.args[0])
 
 
 def _of_one_output(model):
@@ -66,29 +69,39 @@ def _of_one_output(model):
     return keras.Model(model.inputs[0], ops.pad(model.outputs[0], [[0, 0], [1, 0]]), name=model.name)
 
 
-def with_classes(network, num_classes):
-    """Returns the network with a new last layer of so many classes, where it has another number of them.
+def with_classes(model, num_classes):
+    """Returns the network of so many classes: `logits_of` it, with a new last layer where it has another number.
 
     The new layer is a `keras.layers.Dense` with a bias and Keras's default initialisation. All others are shared.
 
     Args:
-        network: a functional or Sequential `keras.Model` whose last layer is a `keras.layers.Dense`.
+        model: as in `logits_of`. That of another number of classes ends in a `keras.layers.Dense`, apart from its last
+            softmax or sigmoid.
         num_classes: integer, at least 2.
 
     Raises:
-        ValueError: a network with another last layer.
+        ValueError: a model of another number of classes with another last layer; or as `logits_of`.
     """
-    if network.output_shape[-1] == num_classes:
+    network = logits_of(model)
+    found = _classes(network)
+    if found == num_classes:
         return network
-    end = end_of(network)
+    end = end_of(_unsquashed(model))
     if isinstance(end.operation, keras.Model):
         return end.replaced(with_classes(end.operation, num_classes))
     if not isinstance(end.operation, keras.layers.Dense):
         raise ValueError(
-            f"A network gets {num_classes} classes in the place of its {network.output_shape[-1]} if a Dense layer is "
-            f"its last. Received: {end.operation.name!r}, a {type(end.operation).__name__}"
+            f"A network gets {num_classes} classes in the place of its {found} if a Dense layer is its last. "
+            f"Received: {end.operation.name!r}, a {type(end.operation).__name__}"
         )
     return end.replaced(keras.layers.Dense(num_classes, dtype=end.operation.dtype_policy, name="logits"))
+
+
+def _classes(network):
+    """The number of classes of a network, which is tried where it is no functional one."""
+    if hasattr(network, "outputs"):
+        return network.output_shape[-1]
+    return checks.classes(network, np.zeros((1, *checks.image_shape(network)), "float32"))
 
 
 def on_unit_images(model, preprocessing=None, *, scale=None, mean=None, std=None):
@@ -145,8 +158,8 @@ def resized(model, size):
     The resizing is inside the network, where attacks see it. Epsilon is then that of the images before it. In Linf it
     means the same after it. In L2 a change of length d has about length k d after images were enlarged k times.
 
-    Differences: larger images are averaged over whole blocks of pixels first, since Keras's antialiasing is nothing for
-    XLA.
+    Differences: larger images are averaged over whole blocks of pixels first, because XLA cannot compile Keras's
+    antialiasing.
 
     Args:
         model: a built `keras.Model` that takes images of one height and width.
@@ -183,28 +196,22 @@ def adapted(model, input_shape, *, preprocessing=None, num_classes=None):
     Raises:
         ValueError: as the functions above.
     """
-    done = []
+    done, network = [], model
 
-    def keep(network, text):
-        if network is not keep.network:
-            done.append(text)
-        keep.network = network
+    def take(new, text):
+        nonlocal network
+        done.extend([text] if new is not network else [])
+        network = new
 
-    keep.network = model
-    keep(logits_of(model), "its last activation was taken off: it returns logits")
-    if num_classes is not None:
-        keep(with_classes(keep.network, num_classes), f"its last layer is a new one, of {num_classes} classes")
+    take(logits_of(model), "its last activation was taken off: it returns logits")
+    if num_classes not in (None, _classes(network)):
+        take(with_classes(model, num_classes), f"its last layer is a new one, of {num_classes} classes")
     if preprocessing is not None:
         of_number = isinstance(preprocessing, numbers.Real)
         how = {"scale": preprocessing} if of_number else {"preprocessing": preprocessing}
         text = f"times {preprocessing:g}" if of_number else f'as by "{preprocessing}"'
-        keep(on_unit_images(keep.network, **how), f"images in [0, 1] are normalised inside it, {text}")
+        take(on_unit_images(network, **how), f"images in [0, 1] are normalised inside it, {text}")
     if input_shape is not None:
-        own = checks.image_shape(keep.network)
-        text = f"images are resized inside it, from {_by(input_shape)} to {_by(own)}; epsilon is that of the former"
-        keep(resized(keep.network, tuple(input_shape[:2])), text)
-    return keep.network, done
-
-
-def _by(shape):
-    return "x".join(map(str, shape[:2]))
+        size = tuple(input_shape[:2])
+        take(resized(network, size), f"images of {size[0]}x{size[1]} are resized inside it; epsilon is theirs")
+    return network, done

@@ -33,7 +33,7 @@ def copy_of(network, from_config=False):
             else:
                 file = pathlib.Path(folder) / "network.keras"
                 keras.saving.save_model(network, file)
-                copy = keras.saving.load_model(file, compile=False)
+                copy = keras.saving.load_model(file, compile=False, safe_mode=False)  # this file is our own
         if [type(layer) for layer in (copy, *memory.layers(copy))] != kinds:
             raise ValueError("Keras finds other classes of the same names")
         copy.set_weights(network.get_weights())
