@@ -597,7 +597,7 @@ def test_what_comes_out_of_the_cache_is_what_is_decoded(tmp_path, monkeypatch, l
     monkeypatch.setattr(encoded, "shape", None)
     again = datasets.load(name, batch_size=7, **options, **kept)
     assert len(list(again)) == 2 and datasets.class_names(name, **kept) == ("a", "b")
-    assert len(list(tmp_path / "kept" / "here".glob("[!.]*"))) == 1
+    assert len(list((tmp_path / "kept" / "here").glob("[!.]*"))) == 1
 
 
 def test_a_cache_is_of_its_source(tmp_path):
