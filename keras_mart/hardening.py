@@ -1,5 +1,6 @@
 """A trained classifier made robust by one call."""
 
+import contextlib
 import dataclasses
 import math
 
@@ -80,9 +81,9 @@ def harden(
     """Trains a copy of a classifier on from its weights, until it withstands small changes of its images.
 
     The network may end in a softmax or sigmoid, and may take images of another size than the data have: both is mended
-    inside the copy (`keras_mart.networks`). The copy trains under the network's strategy, and what is frozen stays
-    frozen. The momentum of BatchNormalization becomes 0.9 where it is larger, so that the statistics become those of
-    the new weights.
+    inside the copy (`keras_mart.networks`). What is frozen stays frozen. The momentum of BatchNormalization becomes 0.9
+    where it is larger, so that the statistics become those of the new weights. The copy trains under the strategy in
+    scope, or else under the network's.
 
     Args:
         network: a built Keras classifier; it is left as it is.
@@ -133,10 +134,10 @@ def harden(
     attack = attack or PGD(threat, STEPS, step_size=threat.epsilon / STEPS_IN_EPSILON)
     validation_attack = validation_attack or presets([VALIDATION], threat)[VALIDATION]
     chosen = []
-    if optimizer is None:
-        optimizer, text = _optimizer(learning_rate or LEARNING_RATE, epochs * _steps(train, batch_size))
-        chosen.append(text)
-    with network.distribute_strategy.scope():
+    with contextlib.nullcontext() if tf.distribute.has_strategy() else network.distribute_strategy.scope():
+        if optimizer is None:
+            optimizer, text = _optimizer(learning_rate or LEARNING_RATE, epochs * _steps(train, batch_size))
+            chosen.append(text)
         copy, done = _prepared(network, shape, preprocessing)
         model = method(copy, attack, seed=seed, weight_average=weight_average, **arguments)
         model.compile(optimizer, validation_attack=validation_attack)
