@@ -61,6 +61,14 @@ def test_a_network_that_needs_nothing_is_trained(data):
     assert not np.array_equal(hardened.model.network.layers[-1].kernel, network.layers[-1].kernel)
 
 
+def test_trains_under_the_strategy_of_the_network(data, two_replicas):
+    with two_replicas.scope():
+        network = keras.Sequential([layers.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10)])
+    hardened = km.harden(network, data, data, threat=km.Linf(0.1), epochs=2, batch_size=100, verbose=0)
+    assert hardened.model.distribute_strategy is two_replicas
+    assert int(hardened.model.step.numpy()) == 6  # whichever epoch was the best
+
+
 def test_every_choice_can_be_given(data, trained):
     attack = km.PGD(km.L2(0.5), steps=1)
     hardened = km.harden(
