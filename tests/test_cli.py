@@ -279,7 +279,7 @@ def test_another_ball_needs_another_evaluation_epsilon_where_the_run_keeps_one(b
 def test_fast_views_can_be_turned_off(arguments, fast, run):
     with (
         mock.patch.object(folding, "view", wraps=folding.view) as view,
-        mock.patch.object(folding, "_graph_of") as made,
+        mock.patch.object(folding, "graph_of") as made,
     ):
         made.return_value = None
         command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm", *arguments)
@@ -973,7 +973,7 @@ def test_a_folder_is_resized_and_cached(pictures, tmp_path):
     assert "(4 examples, float32)" in result.out
     assert "--image_size=8" in (tmp_path / "new" / "flags.cfg").read_text()
     again = command(*flags_of_size, "--resume", "--cache=kept")
-    assert again.status == 0 and "trained already" in again.out and len(os.listdir("kept")) == 1
+    assert again.status == 0 and "trained already" in again.out and len(os.listdir("kept")) == 2  # and its lock
     assert "--image_size=9" in command(*flags_of_size, "--resume", "--image_size=9").err
     assert command(f"--workdir={tmp_path / 'new'}", "--mode=evaluate", "--cache=kept").status == 0
 
@@ -990,7 +990,7 @@ def test_of_the_test_set_only_what_is_chosen_is_decoded(pictures, monkeypatch):
     parse(*pictures, "--image_size=8")
     whole = [np.concatenate(parts) for parts in zip(*build.data("test").as_numpy_iterator(), strict=True)]
     decode, decoded = datasets.encoded.decode, []
-    monkeypatch.setattr(datasets.encoded, "decode", lambda content: decoded.append(content) or decode(content))
+    monkeypatch.setattr(datasets.encoded, "decode", lambda *args, **how: decoded.append(args) or decode(*args, **how))
     images, labels = build.test_data(4)
     assert len(decoded) == len(labels) == 4
     chosen = [next(n for n, each in enumerate(whole[0]) if np.array_equal(each, image)) for image in images]

@@ -376,12 +376,14 @@ def test_the_newest_version_is_loaded(tmp_path):
 
 
 def test_what_cannot_be_loaded(tmp_path):
-    with pytest.raises(ValueError, match=r"must be a .keras file or a SavedModel. Received: .*, which does not exist"):
+    with pytest.raises(
+        ValueError, match=r"must be a .keras or .h5 file or a SavedModel. Received: .*, which does not exist"
+    ):
         serving.load(tmp_path / "nothing")
     with pytest.raises(ValueError, match="There must be a SavedModel in the folder"):
         serving.load(tmp_path)
     (tmp_path / "text.keras").write_text("no archive")
-    with pytest.raises(ValueError, match=r"must be a .keras file or a SavedModel"):
+    with pytest.raises(ValueError, match=r"must be a .keras or .h5 file or a SavedModel"):
         serving.load(tmp_path / "text.keras")
     two_outputs().export(tmp_path / "two", verbose=False)
     with pytest.raises(ValueError, match=r"must take images and return logits. Received: .* to output_0, output_1"):
