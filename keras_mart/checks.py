@@ -137,7 +137,7 @@ def unwrapped(candidate):
 
 
 def one_in_one_out(candidate):
-    """Raises ValueError for a functional model of several inputs or outputs, or of others than dense floats."""
+    """Raises ValueError for a functional model of several inputs or outputs, or whose input is no dense floats."""
     for name, what, how in (
         ("input", "take one tensor of images", "Wrap it in a model that makes the other inputs"),
         ("output", "return one tensor of logits [batch, classes]", "Wrap it in a `keras.Model` that returns only them"),
@@ -149,12 +149,10 @@ def one_in_one_out(candidate):
         structure = None if isinstance(candidate, keras.Sequential) else getattr(candidate, name)
         if len(tensors) > 1 or isinstance(structure, Mapping):
             raise ValueError(f"`network` must {what}. Received: a network of the {name}s {_named(structure)}. {how}.")
-        if name == "input":
-            channels_last(tensors[0].shape, ", which the network takes")
-        if tensors[0].sparse or not keras.backend.is_float_dtype(tensors[0].dtype):
+        if name == "input" and (tensors[0].sparse or not keras.backend.is_float_dtype(tensors[0].dtype)):
             kind = "sparse" if tensors[0].sparse else tensors[0].dtype
             raise ValueError(
-                f"`network` must {what}, of floats: attacks follow its gradient. Received: a network whose {name} "
+                f"`network` must {what}, of floats: attacks follow its gradient. Received: a network whose input "
                 f"{tensors[0].name!r} is {kind}"
             )
 

@@ -552,14 +552,14 @@ def test_random_parts_are_within_their_bounds():
     height, width, size = 40, 60, 20
     ramp = np.stack(np.broadcast_arrays(*np.ogrid[:height, :width], 0.0), -1).astype(np.float32)
     cut = tf.function(lambda seed: datasets.augmentation.random_resized_crop(ramp, size, seed, flip=True))
-    parts = np.stack([cut([1, number]) for number in range(400)])
+    parts = np.stack([cut([1, number]) for number in range(120)])
     steps = (parts[:, 1:, 1:, :2] - parts[:, :-1, :-1, :2])[:, 5:-5, 5:-5].mean((1, 2))  # pixels between neighbours
     mirrored = steps[:, 1] < 0
     extent = np.abs(steps) * size
     area, aspect = extent.prod(1) / (height * width), extent[:, 1] / extent[:, 0]
-    assert 0.07 < area.min() < 0.12 and 0.8 < area.max() < 1.02
+    assert 0.07 < area.min() < 0.15 and 0.7 < area.max() < 1.02
     assert 0.7 < aspect.min() < 0.85 and 1.2 < aspect.max() < 1.4
-    assert abs(mirrored.mean() - 0.5) < 0.1
+    assert abs(mirrored.mean() - 0.5) < 0.15
     with pytest.raises(AssertionError):
         np.testing.assert_array_equal(np.sign(steps[:, 1]), np.sign(steps[::-1, 1]))
 

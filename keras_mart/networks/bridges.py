@@ -37,9 +37,12 @@ def logits_of(model):
         A `keras.Model` from images to [batch, classes] logits. All weights are the given model's.
 
     Raises:
-        ValueError: a softmax over another axis than the last, or a last layer whose weights cannot be shared.
+        ValueError: several inputs or outputs, images [batch, channels, height, width], an input that is no dense
+            floats, a softmax over another axis than the last, or a last layer whose weights cannot be shared.
     """
     checks.one_in_one_out(model)
+    if hasattr(model, "outputs"):
+        checks.channels_last(model.input_shape, ", which the network takes")
     network = _of_one_output(_unsquashed(model))
     if network is model or network.outputs[0].dtype == model.outputs[0].dtype:
         return network
