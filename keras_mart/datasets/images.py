@@ -22,12 +22,8 @@ class Images:
     """
 
     def __init__(self, image, shapes, name, origin, dtype=np.uint8, stored=None):
-        self.image, self.shapes, self.name, self.origin = (
-            image,
-            np.reshape(shapes, [-1, 3]).astype(np.int32),
-            name,
-            origin,
-        )
+        self.image, self.name, self.origin = image, name, origin
+        self.shapes = np.reshape(shapes, [-1, 3]).astype(np.int32)
         self.dtype, self.stored = np.dtype(dtype), stored
         sizes = [np.unique(column) for column in self.shapes.T]
         self.shape = (len(shapes), *(None if len(each) > 1 else int(max(each, default=1)) for each in sizes))

@@ -57,9 +57,8 @@ def _made(name, num_classes, input_shape, ways):
     for number, way in enumerate(ways, 1):
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "error", message="Skipping"
-                )  # a file that does not fit leaves layers as they are
+                # A file that does not fit would leave layers as they are.
+                warnings.filterwarnings("error", message="Skipping")
                 made = getattr(keras.applications, name)(input_shape=input_shape, **way)
             if "include_top" not in way:
                 return made

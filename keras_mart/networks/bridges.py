@@ -40,10 +40,12 @@ def logits_of(model):
         ValueError: several inputs or outputs, images [batch, channels, height, width], an input that is no dense
             floats, a softmax over another axis than the last, or a last layer whose weights cannot be shared.
     """
-    checks.one_in_one_out(model)
-    if hasattr(model, "outputs"):
-        checks.channels_last(model.input_shape, ", which the network takes")
-    network = _of_one_output(_unsquashed(model))
+    return _as_logits(_unsquashed(model), model)
+
+
+def _as_logits(bare, model):
+    """The network without its activation, with two logits for one output, in the model's dtype."""
+    network = _of_one_output(bare)
     if network is model or network.outputs[0].dtype == model.outputs[0].dtype:
         return network
     # A last softmax is often float32 where the rest of the network is not.
@@ -52,6 +54,10 @@ def logits_of(model):
 
 
 def _unsquashed(model):
+    """The network without its last activation, and whatever it returns then."""
+    checks.one_in_one_out(model)
+    if hasattr(model, "outputs"):
+        checks.channels_last(model.input_shape, ", which the network takes")
     if not checks.squashes(model):
         return model
     end = end_of(model)
@@ -85,11 +91,12 @@ def with_classes(model, num_classes):
     Raises:
         ValueError: a model of another number of classes with another last layer; or as `logits_of`.
     """
-    network = logits_of(model)
+    bare = _unsquashed(model)
+    network = _as_logits(bare, model)
     found = _classes(network)
     if found == num_classes:
         return network
-    end = end_of(_unsquashed(model))
+    end = end_of(bare)
     if isinstance(end.operation, keras.Model):
         return end.replaced(with_classes(end.operation, num_classes))
     if not isinstance(end.operation, keras.layers.Dense):
