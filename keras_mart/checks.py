@@ -13,6 +13,9 @@ from keras_mart import memory
 
 # A softmax's rows sum to 1 within this, also in bfloat16.
 PROBABILITY_TOLERANCE = 2e-2
+# The shares of a soft label sum to 1 within this, also in half precision.
+SHARES_TOLERANCE = 1e-2
+SOFT_RULE = "Soft labels must be [batch, {}], at least 0, with rows that sum to 1."
 # The number of images that a network is tried on to see what it returns.
 PROBED_IMAGES = 4
 # Images may leave [0, 1] by this much, as resizing makes them; they are clipped.
@@ -96,19 +99,41 @@ def channels_last(shape, where=""):
         )
 
 
-def labels(values, num_classes, where=""):
-    """Raises ValueError unless [batch] or [batch, 1] labels are integers in [0, num_classes)."""
+def are_soft(labels):
+    """Whether labels, or a spec of them, are [batch, classes] shares and not [batch] or [batch, 1] integers."""
+    if len(labels.shape) != 2 or labels.shape[-1] == 1:
+        return False
+    return labels.shape[-1] is not None or keras.backend.is_float_dtype(keras.backend.standardize_dtype(labels.dtype))
+
+
+def labels(values, num_classes, where="", soft=False):
+    """Raises ValueError unless [batch] or [batch, 1] labels are integers in [0, num_classes).
+
+    With `soft` they may be soft too: [batch, classes], at least 0, with rows that sum to 1.
+    """
     values = np.asarray(values)
-    _label_form(values, where)
+    _label_form(values, where, soft)
+    if soft and are_soft(values):
+        sums = values.astype("float32").sum(axis=1)
+        if values.shape[1] != num_classes:
+            raise ValueError(f"{SOFT_RULE.format(num_classes)} Received: shape {values.shape}{where}")
+        if values.size and not (values.min() >= 0 and np.all(np.abs(sums - 1) <= SHARES_TOLERANCE)):
+            raise ValueError(
+                f"{SOFT_RULE.format(num_classes)} Received: values from {values.min():.6g}, and rows that sum to "
+                f"{sums.min():.6g} to {sums.max():.6g}{where}"
+            )
+        return
     if values.size and not (0 <= values.min() and values.max() < num_classes):
         raise ValueError(
             f"Labels must lie in [0, {num_classes}). Received: labels from {values.min()} to {values.max()}{where}"
         )
 
 
-def _label_form(values, where=""):
+def _label_form(values, where="", soft=False):
     """Raises ValueError unless an array or a `tf.TensorSpec` has the shape and the dtype of labels."""
     rank = len(values.shape)
+    if soft and are_soft(values):
+        return
     if rank not in (1, 2) or (rank == 2 and values.shape[1] not in (1, None)):
         raise ValueError(
             f"Labels must be class indices of shape [batch] or [batch, 1]. Received: shape {tuple(values.shape)}"
@@ -279,7 +304,7 @@ def batch(classifier, image_values, label_values):
     Args:
         classifier: a Keras model; an unbuilt one is built by its first images.
         image_values: [batch, ...] array-like; or a `tf.TensorSpec`, of which shape and dtype are looked at.
-        label_values: [batch] or [batch, 1] array-like, or a `tf.TensorSpec`.
+        label_values: [batch], [batch, 1] or soft [batch, classes] array-like, or a `tf.TensorSpec`.
     """
     if label_values is None:
         raise ValueError("The data must be (images, labels). Received: no labels.")
@@ -299,20 +324,25 @@ def batch(classifier, image_values, label_values):
     images(image_values)
     if len(label_values) != len(image_values):
         raise ValueError(f"Each image needs a label. Received: {len(image_values)} images, {len(label_values)} labels")
-    labels(label_values, classes(classifier, image_values))
+    labels(label_values, classes(classifier, image_values), soft=True)
 
 
-def ranges(num_classes, num_examples=None):
+def ranges(num_classes, num_examples=None, soft=False):
     """Returns what images, labels and indices of a batch may be: a message, the lowest and the highest value of each.
 
-    A message is formatted with where they came and what they were. Without a number of examples, indices are free.
+    A message is formatted with where they came and what they were. Without a number of examples, indices are free. Of
+    `soft` labels the values are the least sum of a row, and the largest of absolute values.
     """
     received = "Received at {}: labels from {:.0f} to {:.0f}."
     images = "Images must lie in [0, 1] and hold no NaN. Received at {}: values from {:.9g} to {:.9g}. " + IMAGE_RULE
     labels = f"Labels must lie in [0, {num_classes}). {received}"
     indices = f"Indices must lie in [0, num_examples={num_examples}). {received.replace('labels', 'indices')}"
     bounds = (-math.inf, math.inf) if num_examples is None else (0, num_examples - 1)
-    return [(images, -ROUNDING, 1 + ROUNDING), (labels, 0, num_classes - 1), (indices, *bounds)]
+    of_labels = labels, 0, num_classes - 1
+    if soft:
+        received = " Received at {}: rows that sum to {:.6g}, and in absolute value to {:.6g}."
+        of_labels = SOFT_RULE.format(num_classes) + received, 1 - SHARES_TOLERANCE, 1 + SHARES_TOLERANCE
+    return [(images, -ROUNDING, 1 + ROUNDING), of_labels, (indices, *bounds)]
 
 
 def in_batches(image_values, label_values):
@@ -340,7 +370,7 @@ def _form(classifier, image_values, label_values):
     if isinstance(classifier, keras.Model) and not getattr(classifier, "wraps_network", False):
         one_in_one_out(classifier)
     _takes(classifier, image_values.shape, "the network")
-    _label_form(label_values)
+    _label_form(label_values, soft=True)
 
 
 def classes(classifier, image_values):

@@ -3,9 +3,19 @@
 Logits may come in any float precision; every loss is computed in float32. With p = softmax(natural) and
 q = softmax(adversarial), y is the label. The training losses share one order of arguments,
 `(labels, natural, adversarial, ...)`, so that a method calls its own by position.
+
+Labels are [batch] integers, or soft: [batch, classes] shares t_k that sum to 1, as MixUp and label smoothing make them.
+The training losses of soft labels are the expectation of the loss over a label drawn from t,
+
+    loss(t, ...) = sum over k of t_k loss(k, ...)
+
+which is the only function linear in t that is loss(y, ...) for the one-hot t of y. Margins and ratios of logits, which
+attacks climb, take the class with the largest share for the label.
 """
 
 from keras import ops
+
+from keras_mart.checks import are_soft
 
 # The official MART code keeps log(1 - q) finite with this offset (github.com/YisenWang/MART, mart.py).
 BOOST_OFFSET = 1.0001
@@ -19,31 +29,54 @@ def _float32(logits):
     return ops.cast(logits, "float32")
 
 
-def _one_hot(labels, logits):
-    return ops.one_hot(labels, ops.shape(logits)[-1], dtype="float32")
+def hard(labels):
+    """Returns [batch] int32 labels: of soft ones the class with the largest share."""
+    labels = ops.convert_to_tensor(labels)
+    if are_soft(labels):
+        return ops.argmax(labels, axis=-1)
+    return ops.reshape(ops.cast(labels, "int32"), (-1,))
+
+
+def smoothed(labels, classes, smoothing):
+    """Returns [batch, classes] soft labels: (1 - smoothing) t + smoothing / classes.
+
+    Reference: Szegedy et al., arXiv 1512.00567, section 7.
+    """
+    return (1.0 - smoothing) * _shares(labels, classes) + smoothing / classes
+
+
+def _shares(labels, classes):
+    """[batch, classes] what each class has of the label: 1 of it and 0 of the others, or what a soft one says."""
+    labels = ops.convert_to_tensor(labels)
+    return ops.cast(labels, "float32") if are_soft(labels) else ops.one_hot(hard(labels), classes, dtype="float32")
 
 
 def _of_label(labels, values):
-    """[batch] the entry of [batch, classes] values that belongs to the label."""
-    return ops.sum(_one_hot(labels, values) * values, axis=-1)
+    """[batch] the entry of [batch, classes] values that belongs to the label; of a soft one their mean."""
+    return ops.sum(_shares(labels, ops.shape(values)[-1]) * values, axis=-1)
 
 
 def _others(labels, logits):
     """[batch, classes] the logits with the label's own pushed out of reach of a maximum."""
-    return logits - EXCLUDED * _one_hot(labels, logits)
+    return logits - EXCLUDED * _shares(hard(labels), ops.shape(logits)[-1])
 
 
 def cross_entropy(labels, logits):
     """CE(p, y) = -log p_y, computed as log(1 + exp(soft margin)).
 
     Equal to the usual form, but for a confident example, whose 1 - p_y rounds to 0 in float32, its gradient keeps
-    the label's part: attacks do not lose their way.
+    the label's part: attacks do not lose their way. Of soft labels it is -sum of t_k log p_k, computed as
+    CE(p, y) + z_y - sum of t_k z_k, where y has the largest share.
 
     Args:
-        labels: [batch] integers.
+        labels: [batch] integers, or [batch, classes] soft labels.
         logits: [batch, classes].
     """
-    return ops.softplus(soft_margin(labels, logits))
+    value = ops.softplus(soft_margin(labels, logits))
+    if not are_soft(ops.convert_to_tensor(labels)):
+        return value
+    logits = _float32(logits)
+    return value + _of_label(hard(labels), logits) - _of_label(labels, logits)
 
 
 def margin(labels, logits):
@@ -51,7 +84,7 @@ def margin(labels, logits):
 
     The objective of Carlini and Wagner (arXiv 1608.04644, f_6), without its confidence offset.
     """
-    logits = _float32(logits)
+    labels, logits = hard(labels), _float32(logits)
     return ops.max(_others(labels, logits), axis=-1) - _of_label(labels, logits)
 
 
@@ -60,7 +93,7 @@ def soft_margin(labels, logits):
 
     MMA (arXiv 1812.02637, equation 8): its zero is the boundary that MMA's bisection looks for.
     """
-    logits = _float32(logits)
+    labels, logits = hard(labels), _float32(logits)
     return ops.logsumexp(_others(labels, logits), axis=-1) - _of_label(labels, logits)
 
 
@@ -104,7 +137,7 @@ def targeted_dlr(labels, logits, targets):
 def logit_difference(labels, logits, targets):
     """z_t - z_y, the target's logit minus the label's: zero at the boundary between the two classes."""
     logits = _float32(logits)
-    return _of_label(targets, logits) - _of_label(labels, logits)
+    return _of_label(targets, logits) - _of_label(hard(labels), logits)
 
 
 def kl_divergence(natural, adversarial):
@@ -117,15 +150,24 @@ def kl_divergence(natural, adversarial):
 def boosted_cross_entropy(labels, adversarial):
     """BCE(q, y) = -log q_y - log(1 - max over k != y of q_k), MART's first term.
 
+    The maximum is the largest probability, q_1st, unless that is the label's own; then it is the second, q_2nd. So for
+    soft labels, where t_1st is the share of the most probable class,
+
+        sum over k of t_k BCE(q, k) = CE(q, t) - (1 - t_1st) log(1 - q_1st) - t_1st log(1 - q_2nd)
+
     Differences: none from the official code but for its 1e-12 inside the logarithms, which the 1.0001 it
     writes for 1 makes unneeded.
     """
-    most_likely_other = ops.max(_others(labels, ops.softmax(_float32(adversarial))), axis=-1)
-    return cross_entropy(labels, adversarial) - ops.log(BOOST_OFFSET - most_likely_other)
+    probabilities = ops.softmax(_float32(adversarial))
+    top = ops.argmax(probabilities, axis=-1)
+    first, second = _of_label(top, probabilities), ops.max(_others(top, probabilities), axis=-1)
+    share = _of_label(top, _shares(labels, ops.shape(probabilities)[-1]))
+    boost = (1.0 - share) * ops.log(BOOST_OFFSET - first) + share * ops.log(BOOST_OFFSET - second)
+    return cross_entropy(labels, adversarial) - boost
 
 
 def misclassification_weight(labels, natural):
-    """1 - p_y, MART's weight: near 1 where the natural example is misclassified."""
+    """1 - p_y, MART's weight: near 1 where the natural example is misclassified; of soft labels 1 - sum of t_k p_k."""
     return 1.0 - _of_label(labels, ops.softmax(_float32(natural)))
 
 
@@ -134,8 +176,12 @@ def mart(labels, natural, adversarial, beta):
 
     Nothing is detached: gradients flow through p in the divergence and in the weight, as in the official code.
 
+    Soft labels t, which the paper does not have: the divergence does not depend on the label, and the weight is linear
+    in it, so that the expectation over labels drawn from t is BCE(q, t) + beta * KL(p, q) * (1 - sum of t_k p_k), with
+    BCE(q, t) as `boosted_cross_entropy` derives it. A one-hot t gives the paper's form.
+
     Args:
-        labels: [batch] integers.
+        labels: [batch] integers, or [batch, classes] soft labels.
         natural: [batch, classes] logits on the natural images.
         adversarial: [batch, classes] logits on the adversarial images.
         beta: weight of the second term; the paper uses 5 (ResNet-18) and 6 (WRN-34-10).

@@ -8,7 +8,7 @@ from agreement import replace_random_numbers
 from conftest import Plain, images_and_labels
 
 import keras_mart as km
-from keras_mart.methods import METHODS
+from keras_mart.methods import METHODS, Outputs
 
 EXAMPLES, CLASSES, SHAPE = 22, 3, (6, 6, 1)
 ATTACK = km.PGD(km.Linf(0.1), steps=2, step_size=0.05)
@@ -408,10 +408,13 @@ def test_mma_keeps_the_margin_of_each_example(tmp_path):
     moved = km.Linf(1).distance(boundary, images).numpy()
     np.testing.assert_allclose(moved[inside], epsilon.numpy()[inside], atol=1e-5)
 
-    model.remember(index[:5], epsilon[:5], tf.ones(5))
+    def remember(index, epsilon, real):
+        model.remember(None, Outputs(None, None, tf.constant(epsilon), tf.constant(index)), tf.constant(real))
+
+    remember(INDEX[:5], epsilon[:5], [1.0] * 5)
     np.testing.assert_array_equal(model.margins[:5], epsilon[:5])
     before = model.margins.numpy()
-    model.remember(tf.constant([7, 7, 0]), tf.constant([0.1, 0.2, 9.0]), tf.constant([1.0, 1.0, 0.0]))
+    remember([7, 7, 0], [0.1, 0.2, 9.0], [1.0, 1.0, 0.0])
     assert float(model.margins[7]) == pytest.approx(0.15)  # met twice: the mean
     assert float(model.margins[0]) == before[0]  # filling, which changes nothing
     model.save(tmp_path / "run.keras")

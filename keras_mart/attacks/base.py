@@ -53,7 +53,7 @@ class Attack:
         Args:
             model: any Keras classifier that returns logits, or a wrapped one.
             x: [batch, ...] images in [0, 1].
-            labels: [batch] or [batch, 1] integers.
+            labels: [batch] or [batch, 1] integers; of soft labels [batch, classes] the class with the largest share.
             seed: an integer or [2] integers; the same seed gives the same examples, of an image at the same place in
                 larger batches too. `None` takes a fresh one.
 
@@ -68,7 +68,7 @@ class Attack:
             checks.batch(network, x, labels)
         images = prepared(x)
         self.check_task(network, images)
-        labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
+        labels = losses.hard(labels)
         seeds = randomness.of_examples(as_seed(seed), ops.arange(ops.shape(images)[0], dtype="int32"))
         return self.on_network(network, images, labels, seeds)
 

@@ -29,13 +29,16 @@ def network_of(model):
     return getattr(model, "judged_network", model.network) if getattr(model, "wraps_network", False) else model
 
 
-def inference(network, as_it_is=False):
-    """Maps [batch, ...] images to [batch, classes] float32 logits, in evaluation mode.
+def inference(network, as_it_is=False, training=False):
+    """Maps [batch, ...] images to [batch, classes] float32 logits, in evaluation mode or in training mode.
 
     Attacks see a network through its fast view; what is reported of a network is asked of it `as_it_is`. Gradients
     of a network with float16 layers are scaled where they enter it (`gradients.kept_alive`).
     """
-    logits = functools.partial(network, training=False) if as_it_is else folding.view(network)
+    if training:
+        logits = folding.training_view(network)
+    else:
+        logits = functools.partial(network, training=False) if as_it_is else folding.view(network)
     is_half = any(layer.compute_dtype == "float16" for layer in (network, *memory.layers(network)))
 
     def in_float32(images):

@@ -163,7 +163,6 @@ def _probe(network, images, labels, batch_size):
     """([examples, classes] logits, [examples, ...] gradients of the cross-entropy as attacks see them)."""
     signature = [tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32")]
     function = traced(network, "probe", _logits_and_gradients, signature, as_it_is=True)
-    labels = labels.reshape(-1).astype("int32")
     parts = [
         function(images[start : start + batch_size].astype("float32"), labels[start : start + batch_size])
         for start in range(0, len(images), batch_size)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mart import checks, distribution
+from keras_mart import checks, distribution, losses
 
 
 def read(network, data, limit):
@@ -26,11 +26,11 @@ def read(network, data, limit):
     if _are_arrays(data):
         images, labels = (None if each is None else each[:limit] for each in data[:2])
         checks.batch(network, images, labels)
-        return np.asarray(images), np.reshape(labels, -1).astype("int32")
+        return np.asarray(images), np.asarray(losses.hard(labels))
     parts = []
     for images, labels in _batches(data, limit):
         checks.batch(network, images, labels)
-        parts.append((images, np.reshape(labels, -1).astype("int32")))
+        parts.append((images, np.asarray(losses.hard(labels))))
     if not parts:
         raise ValueError("The data must not be empty. Received: no batch.")
     return tuple(map(np.concatenate, zip(*parts, strict=True)))

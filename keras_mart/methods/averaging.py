@@ -54,16 +54,17 @@ def adapt(network, copy):
             copied.load_own_variables(store)
 
 
-def update(network, average, decay, step):
+def update(network, average, decay, step, start=0):
     """Moves the average towards the network, inside a replica.
 
     Args:
         network: what is trained.
         average: its `frozen_copy`.
         decay: in (0, 1); that of step n, from 0, is n / (n + 9) where this is less.
-        step: scalar integer, n.
+        step: scalar integer, the number of the training step.
+        start: scalar integer, the step that is n = 0; before it the average is a copy.
     """
-    step = ops.cast(step, "float32")
+    step = ops.cast(ops.maximum(step - start, 0), "float32")
     share = 1 - ops.minimum(decay, step / (step + WARM_UP))
 
     def towards(now, mean):  # a counter is taken over; seeds of Dropout are no weights

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import tensorflow as tf
 from keras import ops
 
-from keras_mart import checks, distribution
+from keras_mart import checks, distribution, losses
 from keras_mart.datasets.batches import FILLED
 
 
@@ -17,12 +17,20 @@ class Outputs(NamedTuple):
     adversarial: [batch, classes] float32 logits on x'; `None` where the method has no adversary.
     epsilon: the size of the ball used, scalar or [batch].
     index: [batch] int32 numbers of the examples; `None` in validation and where the data have none.
+    images, perturbed: [batch, ...] x and x', the latter `None` without an adversary.
+    forward: maps [batch, ...] images to [batch, classes] float32 logits, as x and x' were forwarded: in a training step
+        in training mode, with the same random numbers and a gradient; in validation in evaluation mode.
+
+    The last three are there for `training_loss` only.
     """
 
     natural: object
     adversarial: object
     epsilon: object
     index: object = None
+    images: object = None
+    perturbed: object = None
+    forward: object = None
 
 
 class Pass(NamedTuple):
@@ -47,10 +55,12 @@ class Batch(NamedTuple):
     """One replica's part of a batch.
 
     images: [batch, ...] float32, clipped to [0, 1].
-    labels, index: [batch] int32; the index is `None` where the data have none.
+    labels: [batch] int32, or [batch, classes] float32 where they are soft.
+    index: [batch] int32, `None` where the data have none.
     weights: [batch] float32.
     real: [batch] float32, 1 for examples and 0 for filling.
-    ranges: [3, 2] float32, the lowest and the highest of the images as they came, of labels and indices.
+    ranges: [3, 2] float32, the lowest and the highest of the images as they came, of labels and indices; of soft labels
+        what `checks.ranges` says.
     """
 
     images: object
@@ -65,18 +75,28 @@ def of(data):
     """Returns this replica's `Batch` of what `fit` and `evaluate` hand on."""
     data, real = (data[:-1], data[-1]) if isinstance(data, tuple) and len(data) == FILLED else (data, None)
     images, index, labels, weights = checks.unpacked(data)
-    tensors = {"images": ops.cast(images, "float32"), "labels": ops.reshape(ops.cast(labels, "int32"), (-1,))}
-    ones = ops.ones_like(tensors["labels"], "float32")
+    labels = ops.cast(labels, "float32") if checks.are_soft(labels) else losses.hard(labels)
+    tensors = {"images": ops.cast(images, "float32"), "labels": labels}
+    ones = tf.ones([ops.shape(labels)[0]])
     tensors["weights"] = ones if weights is None else ops.reshape(ops.cast(weights, "float32"), (-1,))
     tensors["real"] = ones if real is None else real
     if index is not None:
         tensors["index"] = ops.cast(index, "int32")
     batch = Batch(**distribution.fill_if_empty(tensors))
-    found = [tf.stack([tf.reduce_min(each), tf.reduce_max(each)]) for each in (batch.images, batch.labels)]
+    of_images = tf.stack([tf.reduce_min(batch.images), tf.reduce_max(batch.images)])
+    found = [of_images, _label_range(batch.labels, batch.real)]
     found.append(tf.zeros([2]) if index is None else tf.stack([tf.reduce_min(batch.index), tf.reduce_max(batch.index)]))
     found[0] = tf.where(tf.reduce_any(tf.math.is_nan(batch.images)), math.nan, found[0])
     ranges = tf.stack([tf.cast(each, "float32") for each in found])
     return batch._replace(images=ops.clip(batch.images, 0.0, 1.0), ranges=ranges)
+
+
+def _label_range(labels, real):
+    if not checks.are_soft(labels):
+        return tf.stack([tf.reduce_min(labels), tf.reduce_max(labels)])
+    sums = [tf.where(real > 0, tf.reduce_sum(each, -1), 1.0) for each in (labels, tf.abs(labels))]
+    sums = [tf.where(tf.math.is_nan(each), math.inf, each) for each in sums]
+    return tf.stack([tf.reduce_min(sums[0]), tf.reduce_max(sums[1])])
 
 
 def mean(values, real):

@@ -50,6 +50,7 @@ class MMA(model.AdversarialModel):
     Reference: Ding et al., arXiv 1812.02637.
     """
 
+    has_radius = False
     needs_index = True
 
     max_epsilon = Hyperparameter("positive and finite", lambda value: 0 < value < math.inf)
@@ -88,8 +89,8 @@ class MMA(model.AdversarialModel):
         kept = ops.where(per_example(correct, x) > 0, boundary, x)
         return ops.stop_gradient(kept), ops.stop_gradient(epsilon * correct)
 
-    def remember(self, index, epsilon, real):
-        index = self._known(index)
+    def remember(self, labels, outputs, real):
+        index, epsilon = self._known(outputs.index), outputs.epsilon
         # Replicas add their parts of two dense vectors: an example met twice in a batch gets the mean.
         shape = (self.num_examples,)
         found = distribution.total(tf.scatter_nd(index[:, None], epsilon * real, shape))

@@ -6,6 +6,7 @@ one message), and `_applied` (every variable becomes its new value where the ste
 takes the batch in parts, one after the other (`methods/parts.py`).
 """
 
+import contextlib
 import inspect
 import itertools
 import random
@@ -61,11 +62,22 @@ class AdversarialModel(keras.Model):
             included), `None` for none; that of step n is at most n / (n + 9). Evaluation, validation, predictions,
             attacks on the model and exports use the averaged network, `.averaged_network`; training goes on with
             `.network`, whose weight regularisation is the one in `val_loss` too.
+        weight_average_start: number of training steps before the average begins; until then it is a copy.
         weight_perturbation: a `keras_mart.AWP`, `None` for none.
+        label_smoothing: share in [0, 1) of each label that is spread over all classes in the training loss, `None` for
+            none. The attack climbs its objective on the labels as they are.
+        epsilon_schedule: a `keras.optimizers.schedules.LearningRateSchedule` that maps the number of the training step
+            to the radius of the attack's ball in training, in input units; steps of the attack grow with it. `None`
+            for the attack's own epsilon, which validation uses in any case.
+        attack_mode: "evaluation" or "training": how BatchNormalization, Dropout and the like work while the attack
+            runs in training. "training" draws in all steps of the attack what the training forwards draw, and leaves
+            running statistics as they are.
+        statistics: the training forwards that BatchNormalization's running statistics see: "all", or "adversarial".
 
     Raises:
         ValueError: a network that ends in a softmax, an attack that cannot climb a method's objective, a network that
-            cannot be copied for its average.
+            cannot be copied for its average, numbers out of range, names that are unknown, and what a method without
+            an adversary, or one that sets each example's own radius, has no use for.
     """
 
     # Tells attacks, evaluation and export to work on the network inside.
@@ -78,13 +90,20 @@ class AdversarialModel(keras.Model):
     needs_index = False
     # Whether the loss compares the neighbours (0, 1), (2, 3), ... of a batch.
     pairs_neighbours = False
+    # Whether the attack's ball in training has the radius that `epsilon_schedule` says.
+    has_radius = True
     # What `compile` sets.
     validation_attack, on_nan, accumulate, _xla = None, "stop", 1, False
 
     seed = Hyperparameter("an integer in [0, 2**31)", lambda value: 0 <= value < 2**31, integer=True)
     weight_average = Hyperparameter("a decay between 0 and 1", lambda value: 0 < value < 1)
+    weight_average_start = Hyperparameter("a number of steps, at least 0", lambda value: value >= 0, integer=True)
+    label_smoothing = Hyperparameter("at least 0 and below 1", lambda value: 0 <= value < 1)
 
-    def __init__(self, network, attack=None, *, seed=None, weight_average=None, weight_perturbation=None, **kwargs):
+    def __init__(
+        self, network, attack=None, *, seed=None, weight_average=None, weight_average_start=0, weight_perturbation=None,
+        label_smoothing=None, epsilon_schedule=None, attack_mode="evaluation", statistics="all", **kwargs,
+    ):  # fmt: skip
         if self.has_adversary and (isinstance(attack, type) or not hasattr(attack, "maximise")):
             raise ValueError(
                 f"`attack` must be able to climb the objective of {type(self).__name__}, as keras_mart.PGD does. "
@@ -92,18 +111,21 @@ class AdversarialModel(keras.Model):
             )
         if weight_perturbation is not None and not isinstance(weight_perturbation, AWP):
             raise ValueError(f"`weight_perturbation` must be a keras_mart.AWP. Received: {weight_perturbation!r}")
+        _check_adversary(self, epsilon_schedule, attack_mode, statistics)
         checks.network(network)
         # That of its float16 layers where it has any: they need the loss scaling.
         policies = [layer.dtype_policy for layer in (*network.layers, network)]
         half = [policy for policy in policies if policy.compute_dtype == "float16"]
         super().__init__(autocast=False, **{"dtype": (half or policies[-1:])[0], **kwargs})
         self.network = network
-        self.weight_average = weight_average
+        self.weight_average, self.weight_average_start = weight_average, weight_average_start
         self.averaged_network = None if weight_average is None else averaging.frozen_copy(network)
         self.built = network.built
         self.attack = attack
         self.seed = distribution.agreed(random.getrandbits(31) if seed is None else seed)
         self.weight_perturbation = weight_perturbation
+        self.label_smoothing = label_smoothing
+        self.epsilon_schedule, self.attack_mode, self.statistics = epsilon_schedule, attack_mode, statistics
         self.step, self.epoch = self._counter("step"), self._counter("epoch")
         self.natural_accuracy = keras.metrics.SparseCategoricalAccuracy("natural_accuracy")
         if self.has_adversary:
@@ -136,10 +158,13 @@ class AdversarialModel(keras.Model):
         `seed` is one of `keras_mart.randomness`, which draws from it.
         """
         objective = self.attack_objective(x, labels)
-        return self.attack.maximise(objective, x, seed=seed), self.attack.threat.epsilon
+        if self.epsilon_schedule is None:
+            return self.attack.maximise(objective, x, seed=seed), self.attack.threat.epsilon
+        epsilon = ops.cast(self.epsilon_schedule(self.step), "float32")
+        return self.attack.maximise(objective, x, epsilon, seed), epsilon
 
-    def remember(self, index, epsilon, real):
-        """Keeps what a method learns of single examples; `real` is 0 for those that are filling."""
+    def remember(self, labels, outputs, real):
+        """Keeps what a method learns from a training step; `real` is 0 for examples that are filling."""
 
     def check_training_inputs(self, inputs):
         """Raises ValueError where the first inputs lack what the method needs besides images."""
@@ -147,8 +172,16 @@ class AdversarialModel(keras.Model):
     # What the hooks build on.
 
     def inference(self):
-        """The network as attacks see it: maps images to float32 logits, in evaluation mode."""
-        return inference(self.network)
+        """The network as training's attack sees it, in its `attack_mode`: maps images to float32 logits."""
+        if self.attack_mode == "evaluation":
+            return inference(self.network)
+        logits = inference(self.network, training=True)
+
+        def in_training_mode(images):
+            with Passes(), inlined:
+                return logits(images)
+
+        return in_training_mode
 
     @property
     def judged_network(self):
@@ -181,7 +214,7 @@ class AdversarialModel(keras.Model):
         seed = self._seed(TESTING, ops.cast(self.natural_accuracy.count, "int32"))
         values, outputs = self._compiled(self._judged)(batch, seed)
         ranges = distribution.total(distribution.placed(batch.ranges))
-        counts, _ = self.guard.judge(0, self._rules(outputs), ranges, tf.constant(True), {})
+        counts, _ = self.guard.judge(0, self._rules(batch, outputs), ranges, tf.constant(True), {})
         with kept_unless(counts, self.metrics_variables):
             logs = self._measured(batch, values, outputs)
         return distribution.for_keras({**logs, **self.get_metrics_result()})
@@ -200,14 +233,20 @@ class AdversarialModel(keras.Model):
                 arguments = batch.images, batch.labels, seed, batch.index
                 attacked = self.perturb(*arguments) if self.has_adversary else (None, 0.0)
             if not self.trains_on_natural:
-                natural = ops.stop_gradient(self.inference()(batch.images))
+                natural = ops.stop_gradient(inference(self.network)(batch.images))
             with tf.GradientTape() as tape, Passes([*self._moved(moves or {}), *states]) as scope, inlined:
-                if self.trains_on_natural:
-                    natural = self(batch.images, training=True)
+
+                def forward(images, counts=self.statistics == "all"):
                     scope.rewind_seeds()
-                adversarial = None if attacked[0] is None else self(attacked[0], training=True)
-                outputs = Outputs(natural, adversarial, attacked[1], batch.index)
+                    with contextlib.nullcontext() if counts else scope.forgetful():
+                        return self(images, training=True)
+
+                if self.trains_on_natural:
+                    natural = forward(batch.images, counts=self.statistics == "all" or not self.has_adversary)
+                adversarial = None if attacked[0] is None else forward(attacked[0], counts=True)
+                outputs = Outputs(natural, adversarial, attacked[1], batch.index, batch.images, attacked[0], forward)
                 values = self._values(batch, outputs)
+                outputs = Outputs(*outputs[:4])
                 loss = self.optimizer.scale_loss(batches.mean(values, batch.real))
             gradients = enumerate(tape.gradient(loss, self.trainable_variables))
             gradients = {number: tf.convert_to_tensor(each) for number, each in gradients if each is not None}
@@ -239,7 +278,7 @@ class AdversarialModel(keras.Model):
         scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)  # which sees to overflows itself
         finite = [terms["loss"], *([] if scaled else gradients.values())]
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(each)) for each in finite])
-        rules = self._rules(found.outputs)
+        rules = self._rules(batch, found.outputs)
         counts, stopped = self.guard.judge(step, rules, agreed["ranges"], finite, terms, self.on_nan == "stop")
         variables = [*self.variables, *self.metrics_variables, *self.optimizer.variables]
         with kept_unless(counts, variables, self._compiled):
@@ -254,25 +293,32 @@ class AdversarialModel(keras.Model):
             else:
                 warnings.warn("The model does not have any trainable weights.", stacklevel=2)
             if self.averaged_network is not None:
-                averaging.update(self.network, self.averaged_network, self.weight_average, self.step)
-            if batch.index is not None:
-                self.remember(batch.index, found.attacked[1], batch.real)
+                start = self.weight_average_start
+                averaging.update(self.network, self.averaged_network, self.weight_average, self.step, start)
+            self.remember(batch.labels, found.outputs, batch.real)
             logs = self._measured(batch, found.values, found.outputs, whole=self.jit_compile)
         distribution.assign([self.step], [tf.where(stopped, step - 1, step)])
         return distribution.for_keras({**logs, **self.get_metrics_result()})
 
     def _judged(self, batch, seed):
-        adversarial, epsilon = None, 0.0
+        perturbed, adversarial, epsilon = None, None, 0.0
         if self.has_adversary:
             attack = self.validation_attack or self.attack
-            images = attack.perturb(inference(self.judged_network), batch.images, batch.labels, seed)
-            adversarial, epsilon = self(images, training=False), attack.threat.epsilon
-        outputs = Outputs(self(batch.images, training=False), adversarial, epsilon)
-        return self._values(batch, outputs), outputs
+            perturbed = attack.perturb(inference(self.judged_network), batch.images, losses.hard(batch.labels), seed)
+            adversarial, epsilon = self._as_judged(perturbed), attack.threat.epsilon
+        natural = self._as_judged(batch.images)
+        outputs = Outputs(natural, adversarial, epsilon, None, batch.images, perturbed, self._as_judged)
+        return self._values(batch, outputs), Outputs(*outputs[:4])
+
+    def _as_judged(self, images):
+        return self(images, training=False)
 
     def _values(self, batch, outputs):
         """[batch] the weighted losses, each with the regularisation losses of the network added."""
-        values = batch.weights * self.training_loss(batch.labels, outputs)
+        labels = batch.labels
+        if self.label_smoothing is not None:
+            labels = losses.smoothed(labels, outputs.natural.shape[-1], self.label_smoothing)
+        values = batch.weights * self.training_loss(labels, outputs)
         return values + sum(ops.cast(loss, "float32") for loss in self.losses)
 
     def _measured(self, batch, values, outputs, whole=False):
@@ -281,15 +327,17 @@ class AdversarialModel(keras.Model):
         `whole` says that there is none: a slice of unknown length is nothing for XLA.
         """
         self._loss_tracker.update_state(values, batch.real)  # private: Keras's own `loss`, made by `compile`
-        self.natural_accuracy.update_state(batch.labels, outputs.natural, batch.real)
+        labels = losses.hard(batch.labels)
+        self.natural_accuracy.update_state(labels, outputs.natural, batch.real)
         if outputs.adversarial is not None:
-            self.adversarial_accuracy.update_state(batch.labels, outputs.adversarial, batch.real)
+            self.adversarial_accuracy.update_state(labels, outputs.adversarial, batch.real)
         examples = None if whole else tf.cast(tf.reduce_sum(batch.real), "int32")
         shown = batch.images, batch.labels, outputs.natural, batch.weights
         return self.compute_metrics(*(each[:examples] for each in shown))
 
-    def _rules(self, outputs):
-        return checks.ranges(outputs.natural.shape[-1], self.num_examples if self.needs_index else None)
+    def _rules(self, batch, outputs):
+        count = self.num_examples if self.needs_index else None
+        return checks.ranges(outputs.natural.shape[-1], count, checks.are_soft(batch.labels))
 
     def _seed(self, purpose, number):
         seed = tf.random.fold_in(ops.stack([self.seed, purpose]), ops.convert_to_tensor(number))
@@ -450,6 +498,7 @@ class AdversarialModel(keras.Model):
             images, index, labels, _ = checks.unpacked(first)
             checks.batch(self.network, images, labels)
         self._image_shape = tuple(images.shape if isinstance(images, tf.TypeSpec) else np.shape(images))
+        self._soft_labels = checks.are_soft(labels if isinstance(labels, tf.TypeSpec) else np.asarray(labels))
         self._build_all(self._image_shape)
         for attack in (self.attack, self.validation_attack):
             if isinstance(attack, Attack):
@@ -467,8 +516,10 @@ class AdversarialModel(keras.Model):
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Private: to build the metrics under a strategy, Keras reads a batch for its shapes, averages the replicas'
         # parts, which fails where they differ in size (keras-team/keras issue 20585), and reads the data anew.
-        images = keras.KerasTensor((None, *self._image_shape[1:]))
-        super()._maybe_symbolic_build(data_batch=(images, keras.KerasTensor((None,), "int32")))
+        images, labels = keras.KerasTensor((None, *self._image_shape[1:])), keras.KerasTensor((None,), "int32")
+        if self._soft_labels:
+            labels = keras.KerasTensor(self.compute_output_shape(images.shape))
+        super()._maybe_symbolic_build(data_batch=(images, labels))
 
     @property
     def _perturbs_weights(self):
@@ -529,14 +580,36 @@ class AdversarialModel(keras.Model):
         self.judged_network.export(filepath, *args, **kwargs)
 
     def get_config(self):
-        objects = {name: getattr(self, name) for name in ("network", "attack", "weight_perturbation")}
-        objects = {name: keras.saving.serialize_keras_object(each) for name, each in objects.items()}
-        return {**objects, "seed": self.seed, "weight_average": self.weight_average, "name": self.name}
+        names = "network", "attack", "weight_perturbation", "epsilon_schedule"
+        objects = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in names}
+        names = "seed", "weight_average", "weight_average_start", "label_smoothing", "attack_mode", "statistics", "name"
+        return {**objects, **{name: getattr(self, name) for name in names}}
 
     @classmethod
     def from_config(cls, config):
         with averaging.of_fresh_networks():
             return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
+
+
+def _check_adversary(model, epsilon_schedule, attack_mode, statistics):
+    """Raises ValueError where the arguments about the adversary are wrong, or the method has no use for them."""
+    checks.one_of(attack_mode, ("evaluation", "training"), "attack_mode")
+    checks.one_of(statistics, ("all", "adversarial"), "statistics")
+    if not isinstance(epsilon_schedule, keras.optimizers.schedules.LearningRateSchedule | None):
+        raise ValueError(
+            "`epsilon_schedule` must be a keras.optimizers.schedules.LearningRateSchedule, from steps to a radius. "
+            f"Received: epsilon_schedule={epsilon_schedule!r}"
+        )
+    if epsilon_schedule is not None and not (model.has_adversary and model.has_radius):
+        raise ValueError(
+            f"`epsilon_schedule` is for methods whose attack has one radius, which {type(model).__name__} has not. "
+            f"Received: epsilon_schedule={epsilon_schedule!r}"
+        )
+    if not model.has_adversary and (attack_mode, statistics) != ("evaluation", "all"):
+        raise ValueError(
+            f"`attack_mode` and `statistics` are for methods with an adversary, which {type(model).__name__} has not. "
+            f"Received: attack_mode={attack_mode!r}, statistics={statistics!r}"
+        )
 
 
 class _Epochs(keras.callbacks.Callback):

@@ -1,5 +1,6 @@
 """The scope of a training step's passes: nothing is assigned, and what layers would have assigned is kept."""
 
+import contextlib
 import threading
 
 import keras
@@ -37,6 +38,13 @@ class Passes(keras.StatelessScope):
             if variable.name == SEED:
                 self.state_mapping.pop(id(variable))
         self.state_mapping = {**self._given, **self.state_mapping}
+
+    @contextlib.contextmanager
+    def forgetful(self):
+        """What is assigned inside is forgotten behind it."""
+        before = dict(self._assigned), dict(self.state_mapping)
+        yield
+        self._assigned, self.state_mapping = before
 
     def assigned(self):
         """Returns the pairs of a variable and what was assigned to it last."""
