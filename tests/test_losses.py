@@ -153,6 +153,47 @@ def test_mma_takes_one_epsilon_for_all(epsilon):
     np.testing.assert_array_equal(one, losses.mma(*case, np.full(EXAMPLES, epsilon, "float32"), MAX_EPSILON))
 
 
+LINEAR = (cross_entropy, boosted_cross_entropy, misclassification_weight, *TRAINING)
+
+
+@two_and_five_classes
+@pytest.mark.parametrize("formula", LINEAR, ids=lambda formula: formula.__name__)
+def test_of_soft_labels_it_is_the_mean_over_labels_drawn_from_them(formula, classes):
+    _, *logits = labels_and_logits(classes)
+    shares = np.random.default_rng(1).dirichlet(np.ones(classes), EXAMPLES)
+    of_each = [expected(formula, np.full(EXAMPLES, label), *logits) for label in range(classes)]
+    mean = np.sum(shares * np.stack(of_each, axis=1), axis=1)
+    np.testing.assert_allclose(loss(formula, shares, *logits), mean, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("formula", [margin, soft_margin, *LINEAR], ids=lambda formula: formula.__name__)
+def test_one_hot_labels_give_the_values_and_gradients_of_integers(formula):
+    labels, *logits = labels_and_logits(5)
+    results = []
+    for each in (labels, np.eye(5)[labels]):
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            values = loss(formula, each, *logits)
+        gradients = tape.gradient(values, logits, unconnected_gradients="zero")
+        results.append([values, *gradients])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_one_hot_labels_keep_the_gradient_of_a_confident_example():
+    logits = tf.constant([[30.0, 0.0, -1.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        value = losses.cross_entropy([[1.0, 0.0, 0.0]], logits)
+    gradient = tape.gradient(value, logits)[0]
+    np.testing.assert_allclose(gradient, [-1.28e-13, 9.36e-14, 3.44e-14], rtol=0.01)
+
+
+def test_smoothed_labels():
+    np.testing.assert_allclose(losses.smoothed([2, 0], 4, 0.2), [[0.05, 0.05, 0.85, 0.05], [0.85, 0.05, 0.05, 0.05]])
+    np.testing.assert_allclose(losses.smoothed([[0.5, 0.5]], 2, 0.2), [[0.5, 0.5]])
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @every_loss
 def test_low_precision_logits_are_computed_in_float32(formula, dtype):

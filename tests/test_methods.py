@@ -37,9 +37,15 @@ def network(batch_norm=True, classes=CLASSES, regularizer=None):
     )
 
 
+INGREDIENTS = (
+    "weight_average", "weight_average_start", "label_smoothing", "epsilon_schedule", "attack_mode", "statistics",
+)  # fmt: skip
+
+
 def build(case, wrapped=None, compiled=True, **compile_arguments):
     name, _, form = case.partition("-")
     arguments = ARGUMENTS.get(name, {"attack": ATTACK}) | ({"form": form} if form else {})
+    arguments |= {name: compile_arguments.pop(name) for name in INGREDIENTS if name in compile_arguments}
     model = METHODS[name](wrapped or network(), seed=1, **arguments)
     if compiled:
         model.compile(km.optimizers.SGD(0.1, momentum=0.9, weight_decay=1e-3), **compile_arguments)

@@ -498,7 +498,8 @@ class AdversarialModel(keras.Model):
             images, index, labels, _ = checks.unpacked(first)
             checks.batch(self.network, images, labels)
         self._image_shape = tuple(images.shape if isinstance(images, tf.TypeSpec) else np.shape(images))
-        self._soft_labels = checks.are_soft(labels if isinstance(labels, tf.TypeSpec) else np.asarray(labels))
+        labels = labels if isinstance(labels, tf.TypeSpec) else np.asarray(labels)
+        self._shares_shape = tuple(labels.shape[1:]) if checks.are_soft(labels) else ()
         self._build_all(self._image_shape)
         for attack in (self.attack, self.validation_attack):
             if isinstance(attack, Attack):
@@ -516,9 +517,8 @@ class AdversarialModel(keras.Model):
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Private: to build the metrics under a strategy, Keras reads a batch for its shapes, averages the replicas'
         # parts, which fails where they differ in size (keras-team/keras issue 20585), and reads the data anew.
-        images, labels = keras.KerasTensor((None, *self._image_shape[1:])), keras.KerasTensor((None,), "int32")
-        if self._soft_labels:
-            labels = keras.KerasTensor(self.compute_output_shape(images.shape))
+        images = keras.KerasTensor((None, *self._image_shape[1:]))
+        labels = keras.KerasTensor((None, *self._shares_shape), "float32" if self._shares_shape else "int32")
         super()._maybe_symbolic_build(data_batch=(images, labels))
 
     @property
@@ -600,7 +600,7 @@ def _check_adversary(model, epsilon_schedule, attack_mode, statistics):
             "`epsilon_schedule` must be a keras.optimizers.schedules.LearningRateSchedule, from steps to a radius. "
             f"Received: epsilon_schedule={epsilon_schedule!r}"
         )
-    if epsilon_schedule is not None and not (model.has_adversary and model.has_radius):
+    if epsilon_schedule is not None and not model.has_radius:
         raise ValueError(
             f"`epsilon_schedule` is for methods whose attack has one radius, which {type(model).__name__} has not. "
             f"Received: epsilon_schedule={epsilon_schedule!r}"

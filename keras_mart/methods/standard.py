@@ -15,7 +15,7 @@ class Standard(model.AdversarialModel):
         seed: as in `AdversarialModel`.
     """
 
-    has_adversary = False
+    has_adversary = has_radius = False
 
     def __init__(self, network, *, seed=None, **kwargs):
         super().__init__(network, None, seed=seed, **kwargs)
