@@ -661,6 +661,10 @@ WRONG = [
     ("--save_every=soon", "--save_every", "Received: 'soon'"),
     ("--awp_warmup=1", "--awp_warmup needs --awp_gamma. Received: --awp_warmup=1 alone"),
     ("--awp_gamma=0", "`gamma` must be positive"),
+    ("--weight_average_start=1", "--weight_average_start needs --weight_average"),
+    ("--label_smoothing=1", "`label_smoothing` must be at least 0 and below 1"),
+    ("--epsilon_warmup=-1", "--epsilon_warmup must not be negative. Received: --epsilon_warmup=-1.0"),
+    ("--method=mma --max_epsilon=0.2 --epsilon_warmup=2", "--epsilon_warmup is taken by at, alp, clp, trades"),
     ("--extra_fraction=0.3", "--extra_fraction needs --extra. Received: --extra_fraction=0.3 alone"),
     ("--extra_weight=2", "--extra_weight needs --extra. Received: --extra_weight=2.0 alone"),
     ("--labeller=best.keras", "--labeller needs --extra. Received: --labeller=best.keras alone"),
@@ -898,6 +902,17 @@ def test_flags_reach_the_model(described, linear):
     assert (model.max_epsilon, model.min_margin, model.bisection_steps) == (0.5, 0.125, 3)
     assert model.attack == PGD(L2(0.25), 10, step_size=1 / 16)
     assert model.on_nan == "skip" and model.get_compile_config()["jit_compile"] is True
+
+
+def test_flags_of_recipes_reach_the_model(described, linear):
+    arguments = "--label_smoothing=0.1 --epsilon_warmup=2.5 --attack_mode=training --statistics=adversarial"
+    parse("--batch_size=10", "--weight_average=0.99", "--weight_average_start=3", *arguments.split())
+    model, standard = build.model("mart"), build.model("standard")
+    assert (model.label_smoothing, model.weight_average_start) == (0.1, 30)
+    assert (model.attack_mode, model.statistics) == ("training", "adversarial")
+    radii = [float(model.epsilon_schedule(step)) for step in (0, 5, 25, 99)]
+    assert radii == pytest.approx([0, 8 / 255 / 5, 8 / 255, 8 / 255])
+    assert (standard.label_smoothing, standard.epsilon_schedule) == (0.1, None)
 
 
 def test_cifar_config_is_the_official_recipe():

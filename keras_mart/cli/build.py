@@ -178,14 +178,20 @@ def ball():
 def model(method):
     """The compiled model of a method, untrained."""
     arguments = method_arguments(method)
+    arguments |= {"weight_average": FLAGS.weight_average, "label_smoothing": FLAGS.label_smoothing}
+    if FLAGS.weight_average_start:
+        arguments["weight_average_start"] = FLAGS.weight_average_start * steps()
     if METHODS[method].has_adversary:
-        arguments["attack"] = training_attack()
+        arguments |= {"attack": training_attack(), "attack_mode": FLAGS.attack_mode, "statistics": FLAGS.statistics}
+    if METHODS[method].has_radius and FLAGS.epsilon_warmup:
+        growing = max(round(FLAGS.epsilon_warmup * steps()), 1)
+        arguments["epsilon_schedule"] = keras.optimizers.schedules.PolynomialDecay(0.0, growing, FLAGS.epsilon)
     if FLAGS.awp_gamma is not None:
         arguments["weight_perturbation"] = AWP(FLAGS.awp_gamma, FLAGS.awp_warmup)
     if METHODS[method].needs_index:
         more = 0 if FLAGS.extra is None else len(datasets.load_extra(FLAGS.extra, FLAGS.data_dir).images)
         arguments["num_examples"] = _examples("train") + more
-    built = METHODS[method](network(), seed=FLAGS.seed, weight_average=FLAGS.weight_average, **arguments)
+    built = METHODS[method](network(), seed=FLAGS.seed, **arguments)
     validation_attack = attacks([VALIDATION_ATTACK])[VALIDATION_ATTACK] if built.has_adversary else None
     built.compile(
         _optimizer(), validation_attack=validation_attack, jit_compile=_jit_compile(), on_nan=FLAGS.on_nan,

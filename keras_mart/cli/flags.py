@@ -10,6 +10,7 @@ from keras_mart.datasets import AUGMENTATIONS
 from keras_mart.distribution import STRATEGIES
 from keras_mart.methods import METHODS
 from keras_mart.methods.guard import ON_NAN
+from keras_mart.methods.model import ATTACK_MODES, STATISTICS
 
 FLAGS = flags.FLAGS
 MODES = ("train", "evaluate", "report", "export")
@@ -71,6 +72,9 @@ _number(ATTACK, "epsilon", "8/255", "Radius of the ball, for images in [0, 1].")
 _integer(ATTACK, "steps", 10, "Steps of PGD.")
 _number(ATTACK, "step_size", None, "Length of a step; by default max(epsilon / 10, 2.5 epsilon / steps).")
 _choice(ATTACK, "start", "uniform", STARTS, "Where PGD starts.")
+_number(ATTACK, "epsilon_warmup", 0.0, "Epochs in which the ball grows from 0 to --epsilon, step by step.")
+_mode = "How BatchNormalization and Dropout work while the attack runs."
+_choice(ATTACK, "attack_mode", "evaluation", ATTACK_MODES, _mode)
 
 _text(DATA, "dataset", "digits", "digits, tfds:<name>, npz:<path> or folder:<path>.")
 _text(DATA, "data_dir", None, "Where TFDS keeps its data.")
@@ -110,7 +114,12 @@ _decay = "Epochs, counted from 1, from which on the rate is a tenth of what it w
 flags.DEFINE(parsers.List(parsers.Integer()), "decay_epochs", "", _decay, module_name=TRAINING)
 _number(TRAINING, "momentum", 0.9, "Momentum (sgd).")
 _number(TRAINING, "weight_decay", 0.0, "Weight decay, added to the gradient (sgd).")
+_smoothing = "Share of each label that is spread over all classes in the training loss, none by default."
+_number(TRAINING, "label_smoothing", None, _smoothing)
+_statistics = "The training forwards that BatchNormalization's running statistics see."
+_choice(TRAINING, "statistics", "all", STATISTICS, _statistics)
 _number(TRAINING, "weight_average", None, "Decay of a moving average of the weights, then judged and exported.")
+_integer(TRAINING, "weight_average_start", 0, "Epochs before the average begins; until then it is a copy.", least=0)
 _number(TRAINING, "awp_gamma", None, "Size of adversarial weight perturbation: 0.01 (at), 0.005 (trades) in its code.")
 _integer(TRAINING, "awp_warmup", 0, "Epochs without weight perturbation at the beginning.", least=0)
 _on_nan = "A loss that is not finite ends the run, or the step is left out."

@@ -30,7 +30,10 @@ TAKERS = {
     "weight_decay": ("optimizer", ("sgd",)),
 }
 # Flags that have no meaning without another.
-NEEDS = {"awp_warmup": "awp_gamma", "extra_fraction": "extra", "extra_weight": "extra", "labeller": "extra"}
+NEEDS = {
+    "awp_warmup": "awp_gamma", "extra_fraction": "extra", "extra_weight": "extra", "labeller": "extra",
+    "weight_average_start": "weight_average",
+}  # fmt: skip
 
 
 def arguments_of(method):
@@ -78,6 +81,11 @@ def check():
     for name, (by, takers) in TAKERS.items():
         if FLAGS[name].value != FLAGS[name].default:
             _check_taken(name, takers, by, [FLAGS[by].value], _kind(FLAGS[by].value))
+    if FLAGS.epsilon_warmup:
+        takers = [name for name, method in METHODS.items() if method.has_radius]
+        _check_taken("epsilon_warmup", takers, "method", FLAGS.method)
+    if not FLAGS.epsilon_warmup >= 0:
+        raise ValueError(f"--epsilon_warmup must not be negative. Received: --epsilon_warmup={FLAGS.epsilon_warmup}")
     if "mma" in FLAGS.method and FLAGS.max_epsilon is None:
         raise ValueError("--method=mma needs --max_epsilon, for example 32/255 for CIFAR-10. Received: none.")
     for name, needed in NEEDS.items():

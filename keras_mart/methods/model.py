@@ -32,6 +32,7 @@ from keras_mart.optimizers import of_summed_gradients
 
 # Distinguish the random numbers of training from those of validation.
 TRAINING, TESTING = 0, 1
+ATTACK_MODES, STATISTICS = ("evaluation", "training"), ("all", "adversarial")
 
 
 class AdversarialModel(keras.Model):
@@ -593,8 +594,8 @@ class AdversarialModel(keras.Model):
 
 def _check_adversary(model, epsilon_schedule, attack_mode, statistics):
     """Raises ValueError where the arguments about the adversary are wrong, or the method has no use for them."""
-    checks.one_of(attack_mode, ("evaluation", "training"), "attack_mode")
-    checks.one_of(statistics, ("all", "adversarial"), "statistics")
+    checks.one_of(attack_mode, ATTACK_MODES, "attack_mode")
+    checks.one_of(statistics, STATISTICS, "statistics")
     if not isinstance(epsilon_schedule, keras.optimizers.schedules.LearningRateSchedule | None):
         raise ValueError(
             "`epsilon_schedule` must be a keras.optimizers.schedules.LearningRateSchedule, from steps to a radius. "
