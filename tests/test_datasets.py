@@ -267,7 +267,7 @@ def test_every_crop_is_a_window_of_its_own_image(npz, augment):
 
 def test_all_shifts_are_equally_likely_and_half_are_mirrored():
     ramp = np.tile(np.arange(1, 10, dtype=np.float32)[:, None, None] * 10 + np.arange(1, 10)[:, None], [5000, 1, 1, 1])
-    centre = datasets.augmentation.crop(ramp, [1, 2], flip=True).numpy()[:, 4:5, 3:6, 0]
+    centre = datasets.cropping.crop(ramp, [1, 2], flip=True).numpy()[:, 4:5, 3:6, 0]
     rows, columns = np.divmod(centre[:, 0, 1], 10)
     steps = centre[:, 0, 2] - centre[:, 0, 0]
     for shifts in (rows, columns):
@@ -551,7 +551,7 @@ def test_every_source_is_resized_and_what_has_the_size_stays_as_it_is(npz):
 def test_random_parts_are_within_their_bounds():
     height, width, size = 40, 60, 20
     ramp = np.stack(np.broadcast_arrays(*np.ogrid[:height, :width], 0.0), -1).astype(np.float32)
-    cut = tf.function(lambda seed: datasets.augmentation.random_resized_crop(ramp, size, seed, flip=True))
+    cut = tf.function(lambda seed: datasets.cropping.random_resized_crop(ramp, size, seed, flip=True))
     parts = np.stack([cut([1, number]) for number in range(120)])
     steps = (parts[:, 1:, 1:, :2] - parts[:, :-1, :-1, :2])[:, 5:-5, 5:-5].mean((1, 2))  # pixels between neighbours
     mirrored = steps[:, 1] < 0
