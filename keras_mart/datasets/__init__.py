@@ -186,7 +186,7 @@ def load_examples(name, split, index, *, data_dir=None, image_size=None, cache=N
         ValueError: as `load` does.
     """
     checks.one_of(split, SPLITS, "split")
-    gather = batches.gatherer(sources.read(name, data_dir, image_size, cache).splits[split], None, image_size)
+    gather = batches.gatherer(sources.read(name, data_dir, image_size, cache).splits[split], image_size=image_size)
     dataset = tf.data.Dataset.from_tensor_slices(np.asarray(index, np.int32)).batch(UNBATCHED_CHUNK)
     dataset = dataset.map(lambda index: gather(index, None), num_parallel_calls=tf.data.AUTOTUNE)
     images, labels = zip(*batches.finished(dataset, len(dataset)).as_numpy_iterator(), strict=True)

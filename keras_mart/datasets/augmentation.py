@@ -23,6 +23,7 @@ MIXERS = {
     "cutmix": lambda: keras.layers.CutMix((1.0, 1.0), seed=0, **LAYER),
     "mixup": lambda: keras.layers.MixUp(seed=0, **LAYER),
 }
+MIXING_LAYERS = (keras.layers.CutMix, keras.layers.MixUp)
 AUGMENTATIONS = (*CROPS, *STEPS, *MIXERS)
 OF_COLOURS = ("idbh", "randaugment")  # these know images of 1 and of 3 channels
 STEPS_STREAM = -1  # of a batch's seed; images that are resized one by one have those from 0 on
@@ -40,18 +41,19 @@ class Augmentation(NamedTuple):
     @property
     def mixes(self):
         """Whether labels become soft."""
-        layers = (keras.layers.CutMix, keras.layers.MixUp)
-        return any(isinstance(each, layers) or (isinstance(each, str) and each in MIXERS) for each in self.others)
+        return any(each in MIXERS or isinstance(each, MIXING_LAYERS) for each in self.others)
 
     def check(self, shape):
-        """Raises ValueError for what cannot be done with images of a [height, width, channels] shape."""
+        """Builds layers, and raises ValueError for what cannot be done with [height, width, channels] images."""
         for each in self.others:
-            if isinstance(each, str) and each in OF_COLOURS and shape[-1] not in (1, 3):
+            if each in OF_COLOURS and shape[-1] not in (1, 3):
                 raise ValueError(
                     f"{each!r} needs images with 1 or 3 channels. Received: images of shape {tuple(shape)}"
                 )
             if isinstance(each, keras.layers.Layer):
-                _check_layer(each, shape)
+                _check_layer(each)
+                if not each.built:
+                    each.build((None, *shape))
 
     def steps(self):
         """Returns what does all but the crop: (images in [0, 1], labels, [2] seed) to (images, labels).
@@ -77,24 +79,27 @@ class Augmentation(NamedTuple):
         return augment
 
 
+NONE = Augmentation(None, ())
+
+
 def chosen(augment):
     """Returns the `Augmentation` that `augment` stands for: `None`, a name, a Keras layer or a sequence of these.
 
     Raises:
-        ValueError: an unknown name, a crop that is not the first, or a layer that cannot augment images in [0, 1].
+        ValueError: an unknown name, or a crop that is not the first.
     """
     names = () if augment is None else tuple(augment) if isinstance(augment, (list, tuple)) else (augment,)
     for each in names:
         if not isinstance(each, keras.layers.Layer):
             checks.one_of(each, AUGMENTATIONS, "augment")
-    crop = names[0] if names and isinstance(names[0], str) and names[0] in CROPS else None
+    crop = names[0] if names and names[0] in CROPS else None
     others = names[crop is not None :]
-    if any(isinstance(each, str) and each in CROPS for each in others):
+    if any(each in CROPS for each in others):
         raise ValueError(f"`augment` must have one crop at most, and begin with it. Received: augment={augment!r}")
     return Augmentation(crop, others)
 
 
-def _check_layer(layer, shape):
+def _check_layer(layer):
     if isinstance(layer, keras.layers.AugMix):
         raise ValueError(
             "keras.layers.AugMix draws its operations when it is traced, once and without a seed: use 'augmix'. "
@@ -106,14 +111,12 @@ def _check_layer(layer, shape):
             "A layer that augments must have dtype='float32' and, if it knows one, value_range=(0, 1), as images have. "
             f"Received: {layer!r} with dtype={layer.compute_dtype!r}, value_range={value_range}"
         )
-    if not layer.built:
-        layer.build((None, *shape))
 
 
 def _made(each):
     """The step of a name or a layer, of images and labels."""
-    layer = MIXERS[each]() if isinstance(each, str) and each in MIXERS else each
-    if isinstance(layer, (keras.layers.CutMix, keras.layers.MixUp)):
+    layer = MIXERS[each]() if each in MIXERS else each
+    if isinstance(layer, MIXING_LAYERS):
         return lambda images, labels, seed: _mixed(layer, images, labels, seed)
     step = of_layer(layer) if isinstance(layer, keras.layers.Layer) else STEPS[layer]()
     return lambda images, labels, seed: (step(images, seed), labels)

@@ -22,16 +22,16 @@ def epoch_seeds(seed, stream, epoch):
     return tf.data.Dataset.range(1).map(of_epoch)
 
 
-def gatherer(examples, augment, image_size=None, classes=None):
+def gatherer(examples, augment=augmentation.NONE, image_size=None, classes=None):
     """Maps [batch] indices and a [2] seed to ([batch, ...] float32 images in [0, 1], [batch] labels).
 
     Args:
         examples: `Examples` with labels.
-        augment: an `Augmentation`, or `None`.
+        augment: an `Augmentation`.
         image_size: as in `load`.
         classes: the number of classes where labels are to be soft, [batch, classes] float32.
     """
-    images, augment = examples.images, augment or augmentation.chosen(None)
+    images = examples.images
     crop, flip = augment.crop, augment.crop == "crop_flip"
     finish = augment.steps()
     with tf.device("CPU"):  # Where there is a GPU, the data must not fill its memory.

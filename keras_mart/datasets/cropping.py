@@ -51,9 +51,8 @@ def cropshift(images, seed):
     for axis, size, lost in ((1, height, total - columns), (2, width, columns)):
         begin, place = up_to(lost, seeds.pop()), up_to(lost, seeds.pop())
         source = tf.range(size) - place  # [batch, size], counted from the first that is left
-        mask = tf.reshape(
-            (source >= 0) & (source < size - lost), [batch, *(size if each == axis else 1 for each in (1, 2, 3))]
-        )
+        kept = (source >= 0) & (source < size - lost)
+        mask = kept[:, :, None, None] if axis == 1 else kept[:, None, :, None]
         moved = tf.gather(images, tf.clip_by_value(source + begin, 0, size - 1), axis=axis, batch_dims=1)
         images = tf.where(mask, moved, tf.zeros([], images.dtype))
     return images

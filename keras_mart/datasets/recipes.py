@@ -63,9 +63,11 @@ def augmix():
 def idbh():
     """IDBH of CIFAR-10, its strong variant: mirror, cropshift, one of 8 changes of colour or shape, random erasing.
 
-    Differences from the code: Keras's contrast (`operations.ratios`), shears about the corner instead of the centre,
-    rotations of less than 1 degree, zeros around the image where its edge is sharpened, and an erased part whose height
-    and width are independent, of the same areas and of aspect ratios from 0.25 to 4 instead of 0.3 to 3.3.
+    The weak variant erases in half of the images. Differences from the code: Keras's contrast (`operations.ratios`) and
+    equalisation (a few of 255 levels apart), zeros around the image where its edge is sharpened, shears about the
+    corner instead of the centre, rotations by less than 1 degree too, and an erased part whose height and width are
+    independent, of the same areas and of aspect ratios from 0.25 to 4 instead of 0.3 to 3.3. Of other sizes than 32
+    pixels, cropshift cuts in proportion.
 
     Reference: Li and Spratling, arXiv 2301.09879.
     """
@@ -80,7 +82,7 @@ def idbh():
 
 
 def erasing():
-    """Random erasing of half the images, by noise (Zhong et al., arXiv 1708.04896)."""
+    """Erasing of a random part of half the images, by noise that is clipped to [0, 1] (Zhong et al., 1708.04896)."""
     return _erasing(probability=0.5)
 
 
