@@ -641,7 +641,7 @@ class Slow(np.ndarray):
         time.sleep(0.01)
         return np.ndarray.__getitem__(self.view(np.ndarray), index)
 images = np.zeros([1000, 6, 6, 1], np.uint8).view(Slow)
-gather = datasets.batches.gatherer(datasets.sources.Examples(images, np.zeros(1000, int)), None)
+gather = datasets.batches.gatherer(datasets.sources.Examples(images, np.zeros(1000, int)))
 data = datasets.tf.data.Dataset.range(1000).batch(1).map(lambda index: gather(index, None), 2).prefetch(1000)
 iterator = iter(data)
 next(iterator)
