@@ -2,6 +2,7 @@
 
     python -m benchmarks.data                                    # some minutes on 2 cores, 12 GB of disk
     python -m benchmarks.data --images=300 --extra_images=20000  # to try it
+    python -m benchmarks.data --augment=none,crop_flip,idbh      # only augmentations of random 32x32 images, batch 128
 
 A folder of JPEG files of 256x256 pixels is read in training's order: decoded as needed, decoded into a new cache, and
 out of that cache; as they are, and resized to 224 at random (augment="crop_flip"). The pictures are random but smooth,
@@ -13,7 +14,8 @@ over and over, which compress quickly.
 Seconds to open are up to where the first batch could be asked for; images/s are of the pass behind it, without anything
 else done. Of less than 1 GiB of decoded images, which are decoded when they are opened, the passes tell little. Peak
 memory counts mapped pages of files, which the system takes back when it needs them: those held at the end are named
-beside it (libraries are among them), as is what the process had before it opened the data.
+beside it (libraries are among them), as is what the process had before it opened the data. CPU us are the microseconds
+of one core that an image of the pass took.
 """
 
 import argparse
@@ -25,10 +27,11 @@ import time
 from benchmarks import measure
 
 SIDE, RESIZED, DISTINCT, COARSE = 256, 224, 1000, 16
-EXTRA_SIDE, EXTRA_DISTINCT, LABELLED = 32, 8, 50000
+EXTRA_SIDE, EXTRA_DISTINCT, LABELLED, AUGMENTED = 32, 8, 50000, 20000
 COLUMNS = (
     ("data", "data", ""), ("read", "read", ""), ("size", "image_size", "d"), ("images", "images", "d"),
-    ("open s", "opening", ".1f"), ("images/s", "rate", ".0f"), ("peak GB", "peak", ".2f"), ("mapped", "mapped", ".2f"),
+    ("open s", "opening", ".1f"), ("images/s", "rate", ".0f"), ("CPU us", "cpu", ".0f"),
+    ("peak GB", "peak", ".2f"), ("mapped", "mapped", ".2f"),
     ("before", "before", ".2f"),
 )  # fmt: skip
 
@@ -79,22 +82,37 @@ def extra_pass(path, batches):
     return passed(lambda: km.datasets.mix(labelled, km.datasets.load_extra(f"npz:{path}"), augment="crop_flip"))
 
 
+def augment_pass(path, augment):
+    """One pass over random images of 32x32 pixels; the first also makes their npz file."""
+    import numpy as np
+
+    import keras_mart as km
+
+    if not pathlib.Path(path).exists():
+        images = np.random.default_rng(0).integers(0, 256, [AUGMENTED, EXTRA_SIDE, EXTRA_SIDE, 3], dtype=np.uint8)
+        labels = np.arange(AUGMENTED) % 10
+        np.savez(path, x_train=images, y_train=labels, x_test=images[:10], y_test=labels[:10])
+    names = [] if augment == "none" else augment.split("+")
+    return passed(lambda: km.datasets.load(f"npz:{path}", augment=names))
+
+
 def passed(load):
     """What a process answers that opens data and reads them once."""
     before, begin = measure.resident(), time.perf_counter()
     data = load()
-    opened, images = time.perf_counter(), 0
+    opened, used, images = time.perf_counter(), time.process_time(), 0
     for _, labels, *_ in data:
         images += len(labels)
-    seconds = time.perf_counter() - opened
+    seconds, used = time.perf_counter() - opened, time.process_time() - used
     status = pathlib.Path("/proc/self/status").read_text().split()
     return {
-        "images": images, "opening": opened - begin, "rate": images / seconds, "peak": measure.resident() / 1e9,
+        "images": images, "opening": opened - begin, "rate": images / seconds, "cpu": 1e6 * used / images,
+        "peak": measure.resident() / 1e9,
         "mapped": int(status[status.index("RssFile:") + 1]) * 1024 / 1e9, "before": before / 1e9,
     }  # fmt: skip
 
 
-TASKS = {each.__name__: each for each in (pictures, extra, folder_pass, extra_pass)}
+TASKS = {each.__name__: each for each in (pictures, extra, folder_pass, extra_pass, augment_pass)}
 
 
 def run(task, **job):
@@ -104,6 +122,11 @@ def run(task, **job):
 
 def rows(given, root):
     """Makes the data and reads them; one row of the table after the other."""
+    if given.augment:
+        for augment in given.augment.split(","):
+            answer = run("augment_pass", path=str(root / "images.npz"), augment=augment)
+            yield {"data": f"npz of {AUGMENTED}", "read": augment, **answer}
+        return
     size = run("pictures", folder=str(root / "images"), images=given.images)
     print(f"{given.images} JPEG files of {SIDE}x{SIDE} pixels, {size / 1000:.0f} kB on average", file=sys.stderr)
     for image_size in (None, RESIZED):
@@ -122,6 +145,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=measure.positive, default=20000, help="JPEG files")
     parser.add_argument("--extra_images", type=measure.positive, default=1000000, help="of the npz files")
+    parser.add_argument("--augment", help="augmentations to measure instead; one + another are one after the other")
     parser.add_argument("--folder", help="where to make a temporary folder, by default as Python does")
     parser.add_argument("--json", help="file to keep the figures in")
     given = parser.parse_args()

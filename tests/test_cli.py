@@ -638,6 +638,10 @@ WRONG = [
     ("--network=resnet18 --depth= --width= --dropout=0.1", "--dropout is taken by small_cnn, wide_resnet alone"),
     ("--optimizer=adam --momentum=0.5", "--momentum is taken by sgd alone", "--optimizer=adam", "--momentum=0.9"),
     ("--optimizer=adam --weight_decay=0.1", "--weight_decay is taken by sgd alone"),
+    ("--augment=cutot", "`augment` must be one of none, crop_flip", "Did you mean 'cutout'?"),
+    ("--augment=none,crop", "--augment=none has no other names beside it. Received: --augment=none,crop"),
+    ("--augment=cutout,crop", "`augment` must have one crop at most, and begin with it"),
+    ("--method=at,mma --max_epsilon=0.1 --augment=crop,mixup", "--method=mma keeps", "--augment=crop,mixup"),
     ("--epsilon=8/0", "--epsilon", "must be a number or a fraction such as 8/255. Received: '8/0'"),
     ("--epsilon=nan", "must be a number or a fraction"),
     ("--epsilon=1e999", "must be a number or a fraction"),
@@ -982,11 +986,12 @@ def pictures(tmp_path, tiny, monkeypatch):
 
 def test_a_folder_is_resized_and_cached(pictures, tmp_path):
     assert "All images must be of one size" in command(*pictures).err
-    flags_of_size = [*pictures, "--image_size=8", "--augment=crop_flip", "--examples=4"]
+    flags_of_size = [*pictures, "--image_size=8", "--augment=crop_flip,cutout,mixup", "--examples=4"]
     result = command(*flags_of_size)
     assert result.status == 0, result.err
     assert "(4 examples, float32)" in result.out
-    assert "--image_size=8" in (tmp_path / "new" / "flags.cfg").read_text()
+    kept = (tmp_path / "new" / "flags.cfg").read_text()
+    assert "--image_size=8" in kept and "--augment=crop_flip,cutout,mixup" in kept
     again = command(*flags_of_size, "--resume", "--cache=kept")
     assert again.status == 0 and "trained already" in again.out and len(os.listdir("kept")) == 2  # and its lock
     assert "--image_size=9" in command(*flags_of_size, "--resume", "--image_size=9").err

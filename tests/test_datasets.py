@@ -1,6 +1,7 @@
 """keras_mart.datasets: splits, order, crops, sources, and every error by the input that raises it."""
 
 import concurrent.futures
+import hashlib
 import io
 import pathlib
 import subprocess
@@ -17,7 +18,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from keras_mart import datasets
-from keras_mart.datasets import batches, cache, encoded, folder, sources
+from keras_mart.datasets import batches, cache, cropping, encoded, folder, operations, recipes, sources, steps
 from keras_mart.datasets import npz as npz_files
 
 TRAIN, TEST = 40, 10
@@ -267,7 +268,7 @@ def test_every_crop_is_a_window_of_its_own_image(npz, augment):
 
 def test_all_shifts_are_equally_likely_and_half_are_mirrored():
     ramp = np.tile(np.arange(1, 10, dtype=np.float32)[:, None, None] * 10 + np.arange(1, 10)[:, None], [5000, 1, 1, 1])
-    centre = datasets.augmentation.crop(ramp, [1, 2], flip=True).numpy()[:, 4:5, 3:6, 0]
+    centre = cropping.crop(ramp, [1, 2], flip=True).numpy()[:, 4:5, 3:6, 0]
     rows, columns = np.divmod(centre[:, 0, 1], 10)
     steps = centre[:, 0, 2] - centre[:, 0, 0]
     for shifts in (rows, columns):
@@ -283,6 +284,137 @@ def test_crops_are_new_in_each_epoch_and_repeat_with_the_seed():
     for images in epochs:
         np.testing.assert_array_equal(epoch(again)[0], images)
     assert np.any(epoch(datasets.load("digits", augment="crop", shuffle=False, seed=6))[0] != epochs[0])
+
+
+@pytest.mark.parametrize(("augment", "digest"), [("crop", "fc3fccf4de27002f"), ("crop_flip", "dd23b954b3c6d533")])
+def test_crops_stay_what_they_were_bit_for_bit(augment, digest):
+    found = hashlib.sha256()
+    data = datasets.load("digits", augment=augment, seed=7, epoch=lambda: 3, with_index=True)
+    for each in tf.nest.flatten(list(data.as_numpy_iterator())):
+        found.update(each.tobytes())
+    assert found.hexdigest().startswith(digest)
+
+
+@pytest.mark.parametrize("augment", [*datasets.AUGMENTATIONS, ("crop", keras.layers.RandomRotation, "cutout", "mixup")])
+def test_an_augmentation_is_a_function_of_the_seed_the_epoch_and_the_batch(npz, augment):
+    now, given = 1, augment
+
+    def load(**options):
+        nonlocal given
+        if not isinstance(augment, str):  # with a layer that has drawn another number of times
+            given = [each(0.2, seed=None) if isinstance(each, type) else each for each in augment]
+        return datasets.load(npz(), augment=given, batch_size=8, seed=5, epoch=lambda: now, **options)
+
+    whole, rest = load(), load(first_batch=2)
+    elements = list(whole.as_numpy_iterator())
+    for expected, got in zip(elements[2:], rest.as_numpy_iterator(), strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, expected, got)
+    plain = datasets.load(npz(), batch_size=8, seed=5, epoch=lambda: now)
+    for (images, labels), (before, classes) in zip(elements, plain.as_numpy_iterator(), strict=True):
+        assert images.dtype == np.float32 and images.min() >= 0 and images.max() <= 1 and np.any(images != before)
+        if labels.ndim == 1:
+            np.testing.assert_array_equal(labels, classes)
+    assert whole.element_spec[0].shape == [8, 6, 6, 3]
+    now = 2
+    other = next(whole.as_numpy_iterator())[0]
+    now = 1
+    np.testing.assert_array_equal(next(whole.as_numpy_iterator())[0], elements[0][0])
+    assert np.any(other != elements[0][0])
+
+
+@pytest.mark.parametrize("recipe", [recipes.idbh, recipes.randaugment, recipes.augmix])
+def test_recipes_take_grey_images_each_with_its_own_changes(recipe):
+    images = np.tile(np.random.RandomState(0).uniform(size=[1, 12, 12, 1]).astype(np.float32), [40, 1, 1, 1])
+    changed = recipe()(tf.constant(images), [1, 2]).numpy()
+    assert changed.shape == images.shape and len({each.tobytes() for each in changed}) > 25
+
+
+def test_one_of_several_steps_is_taken_with_each_image_in_its_place():
+    images = tf.reshape(tf.range(300.0), [300, 1, 1, 1])
+    found = steps.one_of([lambda part, _, share=share: part + share for share in (0.25, 0.5, 0.75)])(images, [3, 4])
+    shares = (found - images).numpy().reshape(-1)
+    counts = [int((shares == share).sum()) for share in (0.25, 0.5, 0.75)]
+    assert sum(counts) == 300 and min(counts) > 70
+
+
+def test_equalisation_and_ratios_are_those_of_single_images():
+    images = tf.constant(
+        np.random.RandomState(0).uniform(size=[4, 8, 8, 3]) ** [[[[3.0]]], [[[1.0]]], [[[1.0]]], [[[0.3]]]]
+    )
+    images, seed = tf.cast(images, tf.float32), [1, 2]
+    _, equalised = operations.histograms()
+    for place in range(4):
+        np.testing.assert_array_equal(equalised(images, seed)[place], equalised(images[place : place + 1], seed)[0])
+    grey = tf.image.rgb_to_grayscale(images)
+    colour, light, *_ = operations.ratios(*[(1.5, 1.5)] * 4)
+    np.testing.assert_allclose(colour(images, seed), np.clip(1.5 * images - 0.5 * grey, 0, 1), atol=1e-3)
+    np.testing.assert_allclose(light(images, seed), np.minimum(1.5 * images, 1), atol=1e-6)
+
+
+def blocks(images):
+    """(first row, number of rows, first column, number of columns) of what is not zero, which fills its rectangle."""
+    found = []
+    for image in images[..., 0]:
+        rows, columns = (np.flatnonzero(image.any(axis=axis)) for axis in (1, 0))
+        assert (
+            np.all(image[np.ix_(rows, columns)])
+            and np.ptp(rows) == len(rows) - 1
+            and np.ptp(columns) == len(columns) - 1
+        )
+        found.append((rows[0], len(rows), columns[0], len(columns)))
+    return np.transpose(found)
+
+
+def test_cutout_takes_a_square_that_the_image_may_cut():
+    hole = 1 - cropping.cutout(tf.ones([500, 32, 32, 1]), [1, 2]).numpy()
+    first_row, rows, first_column, columns = blocks(hole)
+    for first, size in ((first_row, rows), (first_column, columns)):
+        assert size.min() == 8 and size.max() == 16
+        assert np.all((size == 16) | (first == 0) | (first + size == 32))
+        assert abs(np.mean(size == 16) - 17 / 32) < 0.1  # centres from 8 to 24
+    assert np.any(rows != columns)
+
+
+def test_cropshift_keeps_a_window_and_puts_it_anywhere():
+    number = tf.reshape(tf.range(1, 32 * 32 + 1), [1, 32, 32, 1])
+    moved = cropping.cropshift(tf.tile(number, [1000, 1, 1, 1]), [1, 2]).numpy()
+    row, rows, column, columns = blocks(moved)
+    lost = 64 - rows - columns
+    assert np.bincount(lost, minlength=11).shape == (11,) and np.bincount(lost).min() > 50  # of about 91
+    begins = np.divmod(moved[np.arange(1000), row, column, 0] - 1, 32)
+    for place, size, begin in ((row, rows, begins[0]), (column, columns, begins[1])):
+        for each in (place, begin):
+            assert np.all(each <= 32 - size) and 0.4 < each[size < 32].mean() / (32 - size[size < 32]).mean() < 0.6
+    for image, *block, top, left in zip(moved, row, rows, column, columns, *begins, strict=True):
+        window = image[block[0] : block[0] + block[1], block[2] : block[2] + block[3], 0]
+        np.testing.assert_array_equal(window, number[0, top : top + block[1], left : left + block[3], 0])
+
+
+@pytest.mark.parametrize("augment", ["mixup", "cutmix"])
+def test_mixed_labels_are_the_shares_of_the_images(npz, augment):
+    values = np.uint8([10, 60, 110, 250])  # of the images of each class
+    name = npz(
+        x_train=np.tile(values[np.arange(TRAIN) % 4][:, None, None, None], [1, 32, 32, 3]),
+        x_test=np.zeros([TEST, 32, 32, 3], np.uint8),
+    )
+    ((images, labels),) = datasets.load(name, augment=augment, batch_size=36).as_numpy_iterator()
+    assert labels.dtype == np.float32 and labels.shape == (36, 4)
+    np.testing.assert_allclose(labels.sum(1), 1, atol=1e-6)
+    expected = labels @ (values / np.float32(255))
+    if augment == "mixup":
+        np.testing.assert_allclose(images, np.broadcast_to(expected[:, None, None, None], images.shape), atol=1e-6)
+    else:
+        np.testing.assert_allclose(images.mean((1, 2, 3)), expected, atol=0.08)  # a part is rounded to pixels
+        assert set(np.unique(np.round(images * 255))) == set(values.tolist())
+    assert 0 < (labels.max(1) < 0.99).sum()
+
+
+def test_what_follows_a_crop_gets_the_resized_images(npz):
+    plain, cut = (
+        epoch(datasets.load(npz(), image_size=5, augment=augment, epoch=lambda: 1))[0]
+        for augment in ("crop_flip", ("crop_flip", "cutout"))
+    )
+    assert np.any(cut != plain) and np.all((cut == plain) | (cut == 0))
 
 
 # Sources
@@ -509,7 +641,7 @@ class Slow(np.ndarray):
         time.sleep(0.01)
         return np.ndarray.__getitem__(self.view(np.ndarray), index)
 images = np.zeros([1000, 6, 6, 1], np.uint8).view(Slow)
-gather = datasets.batches.gatherer(datasets.sources.Examples(images, np.zeros(1000, int)), None)
+gather = datasets.batches.gatherer(datasets.sources.Examples(images, np.zeros(1000, int)))
 data = datasets.tf.data.Dataset.range(1000).batch(1).map(lambda index: gather(index, None), 2).prefetch(1000)
 iterator = iter(data)
 next(iterator)
@@ -551,7 +683,7 @@ def test_every_source_is_resized_and_what_has_the_size_stays_as_it_is(npz):
 def test_random_parts_are_within_their_bounds():
     height, width, size = 40, 60, 20
     ramp = np.stack(np.broadcast_arrays(*np.ogrid[:height, :width], 0.0), -1).astype(np.float32)
-    cut = tf.function(lambda seed: datasets.augmentation.random_resized_crop(ramp, size, seed, flip=True))
+    cut = tf.function(lambda seed: cropping.random_resized_crop(ramp, size, seed, flip=True))
     parts = np.stack([cut([1, number]) for number in range(120)])
     steps = (parts[:, 1:, 1:, :2] - parts[:, :-1, :-1, :2])[:, 5:-5, 5:-5].mean((1, 2))  # pixels between neighbours
     mirrored = steps[:, 1] < 0
@@ -744,6 +876,13 @@ def test_tfds_can_prepare_its_own_datasets(tmp_path):
         ({"split": "validatoin"}, "`split` must be one of.*'validatoin'.*Did you mean 'validation'"),
         ({"augment": "flip"}, "`augment` must be one of crop_flip, crop.*'flip'"),
         ({"augment": "crop", "split": "test"}, "`augment` is for split='train' alone.*'test'"),
+        ({"augment": ("cutout", "crop")}, "must have one crop at most, and begin with it.*'cutout', 'crop'"),
+        ({"augment": "mixup", "with_index": True}, "Mixed images have no index: leave out .*'mixup'"),
+        ({"augment": keras.layers.CutMix(), "with_index": True}, "Mixed images have no index"),
+        ({"augment": keras.layers.AugMix(value_range=(0, 1))}, "without a seed: use 'augmix'"),
+        ({"augment": keras.layers.RandomBrightness(0.1)}, r"value_range=\(0, 1\).*value_range=\[0, 255\]"),
+        ({"augment": keras.layers.RandomFlip(dtype="bfloat16")}, "must have dtype='float32'.*bfloat16"),
+        ({"augment": keras.layers.CenterCrop(4, 4)}, r"must keep the shape.*\(4, 4, 1\)"),
         ({"batch_size": 0}, "`batch_size` must be positive or None.*batch_size=0"),
         ({"batch_size": None, "first_batch": 1}, "`first_batch` needs a `batch_size`.*first_batch=1"),
         ({"name": "npz:/nowhere/data.npz"}, "must be an existing file.*/nowhere/data.npz"),
@@ -787,6 +926,13 @@ def floats(value):
 def test_bad_arrays(npz, changes, message):
     with pytest.raises(ValueError, match=message):
         datasets.load(npz(**changes))
+
+
+@pytest.mark.parametrize("augment", ["idbh", "randaugment"])
+def test_colours_of_four_channels_are_refused(npz, augment):
+    images = np.concatenate([numbered(0, TRAIN), numbered(0, TRAIN)[..., :1]], axis=-1)
+    with pytest.raises(ValueError, match=rf"'{augment}' needs images with 1 or 3 channels.*\(6, 6, 4\)"):
+        datasets.load(npz(x_train=images, x_test=images, y_test=np.arange(TRAIN) % 4), augment=augment)
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", "cut", "array"])

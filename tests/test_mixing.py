@@ -86,6 +86,22 @@ def test_extra_images_alone_are_cropped():
     assert np.any(lost[0] != lost[1])
 
 
+def soft(batch_size=4):
+    return labelled(batch_size).map(lambda images, labels: (images, tf.one_hot(labels, CLASSES)))
+
+
+@pytest.mark.parametrize("augment", [None, "mixup"])
+def test_extra_labels_are_soft_where_the_others_are(augment):
+    for values, labels, weights in epoch(mix(soft(), augment=augment, weight=0.5)):
+        assert labels.dtype == np.float32 and labels.shape == (8, CLASSES)
+        np.testing.assert_allclose(labels.sum(1), 1, atol=1e-6)
+        own = values < FIRST
+        assert own.sum() == 4 and np.all(weights == np.where(own, 1, 0.5))
+        np.testing.assert_array_equal(labels[own], np.eye(CLASSES)[values[own] % CLASSES])
+        if augment is None:
+            np.testing.assert_array_equal(labels[~own], np.eye(CLASSES)[values[~own] % CLASSES])
+
+
 def test_workers_share_out_examples():
     assert mix().options().experimental_distribute.auto_shard_policy == tf.data.experimental.AutoShardPolicy.DATA
 
@@ -282,6 +298,9 @@ SQUASHING = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.
         ({"data": labelled().unbatch()}, r"`labelled` must be .*shape=\(6, 6, 1\)"),
         ({"data": batches(tiles(), np.eye(EXTRA, dtype=int))}, r"\(1, 10\) of an example of `labelled`.*argmax"),
         ({"data": batches(tiles(), ONES)}, "Labels must be integers.*float64 of an example of `labelled`"),
+        ({"augment": "mixup"}, "mixed where the labels of `labelled` are soft: .*'mixup' and labels that are integers"),
+        ({"data": soft(), "extra": (tiles(), EXTRA_LABELS + 1)}, r"Labels must lie in \[0, 3\).*`extra`"),
+        ({"data": labelled(index=True).map(lambda inputs, labels: (inputs, tf.one_hot(labels, 3)))}, "Soft labels"),
         ({"extra": EXTRA_IMAGES}, "Extra images need labels, or a `network` that labels them. Received: neither"),
         ({"network": "any"}, "only if they have no labels: give the images alone.*labels and network='any'"),
         ({"extra": (tiles(), ONES)}, "Labels must be integers.*`extra`"),

@@ -10,7 +10,8 @@ from keras_mart.attacks import PGD
 from keras_mart.attacks.inference import compile_by_xla, network_of
 from keras_mart.cli.flags import EVALUATION_PRECISIONS, FLAGS
 from keras_mart.cli.parsers import APPLICATIONS, FILES
-from keras_mart.cli.rules import method_arguments
+from keras_mart.cli.rules import augmentations, method_arguments
+from keras_mart.datasets import augmentation
 from keras_mart.evaluation.presets import presets
 from keras_mart.methods import AWP, METHODS
 from keras_mart.threats import L2, Linf
@@ -47,7 +48,7 @@ def training_data(model, epoch, first_batch=0):
 
     Where there is --extra, its share of each batch comes from there.
     """
-    order = {"augment": None if FLAGS.augment == "none" else FLAGS.augment, "seed": FLAGS.seed, "epoch": epoch}
+    order = {"augment": augmentations(), "seed": FLAGS.seed, "epoch": epoch}
 
     def labelled(first_batch):
         return datasets.load(
@@ -228,6 +229,7 @@ def check(methods):
     for method in methods:
         network_of_method = model(method).network
     described = _described()
+    augmentation.chosen(augmentations()).check(described.input_shape)
     image = np.zeros((1, *described.input_shape), "float32")
     for attack in tried:
         attack.check_images(image.shape)

@@ -81,13 +81,10 @@ _text(DATA, "data_dir", None, "Where TFDS keeps its data.")
 _size = "Height and width that images are resized to; by default they stay as they are, and must be of one size."
 _integer(DATA, "image_size", None, _size)
 _text(DATA, "cache", None, "A folder for the decoded images of tfds: and folder:, which are then decoded only once.")
-_choice(
-    DATA,
-    "augment",
-    "none",
-    ("none", *AUGMENTATIONS),
-    "Augmentation of the training images; with --image_size, parts of random size.",
+_augment = (
+    "Augmentations of the training images, one after the other; with --image_size crops are parts of random size."
 )
+_choices(DATA, "augment", "none", ("none", *AUGMENTATIONS), _augment)
 _integer(DATA, "batch_size", 128, "Examples in a batch, over all replicas; those of --extra are among them.")
 _extra = "More training images, generated or unlabelled: npz:<path> with image and label or without, or as --dataset."
 _text(DATA, "extra", None, _extra)

@@ -5,6 +5,7 @@ import inspect
 from keras_mart import clusters
 from keras_mart.cli.flags import FLAGS, METHOD, own_flags
 from keras_mart.cli.parsers import FILES
+from keras_mart.datasets.augmentation import MIXERS, chosen
 from keras_mart.methods import METHODS, AdversarialModel
 
 # The flags of a command rather than of what is trained: a run directory does not keep them.
@@ -95,6 +96,7 @@ def check():
         raise ValueError(f"--extra_fraction must lie between 0 and 1. Received: {FLAGS.extra_fraction}")
     if FLAGS.extra is not None and FLAGS.batch_size < 2:
         raise ValueError(f"--extra needs a --batch_size of at least 2. Received: --batch_size={FLAGS.batch_size}")
+    _check_augment()
     if _kind(FLAGS.network) == "a file" and FLAGS.precision != "float32":
         raise ValueError(
             "A network from a file keeps its own precision. "
@@ -116,6 +118,23 @@ def check_workers():
         raise ValueError(
             "--workers starts workers on this machine alone; start one process for each worker of a cluster. "
             f"Received: --workers={FLAGS.workers} and a cluster of {', '.join(cluster.addresses)}"
+        )
+
+
+def augmentations():
+    """The names of --augment, without none."""
+    return [name for name in FLAGS.augment if name != "none"]
+
+
+def _check_augment():
+    names = augmentations()
+    if names and names != FLAGS.augment:
+        raise ValueError(f"--augment=none has no other names beside it. Received: --augment={','.join(FLAGS.augment)}")
+    indexed = [method for method in FLAGS.method if METHODS[method].needs_index]
+    if chosen(names).mixes and indexed:
+        raise ValueError(
+            f"--method={indexed[0]} keeps something of each image, which mixed images have not: leave out "
+            f"{' and '.join(MIXERS)}. Received: --augment={','.join(names)}"
         )
 
 

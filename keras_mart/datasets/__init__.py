@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_mart import checks
 from keras_mart.datasets import batches, sources
-from keras_mart.datasets.augmentation import AUGMENTATIONS
+from keras_mart.datasets.augmentation import AUGMENTATIONS, chosen
 from keras_mart.datasets.extras import pseudo_labels
 from keras_mart.datasets.fetching import refusal
 from keras_mart.datasets.mixing import mix
@@ -85,7 +85,7 @@ def load(
 ):
     """Returns a `tf.data.Dataset` of ([batch, height, width, channels] float32 images in [0, 1], [batch] int32 labels).
 
-    The order and the crops of an epoch are a function of the seed and the epoch's number alone.
+    The order and the augmentation of an epoch are a function of the seed and the epoch's number only.
 
     Args:
         name: "digits" (in the package), "tfds:<name>", "npz:<path>" with the keys x_train, y_train, x_test and y_test,
@@ -97,17 +97,33 @@ def load(
         split: "train", "validation" or "test". Validation is a fixed tenth of the source's training data, 5,000 at
             most; train is the rest.
         batch_size: examples in a batch; `None` for single examples.
-        augment: `None`, "crop" (pad by 4 zeros, crop at random) or "crop_flip" (and mirror a random half); train only.
-            With an `image_size` a random part is resized instead: 0.08 to 1 of the image's area, and of an aspect ratio
-            from 3/4 to 4/3 (Szegedy et al., arXiv 1409.4842); of the parts' sizes within these bounds the height is
-            uniform, as TensorFlow's `sample_distorted_bounding_box` has it.
+        augment: `None`, a name, or a sequence of names that follow one another; train only. Each image is changed
+            on its own:
+
+            - "crop" (pad by 4 zeros, crop at random) or "crop_flip" (and mirror a random half), which must be the
+              first. With an `image_size` a random part is resized instead: 0.08 to 1 of the image's area, and of an
+              aspect ratio from 3/4 to 4/3 (Szegedy et al., arXiv 1409.4842); of the parts' sizes within these bounds
+              the height is uniform, as TensorFlow's `sample_distorted_bounding_box` has it.
+            - "idbh": mirror, cropshift, a change of colour or shape, random erasing, as its strong variant of CIFAR-10
+              (Li and Spratling, arXiv 2301.09879); it crops by itself.
+            - "cutout": a square of half the shorter side becomes zero (DeVries and Taylor, arXiv 1708.04552).
+            - "erasing": in half of the images a part becomes noise, by `keras.layers.RandomErasing`.
+            - "randaugment": two of 14 operations, of random strength (Cubuk et al., arXiv 1909.13719).
+            - "augmix": a mixture of three chains of operations (Hendrycks et al., arXiv 1912.02781).
+            - "cutmix" and "mixup": `keras.layers.CutMix` with Beta(1, 1) and `keras.layers.MixUp` with Beta(0.2, 0.2)
+              mix each image with another of its batch, and make labels soft, [batch, classes] float32. The order of the
+              partners is drawn once for a batch, shares and parts for each image. CutMix's labels have the share of the
+              part before it is rounded to pixels: of 32 pixels they are off by 0.01 on average, of 8 by 0.05.
+
+            A Keras preprocessing layer may stand for a name; it draws from seeds of this dataset instead of its own.
+            Keras's `RandAugment` draws its operations for a batch, and its `Equalization` takes a batch as one image.
         with_index: whether to give ((images, [batch] int32 index), labels); an example's index in its split never
             changes.
         shuffle: by default `True` for train and `False` for the others.
         remainder: what becomes of the examples that are left over behind the last full batch. "drop" leaves them out,
             so that all batches are of one size (others in each epoch where the order changes; what is less than a
             batch is one); "keep" makes a smaller batch of them. By default "drop" for a train split that is shuffled.
-        seed: an integer for the order and the crops.
+        seed: an integer for the order and the augmentation.
         epoch: called without arguments at the beginning of each iteration, returns the number of the epoch that it is;
             by default iterations number themselves, from 0. `fit` iterates a little beforehand, to look at the data.
         first_batch: number of batches to leave out at the beginning of each iteration, for what is left of an epoch.
@@ -123,10 +139,14 @@ def load(
             `refusal` gives the ValueError behind it.
     """
     checks.one_of(split, SPLITS, "split")
-    if augment is not None:
-        checks.one_of(augment, AUGMENTATIONS, "augment")
-        if split != "train":
-            raise ValueError(f"`augment` is for split='train' alone. Received: split={split!r}, augment={augment!r}")
+    augmentation = chosen(augment)
+    if augmentation and split != "train":
+        raise ValueError(f"`augment` is for split='train' alone. Received: split={split!r}, augment={augment!r}")
+    if augmentation.mixes and with_index:
+        raise ValueError(
+            "Mixed images have no index: leave out `with_index`, or for MMA, which needs it, the mixing. "
+            f"Received: with_index=True, augment={augment!r}"
+        )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"`batch_size` must be positive or None. Received: batch_size={batch_size}")
     shuffle = split == "train" if shuffle is None else shuffle
@@ -134,8 +154,11 @@ def load(
     checks.one_of(remainder, ("drop", "keep"), "remainder")
     if first_batch and batch_size is None:
         raise ValueError(f"`first_batch` needs a `batch_size`. Received: first_batch={first_batch}, batch_size=None")
-    examples = sources.read(name, data_dir, image_size, cache).splits[split]
-    gather = batches.gatherer(examples, augment, image_size)
+    source = sources.read(name, data_dir, image_size, cache)
+    augmentation.check(source.input_shape)
+    examples = source.splits[split]
+    classes = source.num_classes if augmentation.mixes else None
+    gather = batches.gatherer(examples, augmentation, image_size, classes)
 
     def batch_of(index, seed):
         images, labels = gather(index, seed)
@@ -163,7 +186,7 @@ def load_examples(name, split, index, *, data_dir=None, image_size=None, cache=N
         ValueError: as `load` does.
     """
     checks.one_of(split, SPLITS, "split")
-    gather = batches.gatherer(sources.read(name, data_dir, image_size, cache).splits[split], None, image_size)
+    gather = batches.gatherer(sources.read(name, data_dir, image_size, cache).splits[split], image_size=image_size)
     dataset = tf.data.Dataset.from_tensor_slices(np.asarray(index, np.int32)).batch(UNBATCHED_CHUNK)
     dataset = dataset.map(lambda index: gather(index, None), num_parallel_calls=tf.data.AUTOTUNE)
     images, labels = zip(*batches.finished(dataset, len(dataset)).as_numpy_iterator(), strict=True)

@@ -1,58 +1,127 @@
-"""Crops and mirror images of a whole batch at once, and resizing of single images, at random or not."""
+"""What `augment` may name, and its steps in their order."""
 
+from typing import NamedTuple
+
+import keras
 import tensorflow as tf
 
-AUGMENTATIONS = ("crop_flip", "crop")
-PADDING = 4  # pixels on each side: the CIFAR-10 recipe of MART, TRADES and AT
-AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random resized crop: share of the image, width / height (1409.4842)
+from keras_mart import checks
+from keras_mart.datasets import cropping, recipes
+from keras_mart.datasets.operations import LAYER
+from keras_mart.datasets.steps import applied, of_layer
+
+CROPS = ("crop_flip", "crop")
+# What makes the step of a name, out of images and a seed; and what makes the layer that mixes images and labels.
+STEPS = {
+    "idbh": recipes.idbh,
+    "cutout": lambda: cropping.cutout,
+    "erasing": recipes.erasing,
+    "randaugment": recipes.randaugment,
+    "augmix": recipes.augmix,
+}
+MIXERS = {
+    "cutmix": lambda: keras.layers.CutMix((1.0, 1.0), seed=0, **LAYER),
+    "mixup": lambda: keras.layers.MixUp(seed=0, **LAYER),
+}
+MIXING_LAYERS = (keras.layers.CutMix, keras.layers.MixUp)
+AUGMENTATIONS = (*CROPS, *STEPS, *MIXERS)
+OF_COLOURS = ("idbh", "randaugment")  # these know images of 1 and of 3 channels
+STEPS_STREAM = -1  # of a batch's seed; images that are resized one by one have those from 0 on
 
 
-def crop(images, seed, flip):
-    """Shifts each image by up to `PADDING` pixels either way, zeros coming in, and mirrors a random half.
+class Augmentation(NamedTuple):
+    """What comes first, "crop", "crop_flip" or `None`, and the names and Keras layers that follow."""
 
-    Args:
-        images: [batch, height, width, channels] of any dtype.
-        seed: [2] integers; the same seed gives the same crops.
-        flip: whether to mirror.
+    crop: str | None
+    others: tuple
+
+    def __bool__(self):
+        return bool(self.crop or self.others)
+
+    @property
+    def mixes(self):
+        """Whether labels become soft."""
+        return any(each in MIXERS or isinstance(each, MIXING_LAYERS) for each in self.others)
+
+    def check(self, shape):
+        """Builds layers, and raises ValueError for what cannot be done with [height, width, channels] images."""
+        for each in self.others:
+            if each in OF_COLOURS and shape[-1] not in (1, 3):
+                raise ValueError(
+                    f"{each!r} needs images with 1 or 3 channels. Received: images of shape {tuple(shape)}"
+                )
+            if isinstance(each, keras.layers.Layer):
+                _check_layer(each)
+                if not each.built:
+                    each.build((None, *shape))
+
+    def steps(self):
+        """Returns what does all but the crop: (images in [0, 1], labels, [2] seed) to (images, labels).
+
+        Labels must be soft where images are mixed.
+        """
+        made = [_made(each) for each in self.others]
+
+        def augment(images, labels, seed):
+            if not made:
+                return images, labels
+            seeds = tf.unstack(tf.random.split(tf.random.fold_in(seed, STEPS_STREAM), len(made)), len(made))
+            for step, own in zip(made, seeds, strict=True):
+                changed, labels = step(images, labels, own)
+                if changed.shape[1:] != images.shape[1:]:
+                    raise ValueError(
+                        "A layer that augments must keep the shape of images. "
+                        f"Received: images of shape {changed.shape[1:]} in place of {images.shape[1:]}"
+                    )
+                images = tf.ensure_shape(tf.clip_by_value(changed, 0, 1), images.shape)
+            return images, labels
+
+        return augment
+
+
+NONE = Augmentation(None, ())
+
+
+def chosen(augment):
+    """Returns the `Augmentation` that `augment` stands for: `None`, a name, a Keras layer or a sequence of these.
+
+    Raises:
+        ValueError: an unknown name, or a crop that is not the first.
     """
-    batch, (height, width) = tf.shape(images)[0], images.shape[1:3]
-    shift_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
-    shift = tf.random.stateless_uniform([batch, 2], shift_seed, maxval=2 * PADDING + 1, dtype=tf.int32)
-    rows = shift[:, :1] + tf.range(height)  # [batch, height]
-    columns = tf.range(width)
-    if flip:
-        mirrored = tf.random.stateless_uniform([batch, 1], flip_seed) < 0.5
-        columns = tf.where(mirrored, columns[::-1], columns)  # [batch, width]
-    columns = shift[:, 1:] + columns
-    padded = tf.pad(images, [[0, 0], [PADDING, PADDING], [PADDING, PADDING], [0, 0]])
-    return tf.gather(tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+    names = () if augment is None else tuple(augment) if isinstance(augment, (list, tuple)) else (augment,)
+    for each in names:
+        if not isinstance(each, keras.layers.Layer):
+            checks.one_of(each, AUGMENTATIONS, "augment")
+    crop = names[0] if names and names[0] in CROPS else None
+    others = names[crop is not None :]
+    if any(each in CROPS for each in others):
+        raise ValueError(f"`augment` must have one crop at most, and begin with it. Received: augment={augment!r}")
+    return Augmentation(crop, others)
 
 
-def resized(image, size):
-    """Resizes the shorter side of an image to `size`, and cuts the middle out of the longer one.
+def _check_layer(layer):
+    if isinstance(layer, keras.layers.AugMix):
+        raise ValueError(
+            "keras.layers.AugMix draws its operations when it is traced, once and without a seed: use 'augmix'. "
+            f"Received: {layer!r}"
+        )
+    value_range = getattr(layer, "value_range", None)
+    if layer.compute_dtype != "float32" or (value_range is not None and tuple(value_range) != (0, 1)):
+        raise ValueError(
+            "A layer that augments must have dtype='float32' and, if it knows one, value_range=(0, 1), as images have. "
+            f"Received: {layer!r} with dtype={layer.compute_dtype!r}, value_range={value_range}"
+        )
 
-    Args:
-        image: [height, width, channels] of any dtype.
-        size: height and width of what is returned, float32 in the range of the image.
-    """
-    height, width = tf.unstack(tf.shape(image)[:2])
-    shorter = tf.minimum(height, width)
-    image = tf.image.resize(image, [height * size // shorter, width * size // shorter], antialias=True)
-    return tf.image.resize_with_crop_or_pad(image, size, size)
+
+def _made(each):
+    """The step of a name or a layer, of images and labels."""
+    layer = MIXERS[each]() if each in MIXERS else each
+    if isinstance(layer, MIXING_LAYERS):
+        return lambda images, labels, seed: _mixed(layer, images, labels, seed)
+    step = of_layer(layer) if isinstance(layer, keras.layers.Layer) else STEPS[layer]()
+    return lambda images, labels, seed: (step(images, seed), labels)
 
 
-def random_resized_crop(image, size, seed, flip):
-    """Resizes a random part of an image, of a random size and shape, and with `flip` mirrors it with probability 0.5.
-
-    Of an image of which no such part is found, as it is too narrow, the whole is resized. The other arguments are those
-    of `crop` and `resized`. The part is drawn by TensorFlow's `stateless_sample_distorted_bounding_box`: not its area
-    is uniform, as in torchvision, but its height.
-    """
-    part_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
-    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
-        tf.shape(image), tf.zeros([1, 0, 4]), part_seed, min_object_covered=0.0, aspect_ratio_range=ASPECT,
-        area_range=AREA, use_image_if_no_bounding_boxes=True,
-    )  # fmt: skip
-    part = tf.ensure_shape(tf.slice(image, begin, extent), [None, None, image.shape[2]])
-    image = tf.image.resize(part, [size, size], antialias=True)
-    return tf.image.stateless_random_flip_left_right(image, flip_seed) if flip else image
+def _mixed(layer, images, labels, seed):
+    mixed = applied(layer, {"images": images, "labels": labels}, seed)
+    return mixed["images"], mixed["labels"]

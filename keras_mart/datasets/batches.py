@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mart import checks
-from keras_mart.datasets import augmentation, fetching
+from keras_mart.datasets import augmentation, cropping, fetching
 
 # The streams of random numbers that one seed gives: of the examples of `load`, and of those that `mix` adds.
 LABELLED, EXTRA = 0, 1
@@ -22,25 +22,34 @@ def epoch_seeds(seed, stream, epoch):
     return tf.data.Dataset.range(1).map(of_epoch)
 
 
-def gatherer(examples, augment, image_size=None):
-    """Maps [batch] indices and a [2] seed of the crops to ([batch, ...] float32 images in [0, 1], [batch] labels)."""
+def gatherer(examples, augment=augmentation.NONE, image_size=None, classes=None):
+    """Maps [batch] indices and a [2] seed to ([batch, ...] float32 images in [0, 1], [batch] labels).
+
+    Args:
+        examples: `Examples` with labels.
+        augment: an `Augmentation`.
+        image_size: as in `load`.
+        classes: the number of classes where labels are to be soft, [batch, classes] float32.
+    """
     images = examples.images
+    crop, flip = augment.crop, augment.crop == "crop_flip"
+    finish = augment.steps()
     with tf.device("CPU"):  # Where there is a GPU, the data must not fill its memory.
         labels = tf.constant(examples.labels)
 
     def whole(index, seed):
         batch = fetching.fetch(images, index, images.shape[1:])
-        if augment:
-            batch = augmentation.crop(batch, seed, flip=augment == "crop_flip")
+        if crop:
+            batch = cropping.crop(batch, seed, flip)
         return scaled(batch)
 
     def resized(index, seed):
         def of_one(place):
             image = fetching.fetch(images, index[place], [None, None, images.shape[-1]])
-            if augment is None:
-                return augmentation.resized(image, image_size)
+            if crop is None:
+                return cropping.resized(image, image_size)
             own = tf.random.fold_in(seed, place)
-            return augmentation.random_resized_crop(image, image_size, own, flip=augment == "crop_flip")
+            return cropping.random_resized_crop(image, image_size, own, flip)
 
         shape = tf.TensorSpec([image_size, image_size, images.shape[-1]])
         batch = tf.map_fn(of_one, tf.range(tf.size(index)), fn_output_signature=shape)
@@ -48,7 +57,9 @@ def gatherer(examples, augment, image_size=None):
         return tf.clip_by_value(batch / 255 if images.dtype == np.uint8 else batch, 0, 1)
 
     def gather(index, seed):
-        return (whole if image_size is None else resized)(index, seed), tf.gather(labels, index)
+        batch = (whole if image_size is None else resized)(index, seed)
+        own = tf.gather(labels, index)
+        return finish(batch, own if classes is None else tf.one_hot(own, classes), seed)
 
     return gather
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_mart import checks
 from keras_mart.datasets import batches, extras
-from keras_mart.datasets.augmentation import AUGMENTATIONS
+from keras_mart.datasets.augmentation import chosen
 
 
 def mix(
@@ -35,7 +35,7 @@ def mix(
 
     Args:
         labelled: `tf.data.Dataset` of batches of (images, labels[, weights]) or ((images, index), labels[, weights]),
-            as `load` gives them without a `first_batch`.
+            as `load` gives them without a `first_batch`. Labels may be soft, [batch, classes] floats.
         extra: arrays of images, or (images, labels), as `load_extra` gives: [examples, height, width, channels] uint8
             (divided by 255 batch by batch), or floats in [0, 1]; [examples] integers. Or a finite `tf.data.Dataset` of
             batches of images, (images, labels) or ((images, index), labels), which is read into memory once; put in
@@ -44,15 +44,18 @@ def mix(
         weight: the weight gamma of an extra example; a labelled one keeps its own, or has 1.
         network: a Keras classifier that returns logits, wrapped or not, by which extra images without labels are
             labelled once: `pseudo_labels`.
-        augment: of the extra images, as in `load`.
-        seed: an integer for the order and the crops; those of `load` with the same seed are independent of them.
+        augment: of the extra images, as in `load`. MixUp and CutMix mix them with one another, as `load` mixes labelled
+            ones, so that each image keeps a weight of its own; they need soft labels of `labelled`, which tell the
+            number of classes.
+        seed: an integer for the order and the augmentation; those of `load` with the same seed are independent of them.
         epoch: as in `load`; the same as that of `labelled`.
         first_batch: number of batches to leave out at the beginning of each iteration, for what is left of an epoch.
 
     Returns:
         A `tf.data.Dataset` of ([batch, height, width, channels] float32 images, [batch] int32 labels, [batch] float32
-        weights). Where `labelled` has an index, inputs are (images, [batch] int32 index): extra example i of n has the
-        index i, labelled example i has n + i. `MMA` then takes as `num_examples` the number of both together.
+        weights); labels are [batch, classes] float32 where those of `labelled` are soft. Where `labelled` has an index,
+        inputs are (images, [batch] int32 index): extra example i of n has the index i, labelled example i has n + i.
+        `MMA` then takes as `num_examples` the number of both together.
 
     Raises:
         ValueError: arguments out of range, data of another form, shape or range, and extra data that have no labels
@@ -65,10 +68,17 @@ def mix(
         raise ValueError(f"`fraction` must lie between 0 and 1. Received: fraction={fraction}")
     if not 0 <= weight < math.inf:
         raise ValueError(f"`weight` must be finite and not negative. Received: weight={weight}")
-    if augment is not None:
-        checks.one_of(augment, AUGMENTATIONS, "augment")
-    shape = _image_shape(labelled)
+    augmentation = chosen(augment)
+    shape, classes = _image_shape(labelled), _soft_classes(labelled)
+    if augmentation.mixes and classes is None:
+        raise ValueError(
+            "Extra images are mixed where the labels of `labelled` are soft: give `load` an `augment` that mixes too. "
+            f"Received: augment={augment!r} and labels that are integers"
+        )
     examples = extras.examples(extra, network)
+    if classes is not None:
+        checks.labels(examples.labels, classes, " of `extra`")
+    augmentation.check(examples.images.shape[1:])
     if not shape.is_compatible_with(examples.images.shape[1:]):
         raise ValueError(
             f"Labelled and extra images must be of one shape. Received: {tuple(shape)} and {examples.images.shape[1:]}"
@@ -77,7 +87,7 @@ def mix(
     seeds = seeds.flat_map(lambda epoch_seed: tf.data.Dataset.from_tensors(epoch_seed).repeat())
     start, draw = _drawing(len(examples.labels), fraction)
     dataset = tf.data.Dataset.zip(labelled, seeds).enumerate().scan(start, draw).skip(first_batch)
-    dataset = dataset.map(_joining(examples, augment, weight), num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.map(_joining(examples, augmentation, weight, classes), num_parallel_calls=tf.data.AUTOTUNE)
     cardinality = int(labelled.cardinality())
     return batches.finished(dataset, cardinality - first_batch if cardinality >= 0 else cardinality)
 
@@ -90,10 +100,24 @@ def _image_shape(labelled):
     images, _, labels, _ = checks.unpacked(labelled.element_spec)
     if labels is None or not extras.are_batches(images):
         raise ValueError(f"{rule} Received: {labelled.element_spec}")
-    if labels.shape.rank is not None:
+    if labels.shape.rank is not None and _soft_classes(labelled) is None:
         like = np.zeros([1, *(size or 1 for size in labels.shape[1:])], labels.dtype.as_numpy_dtype)
         checks.labels(like, 1, " of an example of `labelled`")
     return images.shape[1:]
+
+
+def _soft_classes(labelled):
+    """The number of classes of soft labels, `None` where they are integers.
+
+    Raises:
+        ValueError: soft labels beside an index.
+    """
+    _, index, labels, _ = checks.unpacked(labelled.element_spec)
+    if labels.shape.rank is None or not (labels.dtype.is_floating and checks.are_soft(labels)):
+        return None
+    if index is not None:
+        raise ValueError("Soft labels and an index do not go together. Received: both in `labelled`")
+    return labels.shape[-1]
 
 
 def _drawing(count, fraction):
@@ -121,16 +145,17 @@ def _drawing(count, fraction):
     return (tf.zeros([0], tf.int32), tf.constant(0)), draw
 
 
-def _joining(examples, augment, weight):
+def _joining(examples, augment, weight, classes):
     """Maps a labelled batch, indices of extra examples and a [2] seed to the batch of both, evenly alternating."""
-    gather, count = batches.gatherer(examples, augment), len(examples.labels)
+    gather, count = batches.gatherer(examples, augment, classes=classes), len(examples.labels)
 
     def join(element, extra_index, crop_seed):
         images, index, labels, weights = checks.unpacked(element)
-        labels = tf.reshape(tf.cast(labels, tf.int32), [-1])
-        weights = tf.ones_like(labels) if weights is None else tf.reshape(weights, [-1])
+        labels = tf.reshape(tf.cast(labels, tf.int32), [-1]) if classes is None else tf.cast(labels, tf.float32)
         extra_images, extra_labels = gather(extra_index, crop_seed)
-        sizes = [tf.cast(tf.size(part), tf.float32) for part in (labels, extra_labels)]
+        own, added = tf.shape(labels)[:1], tf.shape(extra_labels)[:1]
+        weights = tf.ones(own) if weights is None else tf.reshape(weights, [-1])
+        sizes = [tf.cast(size[0], tf.float32) for size in (own, added)]
         places = [(tf.range(size) + 0.5) / size for size in sizes]
         order = tf.argsort(tf.concat(places, 0), stable=True)
 
@@ -138,7 +163,7 @@ def _joining(examples, augment, weight):
             return tf.gather(tf.concat([one, other], 0), order)
 
         images = joined(tf.cast(images, tf.float32), extra_images)
-        weights = joined(tf.cast(weights, tf.float32), tf.fill(tf.shape(extra_labels), tf.cast(weight, tf.float32)))
+        weights = joined(tf.cast(weights, tf.float32), tf.fill(added, tf.cast(weight, tf.float32)))
         inputs = images if index is None else (images, joined(tf.cast(index, tf.int32) + count, extra_index))
         return inputs, joined(labels, extra_labels), weights
 
