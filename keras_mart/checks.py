@@ -47,6 +47,15 @@ def positive_integer(value, name):
         raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
 
 
+def decay_all(value, optimizer):
+    """Raises ValueError for an optimizer that can no longer leave weights out of its decay."""
+    if not value and getattr(optimizer, "built", False):
+        raise ValueError(
+            "`decay_all=False` needs an optimizer that is not built yet: give a new one. "
+            f"Received: decay_all={value} with {optimizer!r}"
+        )
+
+
 def on_replicas(replicas, optimizer, steps_per_execution):
     """Raises ValueError for what Keras cannot do in a training step of so many replicas."""
     if replicas == 1:

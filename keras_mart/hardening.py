@@ -215,8 +215,7 @@ def _steps(train, batch_size):
 
 def _optimizer(rate, steps):
     warm_up = max(round(WARM_UP * steps), 1)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(steps - warm_up, 1), warmup_target=rate, warmup_steps=warm_up
-    )
+    cosine = keras.optimizers.schedules.CosineDecay(rate, max(steps - warm_up, 1))
+    schedule = optimizers.Warmup(cosine, warm_up)
     text = f"SGD, Nesterov momentum {MOMENTUM}, weight decay {WEIGHT_DECAY}, rate 0 to {rate} to 0 in {steps} steps;"
     return optimizers.SGD(schedule, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY), text

@@ -1,6 +1,7 @@
-"""Stochastic gradient descent as the papers' recipes mean it."""
+"""Stochastic gradient descent as the papers' recipes mean it, and the warm-up of any learning rate schedule."""
 
 import contextlib
+import numbers
 
 import keras
 import tensorflow as tf
@@ -69,6 +70,54 @@ class SGD(keras.optimizers.SGD):
         Private in Keras, yet the only way to keep `weight_decay` as attribute and in the config without the
         decoupled decay that Keras derives from them.
         """
+
+
+@keras.saving.register_keras_serializable(package="keras_mart")
+class Warmup(keras.optimizers.schedules.LearningRateSchedule):
+    """Raises the learning rate from 0 in a straight line, then follows a schedule from the schedule's own step 0.
+
+        rate(step) = schedule(0) * step / steps         where step < steps
+                     schedule(step - steps)             from then on
+
+    Differences: in `keras.optimizers.schedules` only `CosineDecay` has a warm-up; this is the same one for any
+    schedule, without a branch in the training step. Steps count from 0, so that the first one has a rate of 0, as with
+    `torch.optim.lr_scheduler.CyclicLR` from 0. PyTorch's `OneCycleLR` rises by a cosine from a 25th of the largest
+    rate, and ends at a 250,000th of it. Both of PyTorch's also move the momentum, down and up again.
+
+    Args:
+        schedule: a `LearningRateSchedule`, or a float for a rate that stays.
+        steps: number of steps of the rise, at least 0.
+
+    Raises:
+        ValueError: `schedule` or `steps` is something else.
+
+    Reference: Goyal et al., 1706.02677.
+    """
+
+    def __init__(self, schedule, steps):
+        super().__init__()
+        if not isinstance(schedule, (keras.optimizers.schedules.LearningRateSchedule, numbers.Real)):
+            raise ValueError(f"`schedule` must be a LearningRateSchedule or a float. Received: schedule={schedule!r}")
+        if not isinstance(steps, numbers.Integral) or steps < 0:
+            raise ValueError(f"`steps` must be an integer of at least 0. Received: steps={steps!r}")
+        self.schedule, self.steps = schedule, steps
+
+    def __call__(self, step):
+        step = ops.convert_to_tensor(step)
+        if isinstance(self.schedule, numbers.Real):
+            rate = ops.convert_to_tensor(self.schedule, "float32")
+        else:
+            rate = self.schedule(ops.maximum(step - self.steps, 0))
+        if self.steps == 0:
+            return rate
+        return rate * ops.minimum(ops.cast(step, rate.dtype) / self.steps, 1.0)
+
+    def get_config(self):
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule), "steps": self.steps}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config["schedule"]), config["steps"])
 
 
 @contextlib.contextmanager

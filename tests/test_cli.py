@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mart import CW, FGSM, L2, PGD, Linf, callbacks, cli, datasets, files, folding, watch
-from keras_mart.cli import build, flags, help, rules, saving, workdir
+from keras_mart import CW, FGSM, L2, PGD, Linf, callbacks, cli, datasets, files, folding, optimizers, watch
+from keras_mart.cli import build, flags, help, optimizer, rules, saving, workdir
 from keras_mart.cli.flags import FLAGS
 from keras_mart.evaluation import Table, state
 from keras_mart.evaluation.record import attack as parameters
@@ -212,6 +212,19 @@ def test_resume_demands_the_same_flags(run, tiny):
     assert "begun with --method=mart. Received instead: --epsilon=0.25 --method=at" in result.err
     assert f"--flagfile={run / 'flags.cfg'}" in result.err
     assert set((run / "flags.cfg").read_text().split()) == {"--method=mart", *tiny}
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_resume_takes_more_epochs_where_the_rate_does_not_hang_on_them(schedule, run, tiny):
+    with (run / "flags.cfg").open("a") as file:
+        file.write(f"--schedule={schedule}\n")
+    result = command(*tiny, f"--workdir={run}", "--resume", f"--schedule={schedule}", "--epochs=2", "--mode=train")
+    if schedule == "constant":
+        assert result.status == 0 and len(history(run)) == 2
+    else:
+        assert result.status == 2
+        for part in ("--schedule=cosine falls over all --epochs.", "begun with --epochs=1.", "instead: --epochs=2"):
+            assert part in result.err
 
 
 def test_resume_demands_a_state_to_go_on_from(run, tiny):
@@ -637,11 +650,13 @@ WRONG = [
     ("--network=small_cnn", "--depth is taken by wide_resnet alone", "--network=small_cnn"),
     ("--network=resnet18 --depth= --width= --dropout=0.1", "--dropout is taken by small_cnn, wide_resnet alone"),
     ("--optimizer=adam --momentum=0.5", "--momentum is taken by sgd alone", "--optimizer=adam", "--momentum=0.9"),
-    ("--optimizer=adam --weight_decay=0.1", "--weight_decay is taken by sgd alone"),
     ("--augment=cutot", "`augment` must be one of none, crop_flip", "Did you mean 'cutout'?"),
     ("--augment=none,crop", "--augment=none has no other names beside it. Received: --augment=none,crop"),
     ("--augment=cutout,crop", "`augment` must have one crop at most, and begin with it"),
     ("--method=at,mma --max_epsilon=0.1 --augment=crop,mixup", "--method=mma keeps", "--augment=crop,mixup"),
+    ("--optimizer=adam --weight_decay=0.1", "--weight_decay is taken by sgd, adamw, lion alone"),
+    ("--optimizer=adam --nodecay_all", "--decay_all is taken by sgd, adamw, lion alone"),
+    ("--optimizer=lion --nesterov", "--nesterov is taken by sgd alone"),
     ("--epsilon=8/0", "--epsilon", "must be a number or a fraction such as 8/255. Received: '8/0'"),
     ("--epsilon=nan", "must be a number or a fraction"),
     ("--epsilon=1e999", "must be a number or a fraction"),
@@ -655,7 +670,21 @@ WRONG = [
     ("--batch_size=0", "--batch_size", "must be an integer of at least 1"),
     ("--decay_epochs=5,0", "--decay_epochs", "must be an integer of at least 1. Received: '0'"),
     ("--learning_rate=0", "--learning_rate must be positive. Received: --learning_rate=0.0"),
-    ("--weight_decay=-1", "`weight_decay` must not be negative"),
+    ("--weight_decay=-1", "--weight_decay must not be negative. Received: --weight_decay=-1.0"),
+    ("--clip_norm=0", "--clip_norm must be positive. Received: --clip_norm=0.0"),
+    ("--schedule=cos", "`schedule` must be one of steps, cosine, onecycle, constant. Received: 'cos'"),
+    (
+        "--schedule=cosine --decay_epochs=75,90",
+        "--decay_epochs is taken by steps alone",
+        "=75,90. To drop it",
+        "epochs=",
+    ),
+    ("--warmup_epochs=1", "--warmup_epochs must be at least 0 and below --epochs", "--warmup_epochs=1.0 --epochs=1"),
+    ("--warmup_epochs=-1", "--warmup_epochs must be at least 0 and below --epochs", "--warmup_epochs=-1.0"),
+    (
+        "--epochs=9 --warmup_epochs=3/2 --decay_epochs=5,2",
+        "--decay_epochs must begin when the warm-up is over. Received: --decay_epochs=5,2 --warmup_epochs=1.5",
+    ),
     ("--momentum=2", "`momentum` must be a float between [0, 1]"),
     ("--beta=-1", "`beta` must be finite and not negative. Received: beta=-1.0"),
     ("--depth=11", "`depth` must be 6 n + 4", "depth=11"),
@@ -878,6 +907,11 @@ def test_configs_build(config, described, monkeypatch, request):
     rules.check()
     assert list(build.attacks(FLAGS.attacks))[:3] == ["fgsm", "pgd20", "cw"]
     assert FLAGS.attacks[-1] == ("apgd-t" if config == "digits.cfg" else "autoattack")
+    tenths = [
+        sum(start <= epoch for start in FLAGS.decay_epochs) for epoch in range(1, FLAGS.epochs + 1) for _ in "abc"
+    ]
+    rates = optimizer.schedule(3)(np.arange(3 * FLAGS.epochs))
+    np.testing.assert_allclose(rates, FLAGS.learning_rate * 0.1 ** np.array(tenths), rtol=1e-6)
     if config == "cifar_wrn.cfg":  # too large for every day
         request.getfixturevalue("linear")
     for name in FLAGS.method:
@@ -926,8 +960,42 @@ def test_cifar_config_is_the_official_recipe():
         "pgd20": PGD(Linf(8 / 255), 20, step_size=0.1 * 8 / 255),
         "cw": CW(Linf(8 / 255), 30, step_size=0.1 * 8 / 255),
     }
-    rates = {epoch: build.learning_rate(epoch - 1) for epoch in (1, 74, 75, 89, 90, 100, 120)}
-    assert rates == pytest.approx({1: 0.01, 74: 0.01, 75: 1e-3, 89: 1e-3, 90: 1e-4, 100: 1e-5, 120: 1e-5})
+    rates = np.asarray(optimizer.schedule(351)(np.arange(351 * FLAGS.epochs))).reshape(FLAGS.epochs, 351)
+    for first, last, rate in ((1, 74, 1e-2), (75, 89, 1e-3), (90, 99, 1e-4), (100, 120, 1e-5)):
+        np.testing.assert_allclose(rates[first - 1 : last], rate, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("steps --decay_epochs=4,3", [0, 1 / 3, 2 / 3, 1, 0.1, 0.1, 0.01, 0.01]),
+        ("cosine", [0, 1 / 3, 2 / 3, *((1 + np.cos(np.pi * np.arange(5) / 5)) / 2)]),
+        ("onecycle", [0, 1 / 3, 2 / 3, 1, 0.8, 0.6, 0.4, 0.2]),
+        ("constant", [0, 1 / 3, 2 / 3, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_schedules_go_step_by_step(schedule, expected):
+    parse("--epochs=4", "--warmup_epochs=3/2", "--learning_rate=1", *f"--schedule={schedule}".split())
+    rules.check()
+    np.testing.assert_allclose(optimizer.schedule(2)(np.arange(8)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "expected"),
+    [
+        ("--nesterov", optimizers.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.0}),
+        ("--optimizer=adam --clip_norm=5", keras.optimizers.Adam, {"weight_decay": None, "global_clipnorm": 5.0}),
+        ("--optimizer=adamw --weight_decay=0.1 --nodecay_all", keras.optimizers.AdamW, {"weight_decay": 0.1}),
+        ("--optimizer=lion --weight_decay=0.1", keras.optimizers.Lion, {"weight_decay": 0.1}),
+    ],
+)
+def test_flags_reach_the_optimizer(arguments, kind, expected, described, linear):
+    parse("--method=standard", *arguments.split())
+    rules.check()
+    model = build.model("standard")
+    assert type(model.optimizer) is kind
+    assert {name: getattr(model.optimizer, name) for name in expected} == expected
+    assert model.decay_all is ("--nodecay_all" not in arguments)
 
 
 @pytest.mark.parametrize("asked", ["--help", "-h", "--helpshort"])

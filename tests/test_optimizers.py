@@ -1,11 +1,14 @@
-"""SGD against PyTorch's update written out in NumPy, and what Keras does with it."""
+"""SGD against PyTorch's update written out in NumPy, warm-up, what is left out of the decay, and what Keras does."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import images_and_labels
+from keras.optimizers import schedules
 
-from keras_mart.optimizers import SGD
+import keras_mart as km
+from keras_mart.optimizers import SGD, Warmup
 
 RATES = (0.1, 0.1, 0.01, 0.01)  # a step schedule: PyTorch's and Keras's momentum part at the third step
 WEIGHT_DECAY = 0.3
@@ -134,3 +137,95 @@ def test_a_saved_model_goes_on_where_it_stopped(tmp_path):
 def test_refuses_a_negative_weight_decay(weight_decay):
     with pytest.raises(ValueError, match=r"`weight_decay` must not be negative\. Received: weight_decay="):
         SGD(weight_decay=weight_decay)
+
+
+# Warm-up
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "expected"),
+    [
+        (0.4, 4, [0, 0.1, 0.2, 0.3, 0.4, 0.4]),
+        (0.4, 0, [0.4] * 6),
+        (schedules.PiecewiseConstantDecay([1], [0.4, 0.3]), 2, [0, 0.2, 0.4, 0.4, 0.3, 0.3]),
+        (schedules.PolynomialDecay(0.4, 4, end_learning_rate=0.0), 2, [0, 0.2, 0.4, 0.3, 0.2, 0.1]),
+    ],
+)
+def test_the_rate_rises_in_a_straight_line_to_the_first_of_the_schedule(schedule, steps, expected):
+    rate = Warmup(schedule, steps)
+    np.testing.assert_allclose([float(rate(step)) for step in range(6)], expected, atol=1e-7)
+
+
+def test_warm_up_is_that_of_kerass_cosine_decay():
+    own = schedules.CosineDecay(0.0, 7, warmup_target=0.3, warmup_steps=5)
+    rate = Warmup(schedules.CosineDecay(0.3, 7), 5)
+    for step in range(15):
+        assert float(rate(step)) == pytest.approx(float(own(step)), abs=1e-8)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("schedule", [0.1, schedules.CosineDecay(0.1, 3)], ids=["constant", "cosine"])
+def test_an_optimizer_is_saved_with_its_warm_up_and_follows_it(schedule, scaled):
+    optimizer = SGD(Warmup(schedule, 2))
+    if scaled:  # as Keras has it in mixed_float16
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=8.0)
+    optimizer = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    variable = keras.Variable([0.0])
+    for expected in (0.0, -0.05, -0.15):  # rates 0, 0.05, 0.1
+        optimizer.apply([tf.constant([8.0 if scaled else 1.0])], [variable])
+        np.testing.assert_allclose(variable.numpy(), [expected], atol=1e-7)
+    if scaled:  # an overflow is no step
+        optimizer.apply([tf.constant([np.inf])], [variable])
+        assert int(optimizer.iterations) == 3
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "message"),
+    [
+        (0.1, -1, r"`steps` must be an integer of at least 0\. Received: steps=-1"),
+        (0.1, 1.5, r"`steps` must be an integer of at least 0\. Received: steps=1.5"),
+        ("cosine", 1, r"`schedule` must be a LearningRateSchedule or a float\. Received: schedule='cosine'"),
+    ],
+)
+def test_refuses_what_is_no_warm_up(schedule, steps, message):
+    with pytest.raises(ValueError, match=message):
+        Warmup(schedule, steps)
+
+
+# What `compile(decay_all=False)` leaves out
+
+
+def after_one_step(kind, decay, path, precision, strategy):
+    """Names and values of the weights after a step of a model that was saved and loaded before it."""
+    images, labels = images_and_labels()
+    with (strategy or tf.distribute.get_strategy()).scope():
+        keras.utils.set_random_seed(0)
+        features = [keras.Input(images.shape[1:]), keras.layers.Flatten(), keras.layers.BatchNormalization()]
+        model = km.Standard(keras.Sequential([*features, keras.layers.Dense(3, dtype=precision)]), seed=0)
+        for variable in model.trainable_variables:
+            variable.assign_add(tf.ones_like(variable.value))  # a bias of 0 would not decay
+        model.compile(kind(0.1, weight_decay=decay), decay_all=False)
+        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (precision == "mixed_float16")
+        model.save(path / "model.keras")
+        model = keras.saving.load_model(path / "model.keras")
+    model.fit(images, labels, batch_size=8, verbose=0)
+    return [(variable.name, variable.numpy()) for variable in model.network.trainable_variables]
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "replicas"),
+    [(SGD, "float32", 2), (keras.optimizers.AdamW, "float32", 2), (keras.optimizers.Lion, "mixed_float16", 1)],
+)
+def test_biases_and_batch_normalisation_do_not_decay(kind, precision, replicas, request, tmp_path):
+    strategy = request.getfixturevalue("two_replicas") if replicas == 2 else None
+    decayed, kept = (after_one_step(kind, decay, tmp_path, precision, strategy) for decay in (0.5, 0.0))
+    same = {name: np.array_equal(one, other) for (name, one), (_, other) in zip(decayed, kept, strict=True)}
+    assert same == {"kernel": False, "bias": True, "gamma": True, "beta": True}
+
+
+def test_an_optimizer_that_is_built_cannot_leave_weights_out():
+    model = km.Standard(keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)]))
+    optimizer = SGD(0.1, weight_decay=0.1)
+    model.compile(optimizer)
+    with pytest.raises(ValueError, match=r"`decay_all=False` needs an optimizer that is not built yet"):
+        model.compile(optimizer, decay_all=False)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import tensorflow as tf
 from agreement import replace_random_numbers
@@ -21,7 +22,8 @@ EVERYTHING = {"weight_average": 0.9, "weight_perturbation": km.AWP(0.01)}
 
 def compiled(arguments=EVERYTHING, **compile_arguments):
     model = km.MART(conv_network(), ATTACK, seed=0, **arguments)
-    optimizer = km.optimizers.SGD(0.1, momentum=0.9, weight_decay=1e-3, global_clipnorm=1.0)
+    rate = km.optimizers.Warmup(keras.optimizers.schedules.CosineDecay(0.1, 10), 1)
+    optimizer = km.optimizers.SGD(rate, momentum=0.9, weight_decay=1e-3, global_clipnorm=1.0)
     model.compile(optimizer, metrics=["accuracy"], **{"jit_compile": True, **compile_arguments})
     return model
 

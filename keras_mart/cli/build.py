@@ -2,13 +2,13 @@
 
 import functools
 
-import keras
 import numpy as np
 
-from keras_mart import checks, datasets, networks, optimizers, serving, zoo
+from keras_mart import checks, datasets, networks, serving, zoo
 from keras_mart.attacks import PGD
 from keras_mart.attacks.inference import compile_by_xla, network_of
 from keras_mart.cli.flags import EVALUATION_PRECISIONS, FLAGS
+from keras_mart.cli.optimizer import optimizer
 from keras_mart.cli.parsers import APPLICATIONS, FILES
 from keras_mart.cli.rules import augmentations, method_arguments
 from keras_mart.datasets import augmentation
@@ -195,8 +195,8 @@ def model(method):
     built = METHODS[method](network(), seed=FLAGS.seed, **arguments)
     validation_attack = attacks([VALIDATION_ATTACK])[VALIDATION_ATTACK] if built.has_adversary else None
     built.compile(
-        _optimizer(), validation_attack=validation_attack, jit_compile=_jit_compile(), on_nan=FLAGS.on_nan,
-        steps_per_execution=FLAGS.steps_per_execution, accumulate=FLAGS.accumulate,
+        optimizer(steps()), validation_attack=validation_attack, jit_compile=_jit_compile(), on_nan=FLAGS.on_nan,
+        steps_per_execution=FLAGS.steps_per_execution, accumulate=FLAGS.accumulate, decay_all=FLAGS.decay_all,
     )  # fmt: skip
     return built
 
@@ -251,14 +251,3 @@ def _check_extra(num_classes, image):
             raise ValueError(f"--labeller must tell as many classes as --dataset has, {num_classes}. Received: {told}")
     checks.labels(extra()[1], num_classes, f" in --extra={FLAGS.extra}")
     training_data(METHODS[FLAGS.method[0]], lambda: 0)
-
-
-def _optimizer():
-    if FLAGS.optimizer == "adam":
-        return keras.optimizers.Adam(FLAGS.learning_rate)
-    return optimizers.SGD(FLAGS.learning_rate, momentum=FLAGS.momentum, weight_decay=FLAGS.weight_decay)
-
-
-def learning_rate(epoch):
-    """The rate of an epoch, counted from 0 as Keras does; --decay_epochs counts from 1 as the papers do."""
-    return FLAGS.learning_rate * 0.1 ** sum(start <= epoch + 1 for start in FLAGS.decay_epochs)

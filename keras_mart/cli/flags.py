@@ -14,6 +14,8 @@ from keras_mart.methods.model import ATTACK_MODES, STATISTICS
 
 FLAGS = flags.FLAGS
 MODES = ("train", "evaluate", "report", "export")
+OPTIMIZERS = ("sgd", "adam", "adamw", "lion")
+SCHEDULES = ("steps", "cosine", "onecycle", "constant")
 NETWORKS = ("small_cnn", "resnet18", "wide_resnet")
 EVALUATION_PRECISIONS = {"float32": "float32", "none": None}
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -105,12 +107,24 @@ _integer(NETWORK, "width", None, "Widening factor (wide_resnet), 10 by default."
 _number(NETWORK, "dropout", None, "Share of units left out (small_cnn, wide_resnet); the network's own by default.")
 
 _integer(TRAINING, "epochs", 120, "Number of epochs.")
-_choice(TRAINING, "optimizer", "sgd", ("sgd", "adam"), "The optimizer; sgd has PyTorch's weight decay.")
-_number(TRAINING, "learning_rate", 0.01, "Learning rate of the first epoch.")
+_choice(TRAINING, "optimizer", "sgd", OPTIMIZERS, "The optimizer.")
+_number(TRAINING, "learning_rate", 0.01, "The largest learning rate.")
+_schedule = (
+    "The rate after the warm-up. steps: a tenth of it from each of --decay_epochs on; cosine: down to 0 at the end of "
+    "all epochs by half a cosine; onecycle: the same in a straight line; constant: it stays."
+)
+_choice(TRAINING, "schedule", "steps", SCHEDULES, _schedule)
 _decay = "Epochs, counted from 1, from which on the rate is a tenth of what it was: a list such as 75,90."
 flags.DEFINE(parsers.List(parsers.Integer()), "decay_epochs", "", _decay, module_name=TRAINING)
+_warmup = "Epochs, such as 10 or 1/2, over which the rate rises from 0 in a straight line, step by step."
+_number(TRAINING, "warmup_epochs", 0.0, _warmup)
 _number(TRAINING, "momentum", 0.9, "Momentum (sgd).")
-_number(TRAINING, "weight_decay", 0.0, "Weight decay, added to the gradient (sgd).")
+flags.DEFINE_bool("nesterov", False, "Nesterov's form of the momentum (sgd).", module_name=TRAINING)
+_decay = "Weight decay: added to the gradient as in PyTorch (sgd), or apart from it (adamw, lion)."
+_number(TRAINING, "weight_decay", 0.0, _decay)
+_all = "Decay all weights; --nodecay_all leaves biases and BatchNormalization's parameters out."
+flags.DEFINE_bool("decay_all", True, _all, module_name=TRAINING)
+_number(TRAINING, "clip_norm", None, "The norm that the gradient of all weights together is clipped to.")
 _smoothing = "Share of each label that is spread over all classes in the training loss, none by default."
 _number(TRAINING, "label_smoothing", None, _smoothing)
 _statistics = "The training forwards that BatchNormalization's running statistics see."

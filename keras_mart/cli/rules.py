@@ -28,8 +28,13 @@ TAKERS = {
     "weights": ("network", ("applications",)),
     "preprocessing": ("network", ("a file",)),
     "momentum": ("optimizer", ("sgd",)),
-    "weight_decay": ("optimizer", ("sgd",)),
+    "nesterov": ("optimizer", ("sgd",)),
+    "weight_decay": ("optimizer", ("sgd", "adamw", "lion")),
+    "decay_all": ("optimizer", ("sgd", "adamw", "lion")),
+    "decay_epochs": ("schedule", ("steps",)),
 }
+# The schedules whose rate depends on --epochs from the first step on.
+OVER_ALL_EPOCHS = ("cosine", "onecycle")
 # Flags that have no meaning without another.
 NEEDS = {
     "awp_warmup": "awp_gamma", "extra_fraction": "extra", "extra_weight": "extra", "labeller": "extra",
@@ -57,9 +62,13 @@ def as_text(methods):
     lines = [f"--method={','.join(methods)}"] if methods else []
     for flag in own_flags():
         if flag.value != flag.default and flag.name not in {*of_other_methods, *OF_THE_COMMAND}:
-            values = flag.value if isinstance(flag.value, list) else [flag.value]
-            lines.append(f"--{flag.name}={','.join(map(str, values))}")
+            lines.append(f"--{flag.name}={_text(flag.value)}")
     return "\n".join(lines) + "\n"
+
+
+def _text(value):
+    """A flag's value as it is given."""
+    return "" if value is None else ",".join(map(str, value if isinstance(value, list) else [value]))
 
 
 def check_model():
@@ -102,8 +111,25 @@ def check():
             "A network from a file keeps its own precision. "
             f"Received: --network={FLAGS.network} --precision={FLAGS.precision}"
         )
-    if not FLAGS.learning_rate > 0:
-        raise ValueError(f"--learning_rate must be positive. Received: --learning_rate={FLAGS.learning_rate}")
+    _check_optimizer()
+
+
+def _check_optimizer():
+    for name in ("learning_rate", "clip_norm"):
+        if FLAGS[name].value is not None and not FLAGS[name].value > 0:
+            raise ValueError(f"--{name} must be positive. Received: --{name}={FLAGS[name].value}")
+    if FLAGS.weight_decay < 0:
+        raise ValueError(f"--weight_decay must not be negative. Received: --weight_decay={FLAGS.weight_decay}")
+    if not 0 <= FLAGS.warmup_epochs < FLAGS.epochs:
+        raise ValueError(
+            "--warmup_epochs must be at least 0 and below --epochs. "
+            f"Received: --warmup_epochs={FLAGS.warmup_epochs} --epochs={FLAGS.epochs}"
+        )
+    if FLAGS.decay_epochs and min(FLAGS.decay_epochs) - 1 < FLAGS.warmup_epochs:
+        raise ValueError(
+            "--decay_epochs must begin when the warm-up is over. "
+            f"Received: --decay_epochs={_text(FLAGS.decay_epochs)} --warmup_epochs={FLAGS.warmup_epochs}"
+        )
 
 
 def check_workers():
@@ -145,8 +171,7 @@ def _kind(value):
 
 def _check_taken(name, takers, by, chosen, *kinds):
     if not set(takers) & {*chosen, *kinds}:
-        default = FLAGS[name].default
         raise ValueError(
             f"--{name} is taken by {', '.join(takers)} alone. Received: --{by}={','.join(chosen)} with "
-            f"--{name}={FLAGS[name].value}. To drop it: --{name}={'' if default is None else default}"
+            f"--{name}={_text(FLAGS[name].value)}. To drop it: --{name}={_text(FLAGS[name].default)}"
         )

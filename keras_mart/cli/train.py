@@ -8,6 +8,7 @@ from keras_mart import distribution
 from keras_mart.callbacks import EpochScalars, is_measured
 from keras_mart.cli import build, state
 from keras_mart.cli.flags import FLAGS
+from keras_mart.cli.optimizer import schedule
 from keras_mart.cli.saving import Progress, Saver
 from keras_mart.cli.stopping import Requests, Stopped, say
 
@@ -34,8 +35,13 @@ def train(method, directory, strategy):
 
 def _fit(model, saver, directory):
     validation = build.data("validation")
+    rate = schedule(saver.steps)
+
+    def note_rate(epoch, logs):  # that of the epoch's last step
+        logs["learning_rate"] = float(rate(max(int(model.optimizer.iterations.numpy()) - 1, 0)))
+
     # In the order in which they must run.
-    callbacks = [keras.callbacks.LearningRateScheduler(lambda epoch, _: build.learning_rate(epoch))]
+    callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=note_rate)]
     if distribution.is_chief(model.distribute_strategy):
         callbacks.append(EpochScalars(directory.tensorboard))
     callbacks.append(saver)

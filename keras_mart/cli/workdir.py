@@ -13,8 +13,8 @@ from keras_mart.cli import flags, rules
 from keras_mart.cli.parsers import APPLICATIONS
 from keras_mart.evaluation.run import Run
 
-# A run that goes on may get more epochs, another evaluation and another machine, but nothing else: not
-# --evaluation_epsilon, at which the best checkpoint is chosen.
+# A run that goes on may get more epochs (where its learning rate does not hang on their number), another evaluation and
+# another machine, but nothing else: not --evaluation_epsilon, at which the best checkpoint is chosen.
 FREE = tuple(
     f"--{name}="
     for name in (
@@ -71,9 +71,10 @@ class RunDirectory(Run):
         kept, given = (_demanded(each) for each in (self.flags.read_text(), text))
         if kept != given:
             begun, received = (" ".join(sorted(lines)) or "nothing" for lines in (kept - given, given - kept))
+            over_all = f" --schedule={flags.FLAGS.schedule} falls over all --epochs." if _epochs(kept ^ given) else ""
             raise ValueError(
-                f"--resume needs the flags that {self.path} was begun with (--flagfile={self.flags} gives them). "
-                f"It was begun with {begun}. Received instead: {received}"
+                f"--resume needs the flags that {self.path} was begun with (--flagfile={self.flags} gives them)."
+                f"{over_all} It was begun with {begun}. Received instead: {received}"
             )
 
     def begin(self, text):
@@ -155,7 +156,12 @@ def _begin(run, text):
 
 def _demanded(text):
     """The lines of a flagfile in which a run that goes on must agree."""
-    return {line for line in text.splitlines() if line and not line.startswith(FREE)}
+    lines = {line for line in text.splitlines() if line and not line.startswith(FREE)}
+    return lines | (_epochs(text.splitlines()) if flags.FLAGS.schedule in rules.OVER_ALL_EPOCHS else set())
+
+
+def _epochs(lines):
+    return {line for line in lines if line.startswith("--epochs=")}
 
 
 def of_method(method):

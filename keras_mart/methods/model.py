@@ -94,7 +94,7 @@ class AdversarialModel(keras.Model):
     # Whether the attack's ball in training has the radius that `epsilon_schedule` says.
     has_radius = True
     # What `compile` sets.
-    validation_attack, on_nan, accumulate, _xla = None, "stop", 1, False
+    validation_attack, on_nan, accumulate, decay_all, _xla = None, "stop", 1, True, False
 
     seed = Hyperparameter("an integer in [0, 2**31)", lambda value: 0 <= value < 2**31, integer=True)
     weight_average = Hyperparameter("a decay between 0 and 1", lambda value: 0 < value < 1)
@@ -368,7 +368,7 @@ class AdversarialModel(keras.Model):
 
     def compile(
         self, optimizer="rmsprop", loss=None, loss_weights=None, metrics=None, *, validation_attack=None,
-        jit_compile="auto", on_nan="stop", accumulate=1, **kwargs,
+        jit_compile="auto", on_nan="stop", accumulate=1, decay_all=True, **kwargs,
     ):  # fmt: skip
         """Configures training. Arguments are those of `keras.Model.compile`, but for the loss, which the method owns.
 
@@ -390,11 +390,13 @@ class AdversarialModel(keras.Model):
                 of the whole batch. But BatchNormalization normalises with the statistics of each part, as on replicas,
                 and Dropout draws other numbers. A batch that does not divide is filled up with its last examples, which
                 count only in those statistics. Validation takes whole batches.
+            decay_all: `False` leaves biases and BatchNormalization's parameters, that is, all weights of rank below 2,
+                out of the optimizer's weight decay, in place of what its `exclude_from_weight_decay` was told.
 
         Raises:
             ValueError: a loss was passed, an unknown `on_nan`, a `validation_attack` that cannot be, an `accumulate`
                 that is not positive, several `steps_per_execution` or an optimizer's own accumulation on several
-                replicas.
+                replicas, `decay_all=False` with an optimizer that is built already.
         """
         if loss is not None or loss_weights is not None:
             raise ValueError(
@@ -416,8 +418,10 @@ class AdversarialModel(keras.Model):
             )
         replicas = self.distribute_strategy.num_replicas_in_sync
         checks.on_replicas(replicas, optimizer, kwargs.get("steps_per_execution"))
+        checks.decay_all(decay_all, optimizer)
         self.validation_attack = validation_attack
-        self.on_nan, self.accumulate, self._jit_compile_argument = on_nan, accumulate, jit_compile
+        self.on_nan, self.accumulate, self.decay_all = on_nan, accumulate, decay_all
+        self._jit_compile_argument = jit_compile
         xla = distribution.prefers_xla() if jit_compile == "auto" else bool(jit_compile)
         self._xla = xla and not kwargs.get("run_eagerly")
         super().compile(optimizer, metrics=metrics, jit_compile=self._xla and replicas == 1, **kwargs)
@@ -435,13 +439,16 @@ class AdversarialModel(keras.Model):
             if self.compiled:
                 compile_by_xla(self.judged_network, self._jit_compile_argument)
             if self.compiled and self.optimizer is not None and not self.optimizer.built:
+                if not self.decay_all:  # Keras does not save what an optimizer leaves out
+                    inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+                    inner.exclude_from_weight_decay([each for each in self.trainable_variables if len(each.shape) < 2])
                 self.optimizer.build(self.trainable_variables)
 
     def get_compile_config(self):
         config = super().get_compile_config()
         attack = keras.saving.serialize_keras_object(self.validation_attack)
         own = {"validation_attack": attack, "jit_compile": self._jit_compile_argument}
-        own |= {name: getattr(self, name) for name in ("on_nan", "accumulate")}
+        own |= {name: getattr(self, name) for name in ("on_nan", "accumulate", "decay_all")}
         return {**config, **own} if config else config
 
     def compile_from_config(self, config):
