@@ -96,8 +96,8 @@ def wide_resnet(
     Raises:
         ValueError: if an argument is out of range.
 
-    Reference: Zagoruyko and Komodakis (1605.07146); TRADES's and MART's official code, wideresnet.py; deepmind-research,
-    adversarial_robustness/pytorch/model_zoo.py.
+    Reference: Zagoruyko and Komodakis (1605.07146); TRADES's and MART's official code, wideresnet.py;
+    deepmind-research, adversarial_robustness/pytorch/model_zoo.py.
     """
     if not isinstance(depth, numbers.Integral) or depth < 10 or (depth - 4) % 6:
         raise ValueError(

@@ -17,8 +17,8 @@ def resnet(depth=18, *, num_classes=10, input_shape=(32, 32, 3), normalisation=N
     """ResNet for 32x32 images: a 3x3 stem, no max pooling, four stages of 64 to 512 filters.
 
     A basic block (depth 18 and 34) is relu(shortcut(x) + bn(conv(relu(bn(conv(x)))))). A bottleneck (depth 50) has a
-    1x1, a 3x3 and a 1x1 convolution, the last of four times as many filters; the 3x3 one has the stride. The shortcut is
-    a strided 1x1 convolution with BatchNormalization where the shape changes. Weights start with PyTorch's default.
+    1x1, a 3x3 and a 1x1 convolution, the last of four times as many filters; the 3x3 one has the stride. The shortcut
+    is a strided 1x1 convolution with BatchNormalization where the shape changes. Weights start with PyTorch's default.
 
     Differences: the average is taken over all that is left of the image, not over 4x4 (the same at 32x32), so that
     other sizes work; the running variance as this package's docstring says.

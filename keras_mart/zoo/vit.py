@@ -17,12 +17,12 @@ def vit_tiny(
 ):
     """A vision transformer of DeiT-Ti's size for 32x32 images, with a class token and learned positions.
 
-    Patches of 4x4 pixels become tokens of `width` units. A block is x + attention(norm(x)), then x + mlp(norm(x)), whose
-    MLP has 4 times `width` hidden units and GELU. The logits are read off the class token behind a last norm. Weights
-    start as normal(0, 0.02), biases as 0, the patches' kernel with PyTorch's default.
+    Patches of 4x4 pixels become tokens of `width` units. A block is x + attention(norm(x)), then x + mlp(norm(x)) with
+    4 times `width` hidden units and GELU. The logits are a linear function of the normalised class token. Weights start
+    as normal(0, 0.02), biases as 0, the patches' kernel with PyTorch's default.
 
-    Differences: DeiT adds the patches' bias and the position's embedding, and the class token and its position's, which
-    are one variable here: two by two they have the same gradient. No stochastic depth, no distillation token.
+    Differences: what DeiT adds to a token, its position's embedding and the bias of the patches or the class token, is
+    one variable here. Stochastic depth and the distillation token are left out.
 
     Args:
         num_classes: int, at least 2.
@@ -80,9 +80,7 @@ def _tokens(x, size, width):
 def _block(x, heads, *, name):
     width = x.shape[-1]
     y = _norm(x, name=f"{name}_norm1")
-    attention = layers.MultiHeadAttention(
-        heads, width // heads, kernel_initializer=_normal(), name=f"{name}_attention"
-    )
+    attention = layers.MultiHeadAttention(heads, width // heads, kernel_initializer=_normal(), name=f"{name}_attention")
     x = layers.Add(name=f"{name}_add1")([x, attention(y, y)])
     y = _norm(x, name=f"{name}_norm2")
     hidden = layers.Dense(MLP_RATIO * width, "gelu", kernel_initializer=_normal(), name=f"{name}_mlp1")
