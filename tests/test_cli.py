@@ -533,6 +533,23 @@ def test_a_network_of_keras_applications(tmp_path, monkeypatch):
     made.assert_called_with("MobileNetV2", weights="imagenet", num_classes=10, input_shape=(8, 8, 1))
 
 
+def test_networks_of_recipes(monkeypatch):
+    shape = mock.Mock(num_classes=10, input_shape=(32, 32, 3))
+    monkeypatch.setattr(build, "_described", lambda: shape)
+    recipe = ["--activation=silu", "--bn_momentum=0.99", "--padding=same", "--normalisation=cifar10"]
+    parse("--network=wide_resnet", "--depth=10", "--width=1", *recipe)
+    rules.check()
+    options = {"activation": "silu", "bn_momentum": 0.99, "padding": "same", "normalisation": "cifar10"}
+    assert build.network().to_json() == build.zoo.wide_resnet(10, 1, **options).to_json()
+    for name, taken in (("preact_resnet18", [*recipe, "--shortcut=3x3"]), ("vit_tiny", ["--depth=1", "--width=6"])):
+        parse(f"--network={name}", *taken)
+        rules.check()
+        assert build.network().name == name
+    parse("--network=resnet", "--depth=34", "--normalisation=cifar100")
+    rules.check()
+    assert build.network().name == "resnet34"
+
+
 def test_evaluate_without_a_run():
     result = command("--mode=evaluate")
     assert result.status == 2
@@ -627,7 +644,7 @@ def test_flagfile_round_trip(tmp_path):
 
 # The arguments after --workdir=new, and what the message must say.
 WRONG = [
-    ("--network=resnt18", "`network` must be one of small_cnn, resnet18, wide_resnet", "Did you mean 'resnet18'?"),
+    ("--network=resnt18", "`network` must be one of small_cnn, resnet18, resnet,", "Did you mean 'resnet18'?"),
     ("--network=applications:MobilNetV2", "`applications:` must be one of", "Did you mean 'MobileNetV2'?"),
     ("--network=nowhere.keras --depth= --width=", "nowhere.keras', which does not exist"),
     ("--weights=imagenet", "--weights is taken by applications alone. Received: --network=wide_resnet"),
@@ -647,7 +664,13 @@ WRONG = [
     ("--method=trades,mart --form=original", "--form is taken by alp, clp alone", "--method=trades,mart"),
     ("--max_epsilon=0.1", "--max_epsilon is taken by mma alone", "--method=mart"),
     ("--method=mma", "--method=mma needs --max_epsilon"),
-    ("--network=small_cnn", "--depth is taken by wide_resnet alone", "--network=small_cnn"),
+    ("--network=small_cnn", "--depth is taken by resnet, wide_resnet, vit_tiny alone", "--network=small_cnn"),
+    ("--network=resnet --width=", "`depth` must be one of 18, 34, 50. Received: 10"),
+    ("--activation=sillu", "`activation` must be one of relu, silu", "Did you mean 'silu'?"),
+    ("--network=resnet18 --depth= --width= --padding=same", "--padding is taken by preact_resnet18, wide_resnet alone"),
+    ("--shortcut=3x3", "--shortcut is taken by preact_resnet18 alone. Received: --network=wide_resnet"),
+    ("--normalisation=cifar10", "`normalisation` must be a pair (mean, std) with one value for each of the 1 channels"),
+    ("--bn_momentum=1", "`bn_momentum` must be at least 0 and below 1. Received: bn_momentum=1.0"),
     ("--network=resnet18 --depth= --width= --dropout=0.1", "--dropout is taken by small_cnn, wide_resnet alone"),
     ("--optimizer=adam --momentum=0.5", "--momentum is taken by sgd alone", "--optimizer=adam", "--momentum=0.9"),
     ("--augment=cutot", "`augment` must be one of none, crop_flip", "Did you mean 'cutout'?"),
