@@ -42,23 +42,23 @@ def smoothed(labels, classes, smoothing):
 
     Reference: Szegedy et al., arXiv 1512.00567, section 7.
     """
-    return (1.0 - smoothing) * _shares(labels, classes) + smoothing / classes
+    return (1.0 - smoothing) * shares(labels, classes) + smoothing / classes
 
 
-def _shares(labels, classes):
-    """[batch, classes] what each class has of the label: 1 of it and 0 of the others, or what a soft one says."""
+def shares(labels, classes):
+    """Returns [batch, classes] what each class has of the label: 1 of it and 0 of the others, or what a soft one says."""
     labels = ops.convert_to_tensor(labels)
     return ops.cast(labels, "float32") if are_soft(labels) else ops.one_hot(hard(labels), classes, dtype="float32")
 
 
 def _of_label(labels, values):
     """[batch] the entry of [batch, classes] values that belongs to the label; of a soft one their mean."""
-    return ops.sum(_shares(labels, ops.shape(values)[-1]) * values, axis=-1)
+    return ops.sum(shares(labels, ops.shape(values)[-1]) * values, axis=-1)
 
 
 def _others(labels, logits):
     """[batch, classes] the logits with the label's own pushed out of reach of a maximum."""
-    return logits - EXCLUDED * _shares(hard(labels), ops.shape(logits)[-1])
+    return logits - EXCLUDED * shares(hard(labels), ops.shape(logits)[-1])
 
 
 def cross_entropy(labels, logits):
@@ -161,7 +161,7 @@ def boosted_cross_entropy(labels, adversarial):
     probabilities = ops.softmax(_float32(adversarial))
     top = ops.argmax(probabilities, axis=-1)
     first, second = _of_label(top, probabilities), ops.max(_others(top, probabilities), axis=-1)
-    share = _of_label(top, _shares(labels, ops.shape(probabilities)[-1]))
+    share = _of_label(top, shares(labels, ops.shape(probabilities)[-1]))
     boost = (1.0 - share) * ops.log(BOOST_OFFSET - first) + share * ops.log(BOOST_OFFSET - second)
     return cross_entropy(labels, adversarial) - boost
 
@@ -312,11 +312,11 @@ def weighted_pair_distance(labels, natural, adversarial, class_means):
         natural, adversarial: [batch, classes] logits z, z'.
         class_means: [classes, classes], a row m for each label, which sums to 1.
     """
-    shares = _shares(labels, ops.shape(natural)[-1])
-    mixture = ops.matmul(shares, class_means)
+    of_classes = shares(labels, ops.shape(natural)[-1])
+    mixture = ops.matmul(of_classes, class_means)
     difference = _float32(natural) - _float32(adversarial)
     centred = difference - ops.sum(mixture * difference, axis=-1, keepdims=True)
-    between = ops.sum(shares * ops.square(ops.matmul(centred, ops.transpose(class_means))), axis=-1)
+    between = ops.sum(of_classes * ops.square(ops.matmul(centred, ops.transpose(class_means))), axis=-1)
     return (ops.sum(mixture * ops.square(centred), axis=-1) - between) / 2
 
 

@@ -13,7 +13,6 @@ from keras_mart.methods import METHODS, Outputs
 EXAMPLES, CLASSES, SHAPE = 22, 3, (6, 6, 1)
 ATTACK = km.PGD(km.Linf(0.1), steps=2, step_size=0.05)
 MMA = {"attack": ATTACK, "num_examples": EXAMPLES, "max_epsilon": 0.3, "min_margin": 0.05}
-ARGUMENTS = {"standard": {}, "mma": MMA}
 # Every method, and the other form of those that have two.
 CASES = [*METHODS, "alp-original", "clp-original"]
 every_method = pytest.mark.parametrize("case", CASES)
@@ -36,6 +35,13 @@ def network(batch_norm=True, classes=CLASSES, regularizer=None):
         ]
     )
 
+
+def teacher():
+    return network(batch_norm=False)
+
+
+TAUGHT = {"attack": ATTACK, "teacher": teacher}
+ARGUMENTS = {"standard": {}, "mma": MMA, "hat": TAUGHT, "rslad": TAUGHT}
 
 INGREDIENTS = (
     "weight_average", "weight_average_start", "label_smoothing", "epsilon_schedule", "attack_mode", "statistics",

@@ -21,7 +21,9 @@ class Outputs(NamedTuple):
     forward: maps [batch, ...] images to [batch, classes] float32 logits, as x and x' were forwarded: in a training step
         in training mode, with the same random numbers and a gradient; in validation in evaluation mode.
 
-    The last three are there for `training_loss` only.
+    seed: of the batch's random numbers (`keras_mart.randomness`), that `perturb` was given too.
+
+    The last four are there for `training_loss` only.
     """
 
     natural: object
@@ -31,6 +33,7 @@ class Outputs(NamedTuple):
     images: object = None
     perturbed: object = None
     forward: object = None
+    seed: object = None
 
 
 class Pass(NamedTuple):

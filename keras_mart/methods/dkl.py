@@ -66,7 +66,7 @@ class DKL(trades.TRADES):
         return losses.dkl(labels, outputs.natural, outputs.adversarial, self._means(), self.alpha, self.beta)
 
     def remember(self, labels, outputs, real):
-        shares = losses.shares(labels, outputs.natural) * real[:, None]
+        shares = losses.shares(labels, outputs.natural.shape[-1]) * real[:, None]
         found = ops.matmul(ops.transpose(shares), ops.softmax(outputs.natural / self.temperature))
         before = ops.where(self.epoch == self.summed_epoch, self.class_sums, 0.0)
         self.class_means.assign(self._means())

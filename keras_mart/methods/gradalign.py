@@ -42,6 +42,6 @@ class GradAlign(weighted.WeightedModel):
                 values = losses.cross_entropy(labels, outputs.forward(images))
             return tape.gradient(values, images)
 
-        near = self.attack.threat.sample(outputs.images, randomness.fold_in(outputs.seed, POINT))
+        near = self.attack.threat.sample(outputs.images, randomness.fold_in(outputs.seed, POINT), outputs.epsilon)
         pair = ops.stop_gradient(gradient(outputs.images)), gradient(near)
         return losses.grad_align(labels, outputs.natural, outputs.adversarial, *pair, self.beta)

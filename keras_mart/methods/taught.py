@@ -32,6 +32,9 @@ class TaughtModel(model.AdversarialModel):
         with keras.StatelessScope():  # activity regularisation of the teacher is no part of the loss
             return ops.stop_gradient(inference(self.teacher)(images))
 
+    def frozen_networks(self):
+        return [*super().frozen_networks(), self.teacher]
+
     def check_training_inputs(self, inputs):
         super().check_training_inputs(inputs)
         images, _ = checks.indexed(inputs)
@@ -48,7 +51,7 @@ def _frozen(teacher):
         checks.network(teacher)
     except ValueError as error:
         raise ValueError(f"`teacher` must be a classifier that returns logits: {error}") from error
-    copy = averaging.frozen_copy(teacher, "`teacher` is kept as a copy.")
+    copy = averaging.frozen_copy(teacher, "`teacher` is kept as a second network.")
     if copy is None:
         raise ValueError(f"`teacher` must be trained. Received: {teacher}, which is not even built")
     return copy
