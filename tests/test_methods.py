@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from agreement import replace_random_numbers
+from agreement import replace_random_numbers, teacher
 from conftest import Plain, images_and_labels
 
 import keras_mart as km
@@ -36,11 +36,7 @@ def network(batch_norm=True, classes=CLASSES, regularizer=None):
     )
 
 
-def teacher():
-    return network(batch_norm=False)
-
-
-TAUGHT = {"attack": ATTACK, "teacher": teacher}
+TAUGHT = {"attack": ATTACK, "teacher": teacher()}
 ARGUMENTS = {"standard": {}, "mma": MMA, "hat": TAUGHT, "rslad": TAUGHT}
 
 INGREDIENTS = (
