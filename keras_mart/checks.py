@@ -412,9 +412,7 @@ def same_task(source, network, image_values, who="the source model"):
         shape = tuple(image_values.shape)
         raise ValueError(f"{who.capitalize()} must take the images. Received: shape {shape} ({error})") from error
     if wanted != found:
-        raise ValueError(
-            f"{who.capitalize()} must tell as many classes as the network, {wanted}. Received: {found}"
-        )
+        raise ValueError(f"{who.capitalize()} must tell as many classes as the network, {wanted}. Received: {found}")
 
 
 def _takes(classifier, shape, who):

@@ -46,7 +46,7 @@ def smoothed(labels, classes, smoothing):
 
 
 def shares(labels, classes):
-    """Returns [batch, classes] what each class has of the label: 1 of it and 0 of the others, or what a soft one says."""
+    """Returns [batch, classes] the share that each class has of the label, 1 of its own where it is an integer."""
     labels = ops.convert_to_tensor(labels)
     return ops.cast(labels, "float32") if are_soft(labels) else ops.one_hot(hard(labels), classes, dtype="float32")
 
@@ -333,7 +333,9 @@ def dkl(labels, natural, adversarial, class_means, alpha, beta):
     """
     robust = alpha * soft_cross_entropy(natural, adversarial)
     return (
-        cross_entropy(labels, natural) + robust + beta * weighted_pair_distance(labels, natural, adversarial, class_means)
+        cross_entropy(labels, natural)
+        + robust
+        + beta * weighted_pair_distance(labels, natural, adversarial, class_means)
     )
 
 

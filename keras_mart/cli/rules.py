@@ -27,6 +27,9 @@ TAKERS = {
     "dropout": ("network", ("small_cnn", "wide_resnet")),
     "weights": ("network", ("applications",)),
     "preprocessing": ("network", ("a file",)),
+    "steps": ("attack", ("pgd",)),
+    "start": ("attack", ("pgd",)),
+    "noise": ("attack", ("nfgsm",)),
     "momentum": ("optimizer", ("sgd",)),
     "nesterov": ("optimizer", ("sgd",)),
     "weight_decay": ("optimizer", ("sgd", "adamw", "lion")),
@@ -98,6 +101,9 @@ def check():
         raise ValueError(f"--epsilon_warmup must not be negative. Received: --epsilon_warmup={FLAGS.epsilon_warmup}")
     if "mma" in FLAGS.method and FLAGS.max_epsilon is None:
         raise ValueError("--method=mma needs --max_epsilon, for example 32/255 for CIFAR-10. Received: none.")
+    taught = [name for name in FLAGS.method if "teacher" in arguments_of(name)]
+    if taught and FLAGS.teacher is None:
+        raise ValueError(f"--method={taught[0]} needs --teacher, a network to learn from. Received: none.")
     for name, needed in NEEDS.items():
         if FLAGS[name].value != FLAGS[name].default and FLAGS[needed].value is None:
             raise ValueError(f"--{name} needs --{needed}. Received: --{name}={FLAGS[name].value} alone")

@@ -51,7 +51,7 @@ class DKL(trades.TRADES):
         self._count_classes(input_shape)
 
     def _count_classes(self, input_shape):
-        classes = self.network.compute_output_shape(input_shape)[-1]
+        classes = self.network.compute_output_spec(keras.KerasTensor(input_shape)).shape[-1]
         options = {"shape": (classes, classes), "trainable": False, "aggregation": "only_first_replica"}
         self.class_means = self.add_weight(initializer=keras.initializers.Constant(1 / classes), **options)
         self.class_sums = self.add_weight(initializer="zeros", **options)

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_mart import checks
+from keras_mart import checks, memory
 from keras_mart.attacks.inference import inference, network_of
 from keras_mart.methods import averaging, model
 
@@ -19,8 +19,8 @@ class TaughtModel(model.AdversarialModel):
             judged.
 
     Raises:
-        ValueError: a teacher that is none, or that Keras cannot save and load; when fitted, one that takes other images
-            or tells another number of classes.
+        ValueError: a teacher that is none, that is a SavedModel, or that Keras cannot save and load; when fitted, one
+            that takes other images or tells another number of classes.
     """
 
     def __init__(self, network, attack=None, *, teacher, **kwargs):
@@ -51,6 +51,8 @@ def _frozen(teacher):
         checks.network(teacher)
     except ValueError as error:
         raise ValueError(f"`teacher` must be a classifier that returns logits: {error}") from error
+    if any(isinstance(each, keras.layers.TFSMLayer) for each in memory.layers(teacher)):
+        raise ValueError(f"`teacher` must be kept in the model's file, which no SavedModel can. Received: {teacher}")
     copy = averaging.frozen_copy(teacher, "`teacher` is kept as a second network.")
     if copy is None:
         raise ValueError(f"`teacher` must be trained. Received: {teacher}, which is not even built")
