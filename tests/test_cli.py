@@ -654,10 +654,8 @@ WRONG = [
     ("--method=hat --teacher=nowhere.keras", "Received: 'nowhere.keras', which does not exist"),
     ("--method=dkl --alpha=-1", "`alpha` must be finite and not negative. Received: alpha=-1.0"),
     ("--noise=3", "--noise is taken by nfgsm alone. Received: --attack=pgd with --noise=3.0"),
-    (
-        "--attack=nfgsm",
-        "--steps is taken by pgd alone. Received: --attack=nfgsm with --steps=1. To drop it: --steps=10",
-    ),
+    ("--attack=nfgsm --steps=5", "--attack=nfgsm takes one step. Received: --steps=5"),
+    ("--attack=nfgsm --start=zero", "--start is taken by pgd alone. Received: --attack=nfgsm with --start=zero"),
     ("--network=small_cnn", "--depth is taken by wide_resnet alone", "--network=small_cnn"),
     ("--network=resnet18 --depth= --width= --dropout=0.1", "--dropout is taken by small_cnn, wide_resnet alone"),
     ("--optimizer=adam --momentum=0.5", "--momentum is taken by sgd alone", "--optimizer=adam", "--momentum=0.9"),
@@ -932,9 +930,9 @@ def test_configs_build(config, described, monkeypatch, request):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_config_takes_any_method(method, described, linear):
-    linear_network(np.ones((3072, 10)), np.ones(10), (32, 32, 3)).save("teacher.keras")
-    needed = [{"mma": "--max_epsilon=32/255"}.get(method, "--teacher=teacher.keras")] * (method in NEEDY)
+def test_a_config_takes_any_method(method, described, linear, tmp_path):
+    linear_network(np.ones((3072, 10)), np.ones(10), (32, 32, 3)).save(tmp_path / "teacher.keras")
+    needed = [{"mma": "--max_epsilon=32/255"}.get(method, f"--teacher={tmp_path}/teacher.keras")] * (method in NEEDY)
     parse(f"--flagfile={CONFIGS / 'cifar_wrn.cfg'}", f"--method={method}", *needed)
     if "beta" not in rules.arguments_of(method):
         with pytest.raises(ValueError, match="--beta is taken by"):
@@ -944,14 +942,14 @@ def test_a_config_takes_any_method(method, described, linear):
     assert type(build.model(method)) is METHODS[method]
 
 
-def test_flags_of_taught_methods_and_of_n_fgsm_reach_the_model(tiny):
-    linear_network(np.ones((64, CLASSES)), np.ones(CLASSES), (8, 8, 1)).save("teacher.keras")
-    own = "--teacher=teacher.keras --gamma=0.25 --helper_scale=3 --attack=nfgsm --noise=3 --step_size=0.1 --steps=10"
+def test_flags_of_taught_methods_and_of_n_fgsm_reach_the_model(tiny, tmp_path):
+    linear_network(np.ones((64, CLASSES)), np.ones(CLASSES), (8, 8, 1)).save(tmp_path / "teacher.keras")
+    own = f"--teacher={tmp_path}/teacher.keras --gamma=0.25 --helper_scale=3 --attack=nfgsm --noise=3 --step_size=0.05"
     parse(*tiny, "--method=hat", *own.split())
     rules.check()
     build.check(["hat"])
     model = build.model("hat")
-    assert (model.gamma, model.helper_scale, model.attack) == (0.25, 3.0, NFGSM(Linf(8 / 255), 3.0, step_size=0.1))
+    assert (model.gamma, model.helper_scale, model.attack) == (0.25, 3.0, NFGSM(Linf(8 / 255), 3.0, step_size=0.05))
     np.testing.assert_array_equal(model.teacher.weights[0], 1.0)
     parse(*tiny, "--method=dkl", "--alpha=5", "--temperature=2")
     model = build.model("dkl")

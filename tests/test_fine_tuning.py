@@ -101,7 +101,7 @@ def assert_trains_all_but(names, model, **options):
         (assert_kept if layer.name in names else assert_moved)(before, layer)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["standard", "at", "mart", "mma", "hat", "gradalign"])
 def test_what_is_frozen_stays_under_every_method(method):
     network = with_head(base_network())
     names = freeze(network, KINDS)

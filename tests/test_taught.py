@@ -82,8 +82,7 @@ def test_the_teachers_regularisation_is_no_part_of_the_loss():
     )
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@TAUGHT
+@pytest.mark.parametrize(("case", "policy"), [("rslad", "mixed_bfloat16"), ("hat", "mixed_float16")])
 def test_mixed_precision(case, policy):
     keras.config.set_dtype_policy(policy)
     try:

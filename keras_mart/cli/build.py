@@ -2,6 +2,7 @@
 
 import functools
 
+import keras
 import numpy as np
 
 from keras_mart import checks, datasets, networks, serving, zoo

@@ -27,7 +27,6 @@ TAKERS = {
     "dropout": ("network", ("small_cnn", "wide_resnet")),
     "weights": ("network", ("applications",)),
     "preprocessing": ("network", ("a file",)),
-    "steps": ("attack", ("pgd",)),
     "start": ("attack", ("pgd",)),
     "noise": ("attack", ("nfgsm",)),
     "momentum": ("optimizer", ("sgd",)),
@@ -101,6 +100,8 @@ def check():
         raise ValueError(f"--epsilon_warmup must not be negative. Received: --epsilon_warmup={FLAGS.epsilon_warmup}")
     if "mma" in FLAGS.method and FLAGS.max_epsilon is None:
         raise ValueError("--method=mma needs --max_epsilon, for example 32/255 for CIFAR-10. Received: none.")
+    if FLAGS.attack == "nfgsm" and FLAGS.steps not in (1, FLAGS["steps"].default):
+        raise ValueError(f"--attack=nfgsm takes one step. Received: --steps={FLAGS.steps}")
     taught = [name for name in FLAGS.method if "teacher" in arguments_of(name)]
     if taught and FLAGS.teacher is None:
         raise ValueError(f"--method={taught[0]} needs --teacher, a network to learn from. Received: none.")
