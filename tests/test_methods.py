@@ -16,7 +16,7 @@ MMA = {"attack": ATTACK, "num_examples": EXAMPLES, "max_epsilon": 0.3, "min_marg
 # Every method, and the other form of those that have two.
 CASES = [*METHODS, "alp-original", "clp-original"]
 every_method = pytest.mark.parametrize("case", CASES)
-# One of each kind, where all that matters is which images a method trains on, and what it keeps: others have another loss.
+# One of each kind, for what depends on which images a method trains on and what it keeps: others have another loss.
 KINDS = ("standard", "at", "mart", "mma", "clp-original", "hat", "dkl", "gradalign")
 
 

@@ -17,17 +17,17 @@ class NFGSM(base.Climb):
 
         x' = clip(x + eta + step_size * direction(gradient at x + eta), 0, 1)
 
-    It is an attack for training, at the price of one gradient. The images that a method trains on may lie outside the
-    ball, by up to (noise + 1) epsilon - epsilon in Linf. Wherever else it is called (on a model, in validation and in
-    evaluation) its images are projected into the ball, where it is a weak attack: judge by another one.
+    An attack for training, at the price of one gradient: a method trains on images that may lie outside the ball, in
+    Linf up to noise * epsilon + step_size away. Called on a model, in validation and in evaluation its images are
+    projected into the ball, as those of every attack; it is a weak one there.
 
-    Differences: the gradient is taken in evaluation mode, the official code takes it in training mode. That code is
-    for Linf; in L2 the noise is drawn from the L2 ball.
+    Differences: the official code takes the gradient in training mode, as methods do with `attack_mode="training"`. It
+    is for Linf; in L2 the noise is drawn from the L2 ball.
 
     Args:
         threat: the ball, `Linf` or `L2`.
-        noise: radius of the ball that eta is drawn from, in multiples of epsilon: 2 in the official code, 3 for SVHN at
-            epsilon 12/255. x + eta is clipped to [0, 1].
+        noise: radius of the ball that eta is drawn from, in multiples of epsilon; in the official code 2, for SVHN at
+            12/255 3. x + eta is clipped to [0, 1].
         step_size: length of the step in input units; epsilon by default, as in the official code.
 
     Raises:

@@ -20,8 +20,8 @@ class DKL(trades.TRADES):
     y in the last epoch; in the first one it is uniform, and that of a class that was not met stays what it was. Epochs
     are counted as `fit` numbers them (`initial_epoch`). The attack climbs KL(p, q) with p held fixed.
 
-    Differences: in the official code the ball and the steps of its attack grow from epoch to epoch: give the model
-    another `attack` between epochs for that.
+    Differences: in the official code the ball grows from epoch to epoch until the last (`epsilon_schedule`), and its
+    attack takes 5 steps of half its radius.
 
     Args:
         network, attack, seed: as in `TRADES`.
@@ -64,6 +64,13 @@ class DKL(trades.TRADES):
 
     def training_loss(self, labels, outputs):
         return losses.dkl(labels, outputs.natural, outputs.adversarial, self._means(), self.alpha, self.beta)
+
+    def loss_terms(self, labels, outputs):
+        return {
+            "cross_entropy": losses.cross_entropy(labels, outputs.natural),
+            "soft_cross_entropy": losses.soft_cross_entropy(outputs.natural, outputs.adversarial),
+            "weighted_pair_distance": losses.weighted_pair_distance(labels, *outputs[:2], self._means()),
+        }
 
     def remember(self, labels, outputs, real):
         shares = losses.shares(labels, outputs.natural.shape[-1]) * real[:, None]

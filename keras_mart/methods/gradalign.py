@@ -15,18 +15,18 @@ POINT = 0x6A116
 class GradAlign(weighted.WeightedModel):
     """Gradient alignment: CE(q, y) + beta * (1 - cos(g(x), g(x + eta))), g being the gradient of the CE by the image.
 
-    eta is drawn uniformly from the ball. The second term keeps attacks of one step from failing in training, as they do
-    in larger balls ("catastrophic overfitting"); the attack meant is `FGSM`. g(x) is held fixed, as in the official
-    code; both gradients are taken in training mode, by two more forwards, which BatchNormalization's statistics see.
+    eta is drawn uniformly from the ball. The second term keeps training with attacks of one step, `FGSM` above all,
+    from failing as it does in larger balls ("catastrophic overfitting"). g(x) is held fixed, as in the official code.
+    Both gradients are taken by further forwards in training mode.
 
-    Differences: x + eta is clipped to [0, 1]. The official code uses the gradient at x for its FGSM too, which it takes
-    in training mode; here attacks see evaluation mode. There the mean is over the examples with two gradients that are
-    not zero, here the others count as aligned.
+    Differences: x + eta is clipped to [0, 1]. In the official code FGSM's gradient is the one at x, in training mode:
+    `attack_mode="training"` gives the same images. There the mean is over the examples whose two gradients are not
+    zero; here the others count as aligned.
 
     Args:
         network, attack, seed: as in `AdversarialModel`.
-        beta: weight of the second term (the paper's lambda); the official code has 0.2 at 8/255 on CIFAR-10, and
-            exp(epsilon * 255 / 8 * ln(10) + ln(0.02)) in other balls there.
+        beta: weight of the second term, the paper's lambda; in the official scripts for CIFAR-10 0.02 * 10^(epsilon /
+            (8/255)), which is 0.2 at 8/255 and 2 at 16/255.
 
     Reference: Andriushchenko and Flammarion, arXiv 2007.02617, and its code
     (github.com/tml-epfl/understanding-fast-adv-training).

@@ -16,20 +16,21 @@ class HAT(taught.TaughtModel, trades.TRADES):
 
         CE(p, y) + beta * KL(p, q) + gamma * CE(softmax(logits on x + helper_scale * (x' - x)), k)
 
-    where k is what the teacher, a network of standard training, takes x' for. Beyond the ball the decision of such a
-    network is to hold: that keeps margins, and the loss of natural accuracy, from becoming larger than need be. The
-    helper image is not clipped to [0, 1]. It is a third forward in training mode, which BatchNormalization's statistics
-    see. The attack climbs KL(p, q) with p held fixed.
+    where k is the class that the teacher, a network of standard training, takes x' for. Beyond the ball the teacher's
+    decision holds, so that margins do not become larger than need be, at the cost of natural accuracy. The helper image
+    is not clipped to [0, 1], as in the official code; it is a third forward in training mode. The attack climbs
+    KL(p, q) with p held fixed.
 
-    Differences: the official code forwards the natural batch in training mode without Dropout's common random numbers.
-    Its variant with the cross-entropy on adversarial images (`--robust-loss=ce`) is not here.
+    Differences: none, but the official code's variant with CE(q, y) in place of the divergence (`--robust-loss=ce`) is
+    not here.
 
     Args:
         network, attack, seed: as in `TRADES`.
         teacher: a network of standard training, a Keras classifier that returns logits.
         beta: weight of the divergence; 2.5 for ResNet-18, 3.5 with extra data in the official code.
         gamma: weight of the helper's cross-entropy.
-        helper_scale: how far out the helper lies, 1 being the adversarial image; 2 in the official commands.
+        helper_scale: how far out the helper lies, 1 being the adversarial image; 2 is what the official commands take
+            (the function's own default, 3.5, is never used there).
 
     Raises:
         ValueError: as in `TRADES`; a teacher that is none or does not fit.
