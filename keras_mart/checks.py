@@ -237,13 +237,18 @@ def image_shape(model):
     """
     if not model.built:
         raise ValueError(f"`model` must be built: call it on a batch of images or fit it first. Received: {model!r}")
-    # A subclassed model has no `input_shape`; what it was built with is kept.
-    shape = getattr(model, "input_shape", None) or (model.get_build_config() or {}).get("input_shape")
+    shape = input_shape(model)
     dimensions = shape if isinstance(shape, (tuple, list)) else ()
     if len(dimensions) != 4 or not all(size is None or isinstance(size, int) for size in dimensions):
         raise ValueError(f"`model` must take images [batch, height, width, channels]. Received: input shape {shape}")
     channels_last(dimensions, ", which the network takes")
     return tuple(dimensions[1:])
+
+
+def input_shape(model):
+    """Returns the shape that a built model takes, `None` where that is not known."""
+    # A subclassed model has no `input_shape`; what it was built with is kept.
+    return getattr(model, "input_shape", None) or (model.get_build_config() or {}).get("input_shape")
 
 
 def logits(values):
@@ -398,18 +403,16 @@ def classes(classifier, image_values):
     return known["classes"]
 
 
-def same_task(source, network, image_values):
-    """Raises ValueError unless a source model takes the network's images and knows as many classes."""
-    _takes(source, image_values.shape, "the source model")
+def same_task(source, network, image_values, who="the source model"):
+    """Raises ValueError unless another model takes the network's images and knows as many classes."""
+    _takes(source, image_values.shape, who)
     try:
         wanted, found = (classes(each, image_values) for each in (network, source))
     except (tf.errors.InvalidArgumentError, TypeError) as error:
         shape = tuple(image_values.shape)
-        raise ValueError(f"The source model must take the images. Received: shape {shape} ({error})") from error
+        raise ValueError(f"{who.capitalize()} must take the images. Received: shape {shape} ({error})") from error
     if wanted != found:
-        raise ValueError(
-            f"The source model must tell as many classes as the model that is judged, {wanted}. Received: {found}"
-        )
+        raise ValueError(f"{who.capitalize()} must tell as many classes as the network, {wanted}. Received: {found}")
 
 
 def _takes(classifier, shape, who):

@@ -91,8 +91,8 @@ def harden(
             lie in [0, 1].
         validation: the same; chooses the best epoch. Data that neither the network was trained on nor `test` holds.
         threat: the ball to withstand, such as `keras_mart.Linf(4 / 255)`.
-        method: a name (at, mart, trades, alp, clp, mma) or a class such as `keras_mart.MART`. MMA needs data and
-            arguments of its own.
+        method: a name such as at, mart, trades or hat, or a class such as `keras_mart.MART`. MMA needs data and
+            arguments of its own, HAT and RSLAD a `teacher`.
         epochs: number of passes over `train`.
         test: data to measure on before and after; `validation` by default, which flatters the best epoch a little.
         preprocessing: what the network wants instead of images in [0, 1], as in `keras_mart.networks.adapted`: "tf",

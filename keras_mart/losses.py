@@ -42,23 +42,23 @@ def smoothed(labels, classes, smoothing):
 
     Reference: Szegedy et al., arXiv 1512.00567, section 7.
     """
-    return (1.0 - smoothing) * _shares(labels, classes) + smoothing / classes
+    return (1.0 - smoothing) * shares(labels, classes) + smoothing / classes
 
 
-def _shares(labels, classes):
-    """[batch, classes] what each class has of the label: 1 of it and 0 of the others, or what a soft one says."""
+def shares(labels, classes):
+    """Returns [batch, classes] the share that each class has of the label, 1 of its own where it is an integer."""
     labels = ops.convert_to_tensor(labels)
     return ops.cast(labels, "float32") if are_soft(labels) else ops.one_hot(hard(labels), classes, dtype="float32")
 
 
 def _of_label(labels, values):
     """[batch] the entry of [batch, classes] values that belongs to the label; of a soft one their mean."""
-    return ops.sum(_shares(labels, ops.shape(values)[-1]) * values, axis=-1)
+    return ops.sum(shares(labels, ops.shape(values)[-1]) * values, axis=-1)
 
 
 def _others(labels, logits):
     """[batch, classes] the logits with the label's own pushed out of reach of a maximum."""
-    return logits - EXCLUDED * _shares(hard(labels), ops.shape(logits)[-1])
+    return logits - EXCLUDED * shares(hard(labels), ops.shape(logits)[-1])
 
 
 def cross_entropy(labels, logits):
@@ -161,7 +161,7 @@ def boosted_cross_entropy(labels, adversarial):
     probabilities = ops.softmax(_float32(adversarial))
     top = ops.argmax(probabilities, axis=-1)
     first, second = _of_label(top, probabilities), ops.max(_others(top, probabilities), axis=-1)
-    share = _of_label(top, _shares(labels, ops.shape(probabilities)[-1]))
+    share = _of_label(top, shares(labels, ops.shape(probabilities)[-1]))
     boost = (1.0 - share) * ops.log(BOOST_OFFSET - first) + share * ops.log(BOOST_OFFSET - second)
     return cross_entropy(labels, adversarial) - boost
 
@@ -277,3 +277,107 @@ def mma(labels, natural, adversarial, epsilon, max_epsilon):
     near = ops.cast(ops.convert_to_tensor(epsilon) < max_epsilon, "float32")
     boundary = cross_entropy(labels, adversarial) * near
     return MMA_NATURAL_SHARE * cross_entropy(labels, natural) + (1 - MMA_NATURAL_SHARE) * boundary
+
+
+def hat(labels, natural, adversarial, helper, helper_labels, beta, gamma):
+    """HAT: CE(p, y) + beta * KL(p, q) + gamma * CE(helper, k), with the gradient through all logits.
+
+    Args:
+        labels: [batch] integers, or [batch, classes] soft labels.
+        natural, adversarial: [batch, classes] logits on the natural and the adversarial images.
+        helper: [batch, classes] logits on the helper images.
+        helper_labels: [batch] integers k, what the teacher takes the adversarial images for.
+        beta, gamma: weights of the second and the third term.
+
+    Reference: Rade and Moosavi-Dezfooli, arXiv 2203.13639, with the order of terms of its official code.
+    """
+    return trades(labels, natural, adversarial, beta) + gamma * cross_entropy(helper_labels, helper)
+
+
+def soft_cross_entropy(natural, adversarial):
+    """-sum over k of p_k log q_k, with p held fixed: its gradient is that of KL(p, q) with respect to q."""
+    fixed = ops.stop_gradient(ops.softmax(_float32(natural)))
+    return -ops.sum(fixed * ops.log_softmax(_float32(adversarial)), axis=-1)
+
+
+def weighted_pair_distance(labels, natural, adversarial, class_means):
+    """Sum over i, j of m_i m_j ((z_i - z_j) - (z'_i - z'_j))^2 / 4, m being the class mean of the label.
+
+    As the m_i sum to 1, that is half the variance, under m, of the classes' differences d = z - z': no [classes,
+    classes] values for each example. For soft labels t it is sum over k of t_k Var(d under m of k), computed as the
+    variance under the mixture of the m less that of their means.
+
+    Args:
+        labels: [batch] integers, or [batch, classes] soft labels.
+        natural, adversarial: [batch, classes] logits z, z'.
+        class_means: [classes, classes], a row m for each label, which sums to 1.
+    """
+    of_classes = shares(labels, ops.shape(natural)[-1])
+    mixture = ops.matmul(of_classes, class_means)
+    difference = _float32(natural) - _float32(adversarial)
+    centred = difference - ops.sum(mixture * difference, axis=-1, keepdims=True)
+    between = ops.sum(of_classes * ops.square(ops.matmul(centred, ops.transpose(class_means))), axis=-1)
+    return (ops.sum(mixture * ops.square(centred), axis=-1) - between) / 2
+
+
+def dkl(labels, natural, adversarial, class_means, alpha, beta):
+    """DKL: CE(p, y) + alpha * CE(p held fixed, q) + beta * `weighted_pair_distance`.
+
+    Args:
+        labels: [batch] integers, or [batch, classes] soft labels.
+        natural, adversarial: [batch, classes] logits on the natural and the adversarial images.
+        class_means: [classes, classes], the mean of softmax(natural / temperature) over the examples of each class.
+        alpha, beta: weights of the second and the third term.
+
+    Reference: Cui et al., arXiv 2305.13948 (the loss it calls IKL), with the constants of its official code.
+    """
+    robust = alpha * soft_cross_entropy(natural, adversarial)
+    return (
+        cross_entropy(labels, natural)
+        + robust
+        + beta * weighted_pair_distance(labels, natural, adversarial, class_means)
+    )
+
+
+def rslad(labels, natural, adversarial, teacher, alpha):
+    """RSLAD: (1 - alpha) * KL(t, p) + alpha * KL(t, q), t = softmax(teacher) being held fixed.
+
+    Args:
+        labels: unused, there to keep the common order of arguments.
+        natural, adversarial: [batch, classes] logits on the natural and the adversarial images.
+        teacher: [batch, classes] logits of the teacher on the natural images.
+        alpha: share of the adversarial images.
+
+    Reference: Zi et al., arXiv 2108.07969, equation 6.
+    """
+    teacher = ops.stop_gradient(teacher)
+    return (1 - alpha) * kl_divergence(teacher, natural) + alpha * kl_divergence(teacher, adversarial)
+
+
+def misalignment(left, right):
+    """[batch] 1 - cos of the angle between [batch, ...] gradients, 0 where one of them is 0."""
+    axes = tuple(range(1, len(left.shape)))
+
+    def direction(gradient):  # scaled before it is squared, where small ones would underflow
+        largest = ops.stop_gradient(ops.max(ops.abs(gradient), axis=axes, keepdims=True))
+        scaled = gradient / ops.where(largest > 0, largest, 1.0)
+        length = ops.sum(ops.square(scaled), axis=axes, keepdims=True)
+        return scaled / ops.sqrt(ops.where(largest > 0, length, 1.0)), ops.reshape(largest > 0, (-1,))
+
+    (left, one), (right, other) = direction(left), direction(right)
+    return ops.where(one & other, 1.0 - ops.sum(left * right, axis=axes), 0.0)
+
+
+def grad_align(labels, natural, adversarial, gradient, nearby_gradient, beta):
+    """GradAlign: CE(q, y) + beta * (1 - cos of the angle between the gradients of the cross-entropy at two images).
+
+    Args:
+        labels: [batch] integers, or [batch, classes] soft labels.
+        natural: unused, there to keep the common order of arguments.
+        adversarial: [batch, classes] logits on the adversarial images.
+        gradient, nearby_gradient: [batch, ...] gradients with respect to the image, at x and at a point nearby.
+        beta: weight of the second term.
+
+    Reference: Andriushchenko and Flammarion, arXiv 2007.02617, equation 3.
+    """
+    return cross_entropy(labels, adversarial) + beta * misalignment(gradient, nearby_gradient)

@@ -16,6 +16,7 @@ import keras_mart as km
 from keras_mart.methods import METHODS
 
 CASES = (*METHODS, "alp-original", "clp-original", "mart-batch-norm", "mart-average", "mart-awp", "mma-mix")
+TAUGHT = ("hat", "rslad")
 SHAPE, CLASSES, EXAMPLES = (6, 6, 1), 3, 66
 
 
@@ -70,6 +71,13 @@ def run(case, strategy):
     }
 
 
+def teacher():
+    """A network that has other weights than those that it teaches."""
+    initializer = keras.initializers.RandomNormal(seed=2)
+    head = keras.layers.Dense(CLASSES, kernel_initializer=initializer)
+    return keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), head])
+
+
 def build(method, variant):
     keras.utils.set_random_seed(0)
     images = keras.Input(SHAPE)
@@ -80,6 +88,8 @@ def build(method, variant):
     options = {"seed": 1}
     if METHODS[method].has_adversary:
         options["attack"] = km.PGD(km.Linf(0.1), steps=3, step_size=0.03)
+    if method in TAUGHT:
+        options["teacher"] = teacher()
     if variant == "original":
         options["form"] = variant
     if variant == "average":

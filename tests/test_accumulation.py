@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from agreement import TAUGHT, teacher
 from conftest import Counting, images_and_labels
-from test_methods import CASES
+from test_methods import CASES, KINDS
 
 import keras_mart as km
 from keras_mart import randomness
@@ -26,6 +27,8 @@ def build(case, accumulate, layers=(), seed=1, options=None, **compile_arguments
     arguments = {"seed": seed, **(options or {})} | ({"form": form} if form else {})
     if METHODS[name].has_adversary:
         arguments["attack"] = km.PGD(km.Linf(0.1), steps=2, step_size=0.05)
+    if name in TAUGHT:
+        arguments["teacher"] = teacher()
     if name == "mma":
         arguments |= {"num_examples": EXAMPLES, "max_epsilon": 0.3, "min_margin": 0.05}
     model = METHODS[name](network, **arguments)
@@ -57,7 +60,7 @@ def agree(case, scope=None, data=(), **arguments):
         assert histories[1][name] == pytest.approx(values, abs=1e-6), name
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", KINDS)
 def test_parts_are_the_whole(case):
     agree(case)
 

@@ -32,8 +32,9 @@ ATTACKS = {
     "pgd-zero": pgd(start="zero"),
     "pgd-restarts": pgd(restarts=3),
     "cw": pgd(km.CW),
+    "nfgsm": km.NFGSM,
 }
-RANDOM = ("pgd-uniform", "pgd-gaussian", "pgd-restarts", "cw")
+RANDOM = ("nfgsm", "pgd-uniform", "pgd-gaussian", "pgd-restarts", "cw")
 THREATS = [km.Linf(0.1), km.L2(0.5)]
 every_threat = pytest.mark.parametrize("threat", THREATS, ids=repr)
 
@@ -213,6 +214,8 @@ THREAT = km.Linf(0.1)
         (lambda: km.PGD(THREAT, step_size=0), "`step_size` must be positive. Received: step_size=0"),
         (lambda: km.PGD(THREAT, step_size=-0.1), "`step_size` must be positive. Received: step_size=-0.1"),
         (lambda: km.PGD(THREAT, step_size=np.nan), "`step_size` must be positive. Received: step_size=nan"),
+        (lambda: km.NFGSM(THREAT, noise=-1), "`noise` must be finite and not negative. Received: noise=-1"),
+        (lambda: km.NFGSM(THREAT, step_size=8), "`step_size` must be at most 2 epsilon"),
         (lambda: km.PGD(THREAT, start="unifrom"), "Received: 'unifrom'. Did you mean 'uniform'?"),
     ],
 )
@@ -249,6 +252,40 @@ def test_reaches_the_best_margin_of_a_linear_network(name, threat):
     dual_norm = np.linalg.norm(uphill(BINARY), ord=1 if isinstance(threat, km.Linf) else 2, axis=1)
     best = losses.margin(BINARY, network(INTERIOR)) + threat.epsilon * dual_norm
     np.testing.assert_allclose(losses.margin(BINARY, network(adversarial)), best, atol=1e-5)
+
+
+def moved(attack, images, labels, weights=WEIGHTS):
+    """How far training's images have moved uphill in each value of a linear network, in multiples of epsilon."""
+
+    def objective(candidates):
+        return losses.cross_entropy(labels, ops.matmul(candidates, weights))
+
+    offsets = attack.maximise(objective, tf.constant(images), seed=1) - images
+    return np.array(offsets * np.sign(uphill(labels, weights))) / attack.threat.epsilon
+
+
+MANY = np.full((500, 12), 0.5, "float32"), np.arange(500) % 2
+
+
+def test_fgsm_rs_is_a_pgd_of_one_step():
+    # Fast adversarial training (2001.03994): u in [-1, 1], a step of 1.25, back into the ball: 1 in 5 of 8 cases.
+    found = moved(km.PGD(km.Linf(0.1), 1, step_size=0.125), *MANY)
+    assert found.min() == pytest.approx(0.25, abs=0.01) and found.max() == pytest.approx(1, abs=1e-5)
+    assert np.mean(found > 1 - 1e-5) == pytest.approx(5 / 8, abs=0.03)
+
+
+def test_n_fgsm_steps_from_noise_and_is_projected_outside_of_training_only():
+    attack = km.NFGSM(km.Linf(0.1))
+    found = moved(attack, *MANY)  # u in [-2, 2] and a step of 1
+    assert found.min() == pytest.approx(-1, abs=0.01) and found.max() == pytest.approx(3, abs=0.01)
+    assert (found.mean(), found.std()) == pytest.approx((1, 4 / np.sqrt(12)), abs=0.03)
+    fixed = moved(km.NFGSM(km.Linf(0.1), 0, step_size=0.05), *MANY)
+    np.testing.assert_allclose(fixed, 0.5, rtol=1e-4)
+    halved = attack.maximise(lambda candidates: ops.sum(candidates, axis=1), tf.constant(MANY[0]), 0.05, seed=1)
+    assert np.max(halved) == pytest.approx(0.5 + 3 * 0.05, abs=1e-3)
+    assert np.max(attack.maximise(lambda candidates: ops.sum(candidates, axis=1), tf.ones((9, 12)), seed=1)) == 1
+    judged = attack(linear_network(WEIGHTS, [0, 0]), *MANY, seed=1)
+    assert km.Linf(1).distance(judged, MANY[0]).numpy().max() <= 0.1 + ROUNDING
 
 
 @pytest.mark.parametrize("confidence, steepness", [(30, 1), (0, 200)], ids=["underflow", "overflow"])

@@ -16,14 +16,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import linear_network
 
-from keras_mart import CW, FGSM, L2, PGD, Linf, callbacks, cli, datasets, files, folding, optimizers, watch
+from keras_mart import CW, FGSM, L2, NFGSM, PGD, Linf, callbacks, cli, datasets, files, folding, optimizers, watch
 from keras_mart.cli import build, flags, help, optimizer, rules, saving, workdir
 from keras_mart.cli.flags import FLAGS
 from keras_mart.evaluation import Table, state
 from keras_mart.evaluation.record import attack as parameters
 from keras_mart.methods import METHODS, model
 
+NEEDY = ("mma", "hat", "rslad")  # what they need has no default
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 TRAIN, TEST, CLASSES = 40, 12, 3
 VALIDATION = TRAIN // 10
@@ -671,6 +673,13 @@ WRONG = [
     ("--shortcut=3x3", "--shortcut is taken by preact_resnet18 alone. Received: --network=wide_resnet"),
     ("--normalisation=cifar10", "`normalisation` must be a pair (mean, std) with one value for each of the 1 channels"),
     ("--bn_momentum=1", "`bn_momentum` must be at least 0 and below 1. Received: bn_momentum=1.0"),
+    ("--method=at,rslad", "--method=rslad needs --teacher"),
+    ("--teacher=best.keras", "--teacher is taken by hat, rslad alone", "--method=mart"),
+    ("--method=hat --teacher=nowhere.keras", "Received: 'nowhere.keras', which does not exist"),
+    ("--method=dkl --alpha=-1", "`alpha` must be finite and not negative. Received: alpha=-1.0"),
+    ("--noise=3", "--noise is taken by nfgsm alone. Received: --attack=pgd with --noise=3.0"),
+    ("--attack=nfgsm --steps=5", "--attack=nfgsm takes one step. Received: --steps=5"),
+    ("--attack=nfgsm --start=zero", "--start is taken by pgd alone. Received: --attack=nfgsm with --start=zero"),
     ("--network=resnet18 --depth= --width= --dropout=0.1", "--dropout is taken by small_cnn, wide_resnet alone"),
     ("--optimizer=adam --momentum=0.5", "--momentum is taken by sgd alone", "--optimizer=adam", "--momentum=0.9"),
     ("--augment=cutot", "`augment` must be one of none, crop_flip", "Did you mean 'cutout'?"),
@@ -944,15 +953,30 @@ def test_configs_build(config, described, monkeypatch, request):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_config_takes_any_method(method, described, linear):
-    hinge = ["--max_epsilon=32/255"] * (method == "mma")
-    parse(f"--flagfile={CONFIGS / 'cifar_wrn.cfg'}", f"--method={method}", *hinge)
+def test_a_config_takes_any_method(method, described, linear, tmp_path):
+    linear_network(np.ones((3072, 10)), np.ones(10), (32, 32, 3)).save(tmp_path / "teacher.keras")
+    needed = [{"mma": "--max_epsilon=32/255"}.get(method, f"--teacher={tmp_path}/teacher.keras")] * (method in NEEDY)
+    parse(f"--flagfile={CONFIGS / 'cifar_wrn.cfg'}", f"--method={method}", *needed)
     if "beta" not in rules.arguments_of(method):
         with pytest.raises(ValueError, match="--beta is taken by"):
             rules.check()
-        parse(f"--flagfile={CONFIGS / 'cifar_wrn.cfg'}", f"--method={method}", *hinge, "--beta=")
+        parse(f"--flagfile={CONFIGS / 'cifar_wrn.cfg'}", f"--method={method}", *needed, "--beta=")
     rules.check()
     assert type(build.model(method)) is METHODS[method]
+
+
+def test_flags_of_taught_methods_and_of_n_fgsm_reach_the_model(tiny, tmp_path):
+    linear_network(np.ones((64, CLASSES)), np.ones(CLASSES), (8, 8, 1)).save(tmp_path / "teacher.keras")
+    own = f"--teacher={tmp_path}/teacher.keras --gamma=0.25 --helper_scale=3 --attack=nfgsm --noise=3 --step_size=0.05"
+    parse(*tiny, "--method=hat", *own.split())
+    rules.check()
+    build.check(["hat"])
+    model = build.model("hat")
+    assert (model.gamma, model.helper_scale, model.attack) == (0.25, 3.0, NFGSM(Linf(8 / 255), 3.0, step_size=0.05))
+    np.testing.assert_array_equal(model.teacher.weights[0], 1.0)
+    parse(*tiny, "--method=dkl", "--alpha=5", "--temperature=2")
+    model = build.model("dkl")
+    assert (model.alpha, model.temperature) == (5.0, 2.0)
 
 
 def test_flags_reach_the_model(described, linear):

@@ -257,6 +257,7 @@ OF_TERMS = {
     "alp-original": lambda t: (
         (t["natural_cross_entropy"] + t["adversarial_cross_entropy"]) / 2 + BETA * t["squared_distance_of_logits"]
     ),
+    "dkl": lambda t: t["cross_entropy"] + 4 * t["soft_cross_entropy"] + BETA * t["weighted_pair_distance"],
     "mma": lambda t: t["natural_cross_entropy"] / 3 + 2 / 3 * t["boundary_cross_entropy"],
 }
 

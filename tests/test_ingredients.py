@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import Plain
-from test_methods import ATTACK, CASES, CLASSES, EXAMPLES, X, Y, build, fit, inputs, same_weights
+from test_methods import ATTACK, CLASSES, EXAMPLES, KINDS, X, Y, build, fit, inputs, same_weights
 
 import keras_mart as km
 
@@ -25,7 +25,7 @@ def all_of_it(model):
     return arguments | ({"attack_mode": "training", "statistics": "adversarial"} if model.has_adversary else {})
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", KINDS)
 def test_every_method_trains_with_all_of_it_and_goes_on_where_it_stopped(case, tmp_path):
     model = build(case, metrics=["accuracy"], **all_of_it(build(case, compiled=False)))
     history = fit(case, model, y=ONE_HOT, validation_data=(X, ONE_HOT))

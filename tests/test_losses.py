@@ -9,6 +9,7 @@ from keras_mart import losses
 
 EXAMPLES = 7  # odd: the last one of CLP's pairs has no partner
 BETA, MAX_EPSILON = 1.5, 0.1
+ALPHA, GAMMA = 0.75, 0.5
 EPSILON = np.array([0.0, 0.02, 0.0999, 0.1, 0.2, 0.05, 0.0], "float32")  # MMA's: below MAX_EPSILON, at it, above
 STEP = 1e-5  # of the finite differences
 
@@ -95,8 +96,32 @@ def mma(y, natural, adversarial, epsilon, max_epsilon):
     return cross_entropy(y, natural) / 3 + 2 / 3 * boundary
 
 
+def soft_cross_entropy(natural, adversarial, held=None):
+    return -(softmax(natural if held is None else held) * log_softmax(adversarial)).sum(axis=1)
+
+
+def weighted_pair_distance(y, natural, adversarial, class_means):
+    pairs = [z[:, :, None] - z[:, None, :] for z in (natural, adversarial)]
+    weights = class_means[y][:, :, None] * class_means[y][:, None, :]
+    return (weights * (pairs[0] - pairs[1]) ** 2).sum(axis=(1, 2)) / 4
+
+
+def dkl(y, natural, adversarial, class_means, alpha, beta, held=None):
+    distance = weighted_pair_distance(y, natural, adversarial, class_means)
+    robust = alpha * soft_cross_entropy(natural, adversarial, held)
+    return cross_entropy(y, natural) + robust + beta * distance
+
+
+def hat(y, natural, adversarial, helper, helper_labels, beta, gamma):
+    return trades(y, natural, adversarial, beta) + gamma * cross_entropy(helper_labels, helper)
+
+
+def rslad(y, natural, adversarial, teacher, alpha):
+    return (1 - alpha) * kl_divergence(teacher, natural) + alpha * kl_divergence(teacher, adversarial)
+
+
 TERMS = (cross_entropy, margin, soft_margin, kl_divergence, boosted_cross_entropy, misclassification_weight)
-TRAINING = (mart, trades, alp, alp_original, clp, clp_original, mma)
+TRAINING = (mart, trades, alp, alp_original, clp, clp_original, mma, hat, dkl, rslad)
 every_loss = pytest.mark.parametrize("formula", [*TERMS, *TRAINING], ids=lambda formula: formula.__name__)
 every_training_loss = pytest.mark.parametrize("formula", TRAINING, ids=lambda formula: formula.__name__)
 two_and_five_classes = pytest.mark.parametrize("classes", [2, 5])
@@ -108,6 +133,14 @@ def arguments(formula, labels, natural, adversarial):
         return natural, adversarial
     if formula is mma:
         return labels, natural, adversarial, np.resize(EPSILON, len(labels)), np.float32(MAX_EPSILON)
+    classes = natural.shape[1]
+    if formula is dkl:
+        means = softmax(np.cos(np.arange(classes**2.0)).reshape(classes, classes)).astype("float32")
+        return labels, natural, adversarial, means, ALPHA, BETA
+    if formula is hat:
+        return labels, natural, adversarial, adversarial[::-1], np.arange(len(natural)) % classes, BETA, GAMMA
+    if formula is rslad:
+        return labels, natural, adversarial, np.sin(np.arange(len(natural) * classes)).reshape(-1, classes), ALPHA
     return (labels, natural, adversarial, BETA) if formula in TRAINING else (labels, adversarial)
 
 
@@ -115,9 +148,9 @@ def loss(formula, *logits):
     return getattr(losses, formula.__name__)(*arguments(formula, *logits))
 
 
-def expected(formula, labels, *logits):
+def expected(formula, labels, *logits, **held):
     logits = [keras.ops.convert_to_numpy(keras.ops.cast(each, "float64")) for each in logits]
-    return formula(*arguments(formula, labels, *logits))
+    return formula(*arguments(formula, labels, *logits), **held)
 
 
 def labels_and_logits(classes, dtype="float32"):
@@ -285,11 +318,12 @@ def finite_differences(formula, labels, *logits):
     """Central differences of the summed float64 transcription, with respect to both logits."""
     logits = np.array(logits, "float64")
     gradient = np.zeros_like(logits)
+    held = {"held": logits[0].copy()} if formula is dkl else {}  # the p that has no gradient
     for entry in np.ndindex(logits.shape):
         for sign in (1, -1):
             moved = logits.copy()
             moved[entry] += sign * STEP
-            gradient[entry] += sign * expected(formula, labels, *moved).sum() / (2 * STEP)
+            gradient[entry] += sign * expected(formula, labels, *moved, **held).sum() / (2 * STEP)
     return gradient
 
 
@@ -312,3 +346,41 @@ def test_saturated_logits(formula, classes):
     values, *gradients = value_and_gradients(formula, *case)
     np.testing.assert_allclose(values, expected(formula, *case), rtol=1e-4, atol=1e-6)
     assert np.all(np.isfinite(gradients))
+
+
+# --- gradients of images, which GradAlign compares ---
+
+
+def misalignment(left, right):
+    left, right = (each.reshape(len(each), -1) for each in (left, right))
+    return 1 - (left * right).sum(axis=1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
+
+
+def test_gradients_are_aligned_or_not():
+    left, right = np.random.default_rng(0).normal(size=(2, 6, 4, 3, 2))
+    left[1] = -3 * right[1]
+    tiny = left * 10.0 ** -np.arange(0, 30, 5).reshape(-1, 1, 1, 1)  # whose squares underflow
+    moving = tf.constant(right, "float32")
+    labels, _, logits = (each[:6] for each in labels_and_logits(3))
+    with tf.GradientTape() as tape:
+        tape.watch(moving)
+        values = losses.grad_align(labels, None, logits, tf.constant(tiny, "float32"), moving, BETA)
+    difference = misalignment(left, right)
+    of_logits = cross_entropy(labels, logits.numpy().astype("float64"))
+    np.testing.assert_allclose(values, of_logits + BETA * difference, rtol=1e-5)
+    assert difference[1] == pytest.approx(2)
+    direction = np.random.default_rng(1).normal(size=right.shape)
+    slope = misalignment(left, right + STEP * direction) - misalignment(left, right - STEP * direction)
+    found = BETA * slope / (2 * STEP)
+    np.testing.assert_allclose(
+        np.sum(tape.gradient(values, moving) * direction, (1, 2, 3)), found, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_a_gradient_of_zero_counts_as_aligned():
+    one, none = tf.constant([[1.0, 2.0]] * 3), tf.constant([[0.0, 0.0], [0.0, 0.0], [1.0, 2.0]])
+    with tf.GradientTape() as tape:
+        tape.watch([one, none])
+        values = losses.misalignment(tf.concat([one[:1], none[1:]], 0), none)
+    np.testing.assert_allclose(values, [0, 0, 0], atol=1e-6)
+    assert all(np.all(np.isfinite(each)) for each in tape.gradient(values, [one, none]))

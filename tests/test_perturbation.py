@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 import test_training_step as step
 from agreement import replace_random_numbers
-from test_methods import CASES, X, Y, build, fit, network, same_weights
+from test_methods import KINDS, X, Y, build, fit, network, same_weights
 
 import keras_mart as km
 
@@ -100,7 +100,7 @@ def test_the_warmup_counts_epochs():
     assert abs(after[0] - after[1]) > 1e-3
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", KINDS)
 def test_every_method_takes_it(case):
     models = [perturbed(case, each, run_eagerly=True) for each in (None, km.AWP(GAMMA))]
     assert [model.weight_perturbation for model in models] == [None, km.AWP(GAMMA)]

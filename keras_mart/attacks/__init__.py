@@ -6,6 +6,7 @@ from keras_mart.attacks.autoattack import AutoAttack
 from keras_mart.attacks.base import Attack
 from keras_mart.attacks.fab import FABT
 from keras_mart.attacks.fmn import FMN
+from keras_mart.attacks.nfgsm import NFGSM
 from keras_mart.attacks.noise import Noise
 from keras_mart.attacks.pgd import CW, FGSM, PGD
 from keras_mart.attacks.square import Square
@@ -19,6 +20,7 @@ __all__ = [
     "FABT",
     "FGSM",
     "FMN",
+    "NFGSM",
     "PGD",
     "Attack",
     "AutoAttack",

@@ -134,14 +134,20 @@ class Attack:
 
 
 class Climb(Attack):
-    """An attack that climbs an objective: a training method lends it one with `maximise`."""
+    """An attack that climbs an objective: a training method lends it one with `maximise`.
+
+    Attributes:
+        leaves_ball: whether what `maximise` gives may lie outside the ball.
+    """
+
+    leaves_ball = False
 
     def loss(self, labels, logits):
         """[batch] what the attack climbs when no method lends it an objective: the cross-entropy by default."""
         return losses.cross_entropy(labels, logits)
 
     def maximise(self, objective, x, epsilon=None, seed=None, score=None):
-        """Images in the ball round x on which the objective is as large as the attack can make it.
+        """Images in the ball round x (unless it `leaves_ball`) where the objective is as large as it can make it.
 
         Args:
             objective: maps [batch, ...] images to [batch] values, differentiable.
@@ -156,6 +162,14 @@ class Climb(Attack):
             [batch, ...] float32 images, without a gradient.
         """
         raise NotImplementedError
+
+    def scaled(self, length, epsilon):
+        """A length that belongs to the threat's own epsilon, for another one: a scalar or [batch], or `None`."""
+        if epsilon is None:
+            return length
+        if not self.threat.epsilon > 0:
+            raise ValueError(f"An attack given an epsilon must have a positive one itself. Received: {self}")
+        return epsilon * (length / self.threat.epsilon)
 
     def perturb(self, logits, images, labels, seed):
         def objective(candidates):

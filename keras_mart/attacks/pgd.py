@@ -16,6 +16,18 @@ GAUSSIAN_START = 0.001
 DEFAULT_STEP, REACH, DIAMETER = 0.1, 2.5, 2.0
 
 
+def check_step_size(attack):
+    """Raises ValueError where the `step_size` of an attack is not positive, or longer than its ball is wide."""
+    epsilon, step_size = attack.threat.epsilon, attack.step_size
+    if not 0 <= step_size < float("inf") or (step_size == 0 and epsilon > 0):
+        raise ValueError(f"`step_size` must be positive. Received: step_size={step_size}")
+    if step_size > DIAMETER * epsilon * (1 + threats.ROUNDING) > 0:
+        raise ValueError(
+            f"`step_size` must be at most 2 epsilon, as wide as the ball. Received: step_size={step_size:g}, "
+            f"epsilon={epsilon:g}.{threats.in_units_of_255(step_size)}"
+        )
+
+
 @keras.saving.register_keras_serializable("keras_mart")
 @dataclasses.dataclass(frozen=True)
 class PGD(base.Climb):
@@ -55,13 +67,7 @@ class PGD(base.Climb):
         if self.step_size is None:
             share = min(max(DEFAULT_STEP, REACH / self.steps), DIAMETER)
             object.__setattr__(self, "step_size", share * self.threat.epsilon)
-        if not 0 <= self.step_size < float("inf") or (self.step_size == 0 and self.threat.epsilon > 0):
-            raise ValueError(f"`step_size` must be positive. Received: step_size={self.step_size}")
-        if self.step_size > DIAMETER * self.threat.epsilon * (1 + threats.ROUNDING) > 0:
-            raise ValueError(
-                f"`step_size` must be at most 2 epsilon, as wide as the ball. Received: step_size={self.step_size:g}, "
-                f"epsilon={self.threat.epsilon:g}.{threats.in_units_of_255(self.step_size)}"
-            )
+        check_step_size(self)
         checks.one_of(self.start, STARTS, "start")
 
     @property
@@ -75,12 +81,7 @@ class PGD(base.Climb):
         return base.worst_of(self.restarts, run, score or objective, x, base.as_seed(seed))
 
     def _run(self, objective, x, epsilon, seed):
-        step_size = self.step_size
-        if epsilon is not None:
-            if not self.threat.epsilon > 0:
-                raise ValueError(f"An attack given an epsilon must have a positive one itself. Received: {self}")
-            step_size = epsilon * (self.step_size / self.threat.epsilon)
-
+        step_size = self.scaled(self.step_size, epsilon)
         unmarked = gradients.unmarked(objective)
 
         def step(number, candidates):

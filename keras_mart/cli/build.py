@@ -6,12 +6,12 @@ import keras
 import numpy as np
 
 from keras_mart import checks, datasets, networks, serving, zoo
-from keras_mart.attacks import PGD
+from keras_mart.attacks import NFGSM, PGD
 from keras_mart.attacks.inference import compile_by_xla, network_of
 from keras_mart.cli.flags import EVALUATION_PRECISIONS, FLAGS
 from keras_mart.cli.optimizer import optimizer
 from keras_mart.cli.parsers import APPLICATIONS, FILES
-from keras_mart.cli.rules import augmentations, method_arguments, network_arguments
+from keras_mart.cli.rules import arguments_of, augmentations, method_arguments, network_arguments
 from keras_mart.datasets import augmentation
 from keras_mart.evaluation.presets import presets
 from keras_mart.methods import AWP, METHODS
@@ -142,7 +142,9 @@ def _threat(epsilon):
 
 
 def training_attack():
-    """The PGD that training runs."""
+    """The attack that training runs."""
+    if FLAGS.attack == "nfgsm":
+        return NFGSM(_threat(FLAGS.epsilon), FLAGS.noise, step_size=FLAGS.step_size)
     return PGD(_threat(FLAGS.epsilon), FLAGS.steps, step_size=FLAGS.step_size, start=FLAGS.start)
 
 
@@ -192,6 +194,8 @@ def model(method):
     if METHODS[method].needs_index:
         more = 0 if FLAGS.extra is None else len(datasets.load_extra(FLAGS.extra, FLAGS.data_dir).images)
         arguments["num_examples"] = _examples("train") + more
+    if "teacher" in arguments:
+        arguments["teacher"] = _loaded(FLAGS.teacher)
     built = METHODS[method](network(), seed=FLAGS.seed, **arguments)
     validation_attack = attacks([VALIDATION_ATTACK])[VALIDATION_ATTACK] if built.has_adversary else None
     built.compile(
@@ -226,11 +230,14 @@ def evaluation_options():
 def check(methods):
     """Tries everything that the flags describe; raises ValueError where some of it is wrong."""
     tried = [training_attack(), *attacks(FLAGS.attacks).values()]
-    for method in methods:
-        network_of_method = model(method).network
     described = _described()
     augmentation.chosen(augmentations()).check(described.input_shape)
     image = np.zeros((1, *described.input_shape), "float32")
+    for method in methods:
+        built = model(method)
+        network_of_method = built.network
+        if "teacher" in arguments_of(method):
+            checks.same_task(built.teacher, network_of_method, image, "the teacher")
     for attack in tried:
         attack.check_images(image.shape)
     if source() is not None:

@@ -64,7 +64,17 @@ _fold = "Attack and train through faster, equal views of the network; --nofold t
 flags.DEFINE_bool("fold", True, _fold, module_name=RUN)
 
 _choices(METHOD, "method", "mart", tuple(METHODS), "The method; several are run one after the other and compared.")
-_number(METHOD, "beta", None, "Weight of the second term (mart, trades, alp, clp); the method's own by default.")
+_number(
+    METHOD,
+    "beta",
+    None,
+    "Weight of a term of the loss (all but standard, at, mma, rslad); the method's own by default.",
+)
+_text(METHOD, "teacher", None, "A .keras or .h5 file: a network of standard training (hat) or a robust one (rslad).")
+_number(METHOD, "alpha", None, "Weight of the cross-entropy of p and q (dkl), share of the adversarial images (rslad).")
+_number(METHOD, "gamma", None, "Weight of the helper image (hat), 0.5 by default.")
+_number(METHOD, "helper_scale", None, "How far out the helper lies, 1 being the adversarial image (hat); 2 by default.")
+_number(METHOD, "temperature", None, "Of the softmax of the class means (dkl), 4 by default.")
 _choice(
     METHOD, "form", None, ("mart", "original"), "As the MART paper, by default, or as its own paper has it (alp, clp)."
 )
@@ -74,8 +84,11 @@ _integer(METHOD, "bisection_steps", None, "Halvings of the bisection (mma), 10 b
 
 _choice(ATTACK, "threat", "linf", ("linf", "l2"), "The norm of the ball round each image that the attack stays in.")
 _number(ATTACK, "epsilon", "8/255", "Radius of the ball, for images in [0, 1].")
+_choice(ATTACK, "attack", "pgd", ("pgd", "nfgsm"), "The attack; nfgsm takes one step from a noisy image.")
 _integer(ATTACK, "steps", 10, "Steps of PGD.")
-_number(ATTACK, "step_size", None, "Length of a step; by default max(epsilon / 10, 2.5 epsilon / steps).")
+_step = "Length of a step; by default max(epsilon / 10, 2.5 epsilon / steps), of nfgsm epsilon."
+_number(ATTACK, "step_size", None, _step)
+_number(ATTACK, "noise", 2.0, "Radius of the noise in multiples of epsilon (nfgsm).")
 _choice(ATTACK, "start", "uniform", STARTS, "Where PGD starts.")
 _number(ATTACK, "epsilon_warmup", 0.0, "Epochs in which the ball grows from 0 to --epsilon, step by step.")
 _mode = "How BatchNormalization and Dropout work while the attack runs."

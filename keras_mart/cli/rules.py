@@ -30,6 +30,8 @@ TAKERS = {
     **{flag: ("network", tuple(name for name in NETWORKS if flag in _ARGUMENTS[name])) for flag in NETWORK_ARGUMENTS},
     "weights": ("network", ("applications",)),
     "preprocessing": ("network", ("a file",)),
+    "start": ("attack", ("pgd",)),
+    "noise": ("attack", ("nfgsm",)),
     "momentum": ("optimizer", ("sgd",)),
     "nesterov": ("optimizer", ("sgd",)),
     "weight_decay": ("optimizer", ("sgd", "adamw", "lion")),
@@ -106,6 +108,11 @@ def check():
         raise ValueError(f"--epsilon_warmup must not be negative. Received: --epsilon_warmup={FLAGS.epsilon_warmup}")
     if "mma" in FLAGS.method and FLAGS.max_epsilon is None:
         raise ValueError("--method=mma needs --max_epsilon, for example 32/255 for CIFAR-10. Received: none.")
+    if FLAGS.attack == "nfgsm" and FLAGS.steps not in (1, FLAGS["steps"].default):
+        raise ValueError(f"--attack=nfgsm takes one step. Received: --steps={FLAGS.steps}")
+    taught = [name for name in FLAGS.method if "teacher" in arguments_of(name)]
+    if taught and FLAGS.teacher is None:
+        raise ValueError(f"--method={taught[0]} needs --teacher, a network to learn from. Received: none.")
     for name, needed in NEEDS.items():
         if FLAGS[name].value != FLAGS[name].default and FLAGS[needed].value is None:
             raise ValueError(f"--{name} needs --{needed}. Received: --{name}={FLAGS[name].value} alone")

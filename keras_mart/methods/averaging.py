@@ -24,8 +24,12 @@ def of_fresh_networks():
         _fresh = False
 
 
-def frozen_copy(network):
+def frozen_copy(network, reason="`weight_average` keeps a second network."):
     """A copy of a network that is never trained; `None` for one that is not built yet.
+
+    Args:
+        network: a Keras model.
+        reason: why there is one, for the error.
 
     Raises:
         ValueError: the network cannot be made again from its config.
@@ -33,7 +37,7 @@ def frozen_copy(network):
     try:
         copy = copy_of(network, from_config=_fresh)
     except ValueError as error:
-        raise ValueError(f"`weight_average` keeps a second network. {error}") from error
+        raise ValueError(f"{reason} {error}") from error
     if copy is not None:
         freeze(copy)
     return copy

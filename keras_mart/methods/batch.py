@@ -20,8 +20,9 @@ class Outputs(NamedTuple):
     images, perturbed: [batch, ...] x and x', the latter `None` without an adversary.
     forward: maps [batch, ...] images to [batch, classes] float32 logits, as x and x' were forwarded: in a training step
         in training mode, with the same random numbers and a gradient; in validation in evaluation mode.
+    seed: of the batch's random numbers (`keras_mart.randomness`), that `perturb` was given too.
 
-    The last three are there for `training_loss` only.
+    The last four are there for `training_loss` only.
     """
 
     natural: object
@@ -31,6 +32,7 @@ class Outputs(NamedTuple):
     images: object = None
     perturbed: object = None
     forward: object = None
+    seed: object = None
 
 
 class Pass(NamedTuple):

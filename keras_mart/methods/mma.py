@@ -67,6 +67,8 @@ class MMA(model.AdversarialModel):
         checks.positive_integer(num_examples, "num_examples")
         checks.positive_integer(bisection_steps, "bisection_steps")
         self._check_lengths()
+        if getattr(attack, "leaves_ball", False):
+            raise ValueError(f"`attack` must stay in the ball that MMA gives it. Received: attack={attack}")
         if not attack.threat.epsilon > 0:
             raise ValueError(f"`attack` must have a positive epsilon, which its steps scale with. Received: {attack}")
         self.margins = self.add_weight(

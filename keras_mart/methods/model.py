@@ -189,6 +189,10 @@ class AdversarialModel(keras.Model):
         """The network that is evaluated, attacked and exported: the averaged one where there is one."""
         return self.averaged_network or self.network
 
+    def frozen_networks(self):
+        """List of the networks besides the trained one, which are never trained."""
+        return [] if self.averaged_network is None else [self.averaged_network]
+
     def call(self, inputs, training=None):
         images, _ = checks.indexed(inputs)
         if training:
@@ -245,7 +249,8 @@ class AdversarialModel(keras.Model):
                 if self.trains_on_natural:
                     natural = forward(batch.images, counts=self.statistics == "all" or not self.has_adversary)
                 adversarial = None if attacked[0] is None else forward(attacked[0], counts=True)
-                outputs = Outputs(natural, adversarial, attacked[1], batch.index, batch.images, attacked[0], forward)
+                outputs = Outputs(natural, adversarial, attacked[1], batch.index)
+                outputs = outputs._replace(images=batch.images, perturbed=attacked[0], forward=forward, seed=seed)
                 values = self._values(batch, outputs)
                 outputs = Outputs(*outputs[:4])
                 loss = self.optimizer.scale_loss(batches.mean(values, batch.real))
@@ -308,7 +313,7 @@ class AdversarialModel(keras.Model):
             perturbed = attack.perturb(inference(self.judged_network), batch.images, losses.hard(batch.labels), seed)
             adversarial, epsilon = self._as_judged(perturbed), attack.threat.epsilon
         natural = self._as_judged(batch.images)
-        outputs = Outputs(natural, adversarial, epsilon, None, batch.images, perturbed, self._as_judged)
+        outputs = Outputs(natural, adversarial, epsilon, None, batch.images, perturbed, self._as_judged, seed)
         return self._values(batch, outputs), Outputs(*outputs[:4])
 
     def _as_judged(self, images):
@@ -434,8 +439,8 @@ class AdversarialModel(keras.Model):
         with self.distribute_strategy.scope():
             if not self.built:
                 self.build(shape)
-            if self.averaged_network is not None:
-                averaging.freeze(self.averaged_network)  # `trainable` of the whole model frees it too
+            for each in self.frozen_networks():  # `trainable` of the whole model frees them too
+                averaging.freeze(each)
             if self.compiled:
                 compile_by_xla(self.judged_network, self._jit_compile_argument)
             if self.compiled and self.optimizer is not None and not self.optimizer.built:
