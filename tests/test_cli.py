@@ -440,7 +440,7 @@ def test_a_model_without_a_run(source, run, tiny, tmp_path):
     assert found["best"]["accuracy"] == json.loads((run / "evaluation.json").read_text())["best"]["accuracy"]
     assert command("--mode=report", where).status == 0  # which recalls what the model was judged with
     assert "comes from elsewhere: it was not trained here" in (tmp_path / "judged" / "report.html").read_text()
-    assert command(mode, f"--model={run / source}", where, *others).status == 0
+    assert command("--mode=evaluate", f"--model={run / source}", where, *others).status == 0
 
 
 def test_where_a_model_is_judged_by_default(run, tiny, tmp_path, monkeypatch):

@@ -114,7 +114,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(case):
             same_weights(runs[0], other)
 
 
-# XLA takes long to compile: one method with it is enough for every day.
+# XLA takes long to compile, each size of a batch anew: one method with it is enough for every day.
 WITH_XLA = [pytest.param(case, True, marks=[] if case == "mart" else pytest.mark.slow) for case in CASES]
 
 
@@ -122,15 +122,17 @@ WITH_XLA = [pytest.param(case, True, marks=[] if case == "mart" else pytest.mark
 def test_two_replicas_do_what_one_device_does(case, jit_compile, two_replicas, monkeypatch):
     replace_random_numbers(monkeypatch.setattr)
 
-    def run(strategy):
+    def run(strategy, jit_compile):
         with strategy.scope():
             wrapped = network(batch_norm=False, regularizer="l2")
             model = build(case, wrapped, metrics=["accuracy"], jit_compile=jit_compile)
         # Batches of 7, 7, 7 and 1: two replicas get 4 and 3 examples, and one of them none in the end.
-        weights = np.linspace(0, 2, EXAMPLES)
-        return model, fit(case, model, epochs=2, batch_size=7, validation_data=(X, Y), sample_weight=weights)
+        how = {"batch_size": 7, "sample_weight": np.linspace(0, 2, EXAMPLES)}
+        if jit_compile:
+            how["validation_batch_size"] = EXAMPLES
+        return model, fit(case, model, epochs=2, validation_data=(X, Y), **how)
 
-    one, two = run(tf.distribute.get_strategy()), run(two_replicas)
+    one, two = run(tf.distribute.get_strategy(), jit_compile=False), run(two_replicas, jit_compile)
     same_weights(one[0], two[0], tolerance=1e-5)
     for name, values in one[1].items():
         np.testing.assert_allclose(values, two[1][name], atol=1e-5, err_msg=name)
@@ -307,20 +309,37 @@ def functional():
     return keras.Model(images, keras.layers.Dense(CLASSES, activity_regularizer="l2")(hidden))
 
 
-def application():
-    images = keras.Input(SHAPE)
-    grown = keras.layers.Resizing(32, 32)(keras.layers.Concatenate()([images] * 3))
-    return keras.Model(
-        images,
-        keras.applications.MobileNet(
-            (32, 32, 3), alpha=0.25, weights=None, classes=CLASSES, classifier_activation=None
-        )(grown),
+def mobile_net():
+    return keras.applications.MobileNet(
+        (32, 32, 3), alpha=0.25, weights=None, classes=CLASSES, classifier_activation=None
     )
 
 
-@pytest.mark.parametrize("factory", [Plain, functional, application])
+def block_of_mobile_net():
+    inner = keras.Input((32, 32, 3))
+    x = keras.layers.DepthwiseConv2D(3, use_bias=False)(keras.layers.ZeroPadding2D()(inner))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU(6.0)(keras.layers.BatchNormalization()(x)))
+    return keras.Model(inner, keras.layers.Dense(CLASSES)(keras.layers.Dropout(0.1)(x)))
+
+
+def nested(inner):
+    images = keras.Input(SHAPE)
+    grown = keras.layers.Resizing(32, 32)(keras.layers.Concatenate()([images] * 3))
+    return keras.Model(images, inner()(grown))
+
+
+FACTORIES = {
+    "plain": Plain,
+    "functional": functional,
+    "nested": lambda: nested(block_of_mobile_net),
+    "application": lambda: nested(mobile_net),
+}
+EVERY_FACTORY = [pytest.param(key, marks=[pytest.mark.slow] if key == "application" else []) for key in FACTORIES]
+
+
+@pytest.mark.parametrize("factory", EVERY_FACTORY)
 def test_any_keras_classifier_can_be_hardened(factory):
-    model = build("mart", factory())
+    model = build("mart", FACTORIES[factory]())
     assert np.isfinite(list(fit("mart", model, batch_size=11, validation_data=(X, Y)).values())).all()
     adversarial = ATTACK(model, X, Y)
     assert float(keras.ops.max(keras.ops.abs(adversarial - X))) <= 0.1 + 1e-6

@@ -7,6 +7,7 @@ import re
 import keras
 import pytest
 import tensorflow as tf
+from conftest import conv_network
 
 import keras_mart as km
 from keras_mart.methods import METHODS
@@ -16,10 +17,17 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_examples_run(tmp_path, monkeypatch, capsys):
-    """As they stand there, on two batches of each split."""
+    """As they stand there, on two batches of each split, with a small network and the first part of AutoAttack."""
     monkeypatch.chdir(tmp_path)
-    load = km.datasets.load
+    load, wide_resnet = km.datasets.load, km.zoo.wide_resnet
+
+    def small(*args, **options):
+        known = wide_resnet(*args, **options)
+        return conv_network(known.input_shape[1:], known.output_shape[1])
+
     monkeypatch.setattr(km.datasets, "load", lambda *args, **options: load(*args, **options).take(2))
+    monkeypatch.setattr(km.zoo, "wide_resnet", small)
+    monkeypatch.setattr("keras_mart.attacks.autoattack.VERSIONS", {"standard": ("apgd-ce",)})
     keras.utils.set_random_seed(0)
     classifier = [keras.layers.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
     keras.Sequential(classifier).save("classifier.keras")

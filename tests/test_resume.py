@@ -17,17 +17,19 @@ from keras_mart.cli import saving, workdir
 
 EXAMPLES = 56  # of which 51 are trained on: 3 steps of 16, and 3 left out in each epoch
 CASES = {
-    # Dropout, crops, shuffling, random starts, momentum, weight averages and perturbation; 8 extra examples in a batch
-    # besides the 16, of 20 that a network labels; steps in parts; and a rate that is another one in each step.
+    # Dropout and BatchNormalization, crops, shuffling, random starts, momentum, weight averages and perturbation; 8
+    # extra examples in a batch besides the 16, of 20 that a network labels; steps in parts; and a rate that is another
+    # one in each step.
     "mart": [
-        "--network=small_cnn", "--augment=crop", "--weight_average=0.9", "--awp_gamma=0.01", "--awp_warmup=1",
-        "--batch_size=24", "--extra_fraction=1/3", "--extra=npz:{data}/extra.npz", "--labeller={data}/labeller.keras",
-        "--accumulate=5", "--schedule=cosine", "--warmup_epochs=5/3", "--nesterov", "--weight_decay=0.01",
-        "--nodecay_all",
+        "--network={data}/network.keras", "--augment=crop", "--weight_average=0.9", "--awp_gamma=0.01",
+        "--awp_warmup=1", "--batch_size=24", "--extra_fraction=1/3", "--extra=npz:{data}/extra.npz",
+        "--labeller={data}/labeller.keras", "--accumulate=5", "--schedule=cosine", "--warmup_epochs=5/3", "--nesterov",
+        "--weight_decay=0.01", "--nodecay_all",
     ],
-    # BatchNormalization, margins, and an optimizer with more state.
+    # A network of the zoo, margins, and an optimizer with more state.
     "mma": [
-        "--network=wide_resnet", "--depth=10", "--width=1", "--max_epsilon=0.2", "--optimizer=adam", "--decay_epochs=3",
+        "--network=wide_resnet", "--depth=10", "--width=1", "--max_epsilon=0.2", "--bisection_steps=2",
+        "--optimizer=adam", "--decay_epochs=3",
     ],
 }  # fmt: skip
 
@@ -45,7 +47,8 @@ def flags(tmp_path_factory):
     labels = np.arange(EXAMPLES) % 3
     np.savez(path, x_train=images, y_train=labels, x_test=images[:3], y_test=labels[:3])
     np.savez(folder / "extra.npz", image=random.randint(0, 256, [20, 8, 8, 1]).astype("uint8"))
-    conv_network((8, 8, 1)).save(folder / "labeller.keras")
+    for name in ("labeller", "network"):
+        conv_network((8, 8, 1)).save(folder / f"{name}.keras")
     return [
         f"--dataset=npz:{path}", "--batch_size=16", "--steps=1", "--learning_rate=0.01", "--epochs=3",
         "--mode=train", "--resume",
