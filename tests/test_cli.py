@@ -535,6 +535,23 @@ def test_a_network_of_keras_applications(tmp_path, monkeypatch):
     made.assert_called_with("MobileNetV2", weights="imagenet", num_classes=10, input_shape=(8, 8, 1))
 
 
+def test_networks_of_recipes(monkeypatch):
+    shape = mock.Mock(num_classes=10, input_shape=(32, 32, 3))
+    monkeypatch.setattr(build, "_described", lambda: shape)
+    recipe = ["--activation=silu", "--bn_momentum=0.99", "--padding=same", "--normalisation=cifar10"]
+    parse("--network=wide_resnet", "--depth=10", "--width=1", *recipe)
+    rules.check()
+    options = {"activation": "silu", "bn_momentum": 0.99, "padding": "same", "normalisation": "cifar10"}
+    assert build.network().to_json() == build.zoo.wide_resnet(10, 1, **options).to_json()
+    for name, taken in (("preact_resnet18", [*recipe, "--shortcut=3x3"]), ("vit_tiny", ["--depth=1", "--width=6"])):
+        parse(f"--network={name}", *taken)
+        rules.check()
+        assert build.network().name == name
+    parse("--network=resnet", "--depth=34", "--normalisation=cifar100")
+    rules.check()
+    assert build.network().name == "resnet34"
+
+
 def test_evaluate_without_a_run():
     result = command("--mode=evaluate")
     assert result.status == 2
@@ -629,7 +646,7 @@ def test_flagfile_round_trip(tmp_path):
 
 # The arguments after --workdir=new, and what the message must say.
 WRONG = [
-    ("--network=resnt18", "`network` must be one of small_cnn, resnet18, wide_resnet", "Did you mean 'resnet18'?"),
+    ("--network=resnt18", "`network` must be one of small_cnn, resnet18, resnet,", "Did you mean 'resnet18'?"),
     ("--network=applications:MobilNetV2", "`applications:` must be one of", "Did you mean 'MobileNetV2'?"),
     ("--network=nowhere.keras --depth= --width=", "nowhere.keras', which does not exist"),
     ("--weights=imagenet", "--weights is taken by applications alone. Received: --network=wide_resnet"),
@@ -649,6 +666,13 @@ WRONG = [
     ("--method=trades,mart --form=original", "--form is taken by alp, clp alone", "--method=trades,mart"),
     ("--max_epsilon=0.1", "--max_epsilon is taken by mma alone", "--method=mart"),
     ("--method=mma", "--method=mma needs --max_epsilon"),
+    ("--network=small_cnn", "--depth is taken by resnet, wide_resnet, vit_tiny alone", "--network=small_cnn"),
+    ("--network=resnet --width=", "`depth` must be one of 18, 34, 50. Received: 10"),
+    ("--activation=sillu", "`activation` must be one of relu, silu", "Did you mean 'silu'?"),
+    ("--network=resnet18 --depth= --width= --padding=same", "--padding is taken by preact_resnet18, wide_resnet alone"),
+    ("--shortcut=3x3", "--shortcut is taken by preact_resnet18 alone. Received: --network=wide_resnet"),
+    ("--normalisation=cifar10", "`normalisation` must be a pair (mean, std) with one value for each of the 1 channels"),
+    ("--bn_momentum=1", "`bn_momentum` must be at least 0 and below 1. Received: bn_momentum=1.0"),
     ("--method=at,rslad", "--method=rslad needs --teacher"),
     ("--teacher=best.keras", "--teacher is taken by hat, rslad alone", "--method=mart"),
     ("--method=hat --teacher=nowhere.keras", "Received: 'nowhere.keras', which does not exist"),
@@ -656,7 +680,6 @@ WRONG = [
     ("--noise=3", "--noise is taken by nfgsm alone. Received: --attack=pgd with --noise=3.0"),
     ("--attack=nfgsm --steps=5", "--attack=nfgsm takes one step. Received: --steps=5"),
     ("--attack=nfgsm --start=zero", "--start is taken by pgd alone. Received: --attack=nfgsm with --start=zero"),
-    ("--network=small_cnn", "--depth is taken by wide_resnet alone", "--network=small_cnn"),
     ("--network=resnet18 --depth= --width= --dropout=0.1", "--dropout is taken by small_cnn, wide_resnet alone"),
     ("--optimizer=adam --momentum=0.5", "--momentum is taken by sgd alone", "--optimizer=adam", "--momentum=0.9"),
     ("--augment=cutot", "`augment` must be one of none, crop_flip", "Did you mean 'cutout'?"),
@@ -910,23 +933,36 @@ def linear(monkeypatch):
     monkeypatch.setattr(build, "network", lambda: keras.Sequential(layers()))
 
 
+# What a config needs to take a step on small images, without what must be downloaded.
+SMALLER = {
+    "imagenette.cfg": ["--image_size=32", "--weights=none", "--network=applications:MobileNet"],
+    "cifar_wang.cfg": ["--extra=npz:more.npz"],
+}
+
+
 @pytest.mark.parametrize("config", sorted(path.name for path in CONFIGS.iterdir()))
-def test_configs_build(config, described, monkeypatch, request):
-    parse(f"--flagfile={CONFIGS / config}")
+def test_a_config_takes_a_step(config):
+    random = np.random.RandomState(0)
+    images, labels = random.randint(0, 256, [40, 8, 8, 3]).astype("uint8"), np.arange(40) % 10
+    np.savez("made.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    np.savez("more.npz", image=images, label=labels)
+    flagfile, made = f"--flagfile={CONFIGS / config}", ["--dataset=npz:made.npz", "--batch_size=4"]
+    parse(flagfile)
+    small = ["--depth=10", "--width=1"] if FLAGS.network == "wide_resnet" else []
+    steps = [f"--steps={min(FLAGS.steps, 2)}"]
+    parse(flagfile, *made, *steps, *small, *SMALLER.get(config, []))
     rules.check()
     assert list(build.attacks(FLAGS.attacks))[:3] == ["fgsm", "pgd20", "cw"]
     assert FLAGS.attacks[-1] == ("apgd-t" if config == "digits.cfg" else "autoattack")
-    tenths = [
-        sum(start <= epoch for start in FLAGS.decay_epochs) for epoch in range(1, FLAGS.epochs + 1) for _ in "abc"
-    ]
-    rates = optimizer.schedule(3)(np.arange(3 * FLAGS.epochs))
-    np.testing.assert_allclose(rates, FLAGS.learning_rate * 0.1 ** np.array(tenths), rtol=1e-6)
-    if config == "cifar_wrn.cfg":  # too large for every day
-        request.getfixturevalue("linear")
     for name in FLAGS.method:
         model = build.model(name)
         assert type(model) is METHODS[name]
         assert FLAGS.beta is None or model.beta == FLAGS.beta
+        model.run_eagerly = True
+        before = model.network.get_weights()
+        model.fit(build.training_data(model, lambda: 0).take(2), verbose=0)  # the first may be at rate 0
+        assert int(model.step) == 2
+        assert any(np.any(one != other) for one, other in zip(before, model.network.get_weights(), strict=True))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -75,6 +75,7 @@ def count(function, shape, kinds=("Mul",)):
 NETWORKS = {
     "resnet18": (lambda: km.zoo.resnet18(input_shape=(8, 8, 3)), 0),
     "wide_resnet": (lambda: km.zoo.wide_resnet(10, 1, input_shape=(8, 8, 3)), 4),
+    "same": (lambda: km.zoo.wide_resnet(10, 1, input_shape=(8, 8, 3), padding="same"), 4),
     "mobilenet_v2": (lambda: mobilenet_v2(), 0),
 }
 
@@ -303,6 +304,12 @@ UNFOLDED = {
 }
 
 
+def test_view_of_a_transformer_is_the_network():
+    network = shake(km.zoo.vit_tiny(3, SHAPE, patch_size=3, depth=2, width=6, normalisation="cifar10"))
+    assert_same(folding.view(network), in_evaluation(network), X)
+    assert folding.graph_of(network) is not None
+
+
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("size, stride, channels", [(4, 2, 1), (2, 2, 3), (6, 3, 2), (4, 4, 1), (3, 2, 1)])
 @pytest.mark.parametrize("height", [12, 13, 14, 15])
@@ -507,6 +514,8 @@ TRAINED = {
     "nested, frozen, dropping": (nested_frozen_dropping, 2),
     "frozen inside": (inner_frozen, 2),
     "deep": (lambda: deep("float32"), 3),
+    "silu": (lambda: km.zoo.wide_resnet(10, 1, input_shape=SHAPE, activation="silu", padding="same"), 7),
+    "transformer": (lambda: km.zoo.vit_tiny(3, SHAPE, patch_size=3, depth=1, width=6), 0),
     "subclassed": (Subclassed, 0),
     "own call": (UNFOLDED["own call"], 0),
     "masked": (UNFOLDED["masked by an argument"], 0),

@@ -1,10 +1,12 @@
 """Documents: their Python runs as it stands there, their links lead somewhere, the table of methods is complete."""
 
+import functools
 import pathlib
 import re
 
 import keras
 import pytest
+import tensorflow as tf
 
 import keras_mart as km
 from keras_mart.methods import METHODS
@@ -36,6 +38,28 @@ def test_methods_of_ones_own_run():
     for example in re.findall(r"```python\n(.+?)```", (ROOT / "docs" / "methods.md").read_text(), flags=re.DOTALL):
         exec(compile(example, "methods.md", "exec"), names)
     assert names["model"].gamma == 1.0 and int(names["model"].step) > 0
+
+
+def test_recipes_are_compiled_and_fitted(tmp_path, monkeypatch):
+    """As they stand there, on a batch of noise, with narrower networks and a `fit` that does nothing."""
+    monkeypatch.chdir(tmp_path)
+    images, labels = tf.random.uniform([4, 32, 32, 3]), tf.range(4)
+    batches = tf.data.Dataset.from_tensors((images, labels))
+    monkeypatch.setattr(km.datasets, "load", lambda *args, **options: batches)
+    monkeypatch.setattr(km.datasets, "load_extra", lambda name: (images.numpy(), labels.numpy()))
+    narrow = functools.partial(km.zoo.wide_resnet, 10, 1)
+    monkeypatch.setattr(km.zoo, "wide_resnet", lambda depth, width, **options: narrow(**options))
+    fitted = []
+    monkeypatch.setattr(km.AdversarialModel, "fit", lambda self, *args, **options: fitted.append(self))
+    classifier = [keras.layers.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(10)]
+    for name in ("standard.keras", "best.keras"):
+        keras.Sequential(classifier).save(name)
+    names = {}
+    for example in re.findall(r"```python\n(.+?)```", (ROOT / "docs" / "recipes.md").read_text(), flags=re.DOTALL):
+        exec(compile(example, "recipes.md", "exec"), names)
+    assert [type(each) for each in fitted] == [km.AT, km.AT, km.TRADES, km.DKL, km.TRADES, km.HAT, km.RSLAD, km.TRADES]
+    assert fitted[0].attack_mode == "training" and fitted[3].weight_perturbation == km.AWP(0.005, warmup=10)
+    assert fitted[4].label_smoothing == 0.1 and fitted[4].optimizer.nesterov
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/methods.md"])

@@ -1,17 +1,23 @@
 """The networks against the PyTorch originals: sizes, padding, initialisation; saving; bad input."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
 
-from keras_mart import zoo
+from keras_mart import PGD, Linf, zoo
+from keras_mart.zoo.parts import Parts
 
 NETWORKS = {
-    "small_cnn": lambda **kwargs: zoo.small_cnn(input_shape=(28, 28, 3), **kwargs),
+    "small_cnn": lambda **kwargs: zoo.small_cnn(**{"input_shape": (28, 28, 3)} | kwargs),
     "resnet18": lambda **kwargs: zoo.resnet18(**kwargs),
     "wide_resnet": lambda **kwargs: zoo.wide_resnet(10, 1, **kwargs),
+    "vit_tiny": lambda **kwargs: zoo.vit_tiny(depth=1, width=12, **kwargs),
 }
-CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # the usual mean and std of CIFAR-10's channels
+CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))  # the usual mean and std of CIFAR-10's channels
+# Gowal et al.'s and Wang et al.'s variations.
+MODERN = {"activation": "silu", "bn_momentum": 0.99, "padding": "same", "normalisation": "cifar10"}
 
 
 def trainable(network):
@@ -48,7 +54,13 @@ def test_parameter_counts_are_those_of_the_originals():
     assert trainable(zoo.small_cnn()) == 312_202
     assert trainable(zoo.resnet18()) == 11_173_962
     assert wide_resnet_parameters(34, 10) == 46_160_474
+    assert wide_resnet_parameters(28, 10) == 36_479_194
     assert trainable(zoo.wide_resnet(16, 2)) == wide_resnet_parameters(16, 2)
+    assert trainable(zoo.resnet(34)) == 21_282_122
+    assert trainable(zoo.preact_resnet18()) == 11_172_170
+    assert trainable(zoo.preact_resnet18(**MODERN, shortcut="3x3")) == 12_548_426
+    # DeiT-Ti of 32x32 pixels has 5,362,762: 192 more each for the patches' bias and the class token.
+    assert trainable(zoo.vit_tiny()) == 5_362_762 - 2 * 192
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -63,9 +75,10 @@ def test_defaults():
     assert zoo.small_cnn().input_shape == (None, 28, 28, 1)
     assert zoo.resnet18(num_classes=10).input_shape == (None, 32, 32, 3)
     assert zoo.wide_resnet(10, 1).input_shape == (None, 32, 32, 3)
+    assert zoo.vit_tiny(depth=1).input_shape == (None, 32, 32, 3)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "wide_resnet"])
+@pytest.mark.parametrize("name", ["resnet18", "wide_resnet", "vit_tiny"])
 def test_other_image_sizes(name):
     network = NETWORKS[name](input_shape=(20, 24, 1))
     assert network(images_for(network)).shape == (2, 10)
@@ -78,19 +91,27 @@ def test_weights_are_named_after_their_place():
     assert {"stem_conv/kernel", "stage3_block1_conv2/kernel", "stage1_block1_bn1/beta", "final_bn/gamma"} <= paths
 
 
-# --- PyTorch's padding ---
+# --- padding ---
 
 
 @pytest.mark.parametrize(
-    "position, expected",
-    [((0, 0), [[5, 0], [0, 0]]), ((1, 1), [[9, 7], [3, 1]]), ((3, 3), [[0, 0], [0, 9]]), ((2, 3), [[0, 0], [0, 6]])],
+    "padding, position, expected",
+    [
+        ("torch", (0, 0), [[5, 0], [0, 0]]),
+        ("torch", (1, 1), [[9, 7], [3, 1]]),
+        ("torch", (3, 3), [[0, 0], [0, 9]]),
+        ("torch", (2, 3), [[0, 0], [0, 6]]),
+        ("same", (0, 0), [[1, 0], [0, 0]]),
+        ("same", (1, 1), [[5, 0], [0, 0]]),
+        ("same", (2, 2), [[9, 7], [3, 1]]),
+    ],
 )
-def test_strided_convolution_pads_one_pixel_on_each_side(position, expected):
+def test_strided_convolution_pads(padding, position, expected):
     # The kernel is 1 to 9, row by row; with one pixel of padding its windows begin at rows and columns -1 and 1 of a
     # 4x4 image. So an impulse at (0, 0) lies under the first window's middle, 5, and one at (1, 1) under a corner of
-    # all four. TensorFlow's "same" begins at 0 and 2: (0, 0) would give 1 there, and (1, 1) a single 5.
+    # all four. TensorFlow's "same" begins at 0 and 2.
     images = keras.Input((4, 4, 1))
-    network = keras.Model(images, zoo._convolution(images, 1, 3, 2, name="conv"))
+    network = keras.Model(images, Parts(padding=padding).convolution(images, 1, 3, 2, name="conv"))
     network.get_layer("conv").set_weights([np.arange(1.0, 10.0).reshape(3, 3, 1, 1)])
     impulse = np.zeros((1, 4, 4, 1), "float32")
     impulse[0, position[0], position[1], 0] = 1.0
@@ -103,6 +124,105 @@ def test_no_strided_convolution_pads_unevenly(name, strided):
     found = [layer for layer in convolutions if layer.strides == (2, 2)]
     assert len(found) == strided
     assert all(layer.padding == "valid" for layer in found)
+
+
+# --- blocks ---
+
+
+def test_bottlenecks():
+    network = zoo.resnet(50, input_shape=(8, 8, 3))
+    assert trainable(network) == 23_520_842
+    for block, strides, before in ((1, 2, 256), (2, 1, 512)):
+        found = [network.get_layer(f"stage2_block{block}_conv{number}") for number in (1, 2, 3)]
+        assert [each.kernel.shape for each in found] == [(1, 1, before, 128), (3, 3, 128, 128), (1, 1, 128, 512)]
+        assert [each.strides[0] for each in found] == [1, strides, 1]
+    assert "stage4_block3_conv3" in {layer.name for layer in network.layers}
+    assert "stage1_block1_shortcut_conv" in {layer.name for layer in network.layers}  # 64 become 256
+
+
+@pytest.mark.parametrize("shortcut, seen", [("1x1", "stage2_block1_silu1"), ("3x3", "stage1_block2_add")])
+def test_shortcuts_of_preact_resnet18(shortcut, seen):
+    network = zoo.preact_resnet18(**MODERN, shortcut=shortcut)
+    layer = network.get_layer("stage2_block1_shortcut_conv")
+    assert layer.input is network.get_layer(seen).output
+    assert (*layer.kernel_size, *layer.strides) == (*map(int, shortcut.split("x")), 2, 2)
+
+
+@pytest.mark.parametrize("name", ["preact_resnet18", "wide_resnet"])
+def test_variations_reach_every_layer(name):
+    network = getattr(zoo, name)(**MODERN, **({"depth": 22, "width": 1} if name == "wide_resnet" else {}))
+    normalisations = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    activations = [layer for layer in network.layers if isinstance(layer, keras.layers.Activation)]
+    strided = [layer for layer in network.layers if getattr(layer, "strides", None) == (2, 2)]
+    assert len(normalisations) == len(activations) > 16
+    assert {(layer.momentum, layer.epsilon) for layer in normalisations} == {(0.99, 1e-5)}
+    assert {layer.activation for layer in activations} == {keras.activations.silu}
+    assert strided and {layer.padding for layer in strided} == {"same"}
+
+
+def in_numpy(network, images, heads):
+    """The logits of a `vit_tiny` of one block, in float64."""
+    weights = {variable.path: variable.numpy().astype("float64") for variable in network.variables}
+
+    def dense(x, name):
+        return x @ weights[f"{name}/kernel"] + weights[f"{name}/bias"]
+
+    def norm(x, name):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return x * weights[f"{name}/gamma"] + weights[f"{name}/beta"]
+
+    def projected(x, name):
+        kernel, bias = (weights[f"block1_attention/{name}/{each}"] for each in ("kernel", "bias"))
+        return np.einsum("btw,whd->bhtd", x, kernel) + bias[:, None]
+
+    patches = [images[:, row : row + 4, column : column + 4] for row in (0, 4) for column in (0, 4)]
+    x = np.stack([np.zeros((len(images), 48)), *(patch.reshape(len(images), -1) for patch in patches)], axis=1)
+    x = x @ weights["embedding/kernel"] + weights["embedding/bias"]
+    query, key, value = (projected(norm(x, "block1_norm1"), name) for name in ("query", "key", "value"))
+    scores = np.exp(query @ key.swapaxes(-1, -2) / np.sqrt(x.shape[-1] / heads))
+    attended = scores / scores.sum(-1, keepdims=True) @ value
+    x = x + np.einsum("bhtd,hdw->btw", attended, weights["block1_attention/attention_output/kernel"])
+    x = x + weights["block1_attention/attention_output/bias"]
+    hidden = dense(norm(x, "block1_norm2"), "block1_mlp1")
+    hidden = hidden * (1 + np.vectorize(math.erf)(hidden / np.sqrt(2))) / 2
+    x = x + dense(hidden, "block1_mlp2")
+    return dense(norm(x[:, 0], "final_norm"), "logits")
+
+
+def test_vit_tiny_is_the_formula():
+    network = zoo.vit_tiny(input_shape=(8, 8, 3), depth=1, width=12)
+    random = np.random.default_rng(0)
+    for variable in network.variables:
+        variable.assign(random.normal(size=variable.shape))
+    images = images_for(network)
+    np.testing.assert_allclose(network(images), in_numpy(network, images, heads=3), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("policy, tolerance", [("mixed_bfloat16", 0.05), ("mixed_float16", 0.005)])
+def test_vit_tiny_in_half_precision_is_attacked(policy, tolerance):
+    exact = zoo.vit_tiny(depth=1, width=12)
+    keras.config.set_dtype_policy(policy)
+    try:
+        network = zoo.vit_tiny(depth=1, width=12)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    network.set_weights(exact.get_weights())
+    images = images_for(exact, 8)
+    np.testing.assert_allclose(network(images), exact(images), atol=tolerance * np.abs(exact(images)).max())
+    labels = np.argmax(exact(images), axis=-1)
+    adversarial = PGD(Linf(8 / 255), 3)(network, images, labels, 0)
+    rows = np.arange(len(labels))
+    assert np.all(np.asarray(exact(adversarial))[rows, labels] < np.asarray(exact(images))[rows, labels])
+
+
+def test_imagenet_resnet50_is_that_of_keras():
+    network = zoo.imagenet_resnet50(7, (32, 32, 3))
+    known = keras.applications.ResNet50(weights=None, input_shape=(32, 32, 3), classes=7, classifier_activation=None)
+    known.set_weights(network.get_weights())
+    images = images_for(network)
+    by_hand = (images - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+    np.testing.assert_allclose(network(images), known(by_hand), rtol=1e-3, atol=1e-4)
+    assert network.outputs[0].dtype == "float32" and network.name == "imagenet_resnet50"
 
 
 # --- initialisation and constants ---
@@ -137,6 +257,26 @@ def test_wide_resnet_starts_like_the_official_code():
     assert np.abs(kernel(network, "stage3_block1_conv1")).max() > 3 * np.sqrt(2 / (9 * 256))  # not truncated
     assert_uniform(kernel(network, "logits"), fan_in=256)
     np.testing.assert_array_equal(network.get_layer("logits").bias.numpy(), 0.0)
+
+
+def test_preact_resnet18_starts_like_pytorch():
+    network = zoo.preact_resnet18(shortcut="3x3")
+    for layer, fan_in in (("stage2_block1_conv1", 9 * 64), ("stage2_block1_shortcut_conv", 9 * 64), ("logits", 512)):
+        assert_uniform(kernel(network, layer), fan_in)
+    assert network.get_layer("logits").bias.numpy().std() > 0
+
+
+def test_vit_tiny_starts_like_deit():
+    network = zoo.vit_tiny(depth=1)
+    weights = {variable.path: variable.numpy() for variable in network.variables}
+    assert_uniform(weights["embedding/kernel"], fan_in=48)
+    attention = [weights[f"block1_attention/{name}/kernel"] for name in ("query", "key", "value", "attention_output")]
+    drawn = [*attention, weights["embedding/bias"], weights["block1_mlp1/kernel"], weights["block1_mlp2/kernel"]]
+    for each in (*drawn, weights["logits/kernel"]):
+        np.testing.assert_allclose(each.std(), 0.02, rtol=0.1)
+    assert not np.array_equal(attention[0], attention[1])
+    assert network.get_layer("block1_norm1").epsilon == 1e-6
+    assert not any(weights[f"block1_{name}/bias"].any() for name in ("mlp1", "mlp2", "attention/query"))
 
 
 def test_small_cnn_starts_like_the_official_code():
@@ -195,8 +335,10 @@ def test_normalisation_comes_first(name):
     np.testing.assert_allclose(normalised(images), plain(by_hand), rtol=1e-3)
 
 
-def test_normalisation_takes_arrays():
+def test_normalisation_takes_arrays_and_names():
     zoo.small_cnn(normalisation=(np.array([0.1307]), np.array([0.3081])))
+    named, given = (NETWORKS["vit_tiny"](normalisation=each) for each in ("cifar10", CIFAR10))
+    assert named.to_json() == given.to_json()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -208,8 +350,7 @@ def test_half_precision_gives_float32_logits(name):
         keras.config.set_dtype_policy("float32")
     assert network(images_for(network)).dtype == "float32"
     assert all(variable.dtype == "float32" for variable in network.trainable_variables)
-    convolution = next(layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D))
-    assert convolution.compute_dtype == "bfloat16"
+    assert network.layers[-2].compute_dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -229,9 +370,8 @@ def with_keras_own(layer):
     return cls.from_config(layer.get_config())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "wide_resnet"])
-def test_weights_fit_a_network_of_keras_own_layers(name, tmp_path):
-    network = NETWORKS[name]()
+def test_weights_fit_a_network_of_keras_own_layers(tmp_path):
+    network = zoo.wide_resnet(10, 1)
     shake(network)
     plain = keras.models.clone_model(network, clone_function=with_keras_own)
     assert all(type(layer).__module__.startswith("keras.src.") for layer in plain.layers)
@@ -256,7 +396,8 @@ def test_weights_fit_a_network_of_keras_own_layers(name, tmp_path):
         ({"normalisation": ((0.5,), (0.5,))}, "`normalisation` must be a pair .* each of the 3 channels"),
         ({"normalisation": ((0.5,) * 3, (0.5,) * 2)}, "`normalisation` must be a pair"),
         ({"normalisation": ((0.5,) * 3, (0.0,) * 3)}, "std positive"),
-        ({"normalisation": "imagenet"}, "Received: normalisation=imagenet"),
+        ({"normalisation": "imagnet"}, "`normalisation` must be one of cifar10, .* Did you mean 'imagenet'?"),
+        ({"normalisation": "cifar10", "input_shape": (32, 32, 1)}, "for 3 channels. Received: normalisation=cifar10"),
     ],
 )
 def test_refuses(name, arguments, message):
@@ -264,7 +405,7 @@ def test_refuses(name, arguments, message):
         NETWORKS[name](**arguments)
 
 
-@pytest.mark.parametrize("network", [zoo.small_cnn, zoo.resnet18, zoo.wide_resnet])
+@pytest.mark.parametrize("network", [zoo.small_cnn, zoo.resnet18, zoo.preact_resnet18, zoo.wide_resnet, zoo.vit_tiny])
 @pytest.mark.parametrize("input_shape", [(28, 28), (1, 28, 28, 1), (28, None, 1), (0, 28, 1), 28])
 def test_refuses_an_input_shape(network, input_shape):
     with pytest.raises(ValueError, match=r"`input_shape` must be .* Received: input_shape="):
@@ -287,3 +428,40 @@ def test_refuses_a_width():
 def test_refuses_a_dropout(network, dropout):
     with pytest.raises(ValueError, match=f"`dropout` must be at least 0 and below 1. Received: dropout={dropout}"):
         network(dropout=dropout)
+
+
+def test_refuses_a_depth_of_resnet():
+    with pytest.raises(ValueError, match=r"`depth` must be one of 18, 34, 50\. Received: 101"):
+        zoo.resnet(101)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"activation": "softmax"}, "`activation` must be one of relu, .* Received: 'softmax'"),
+        ({"padding": "valid"}, "`padding` must be one of torch, same. Received: 'valid'"),
+        ({"bn_momentum": 1}, "`bn_momentum` must be at least 0 and below 1. Received: bn_momentum=1"),
+    ],
+)
+def test_refuses_a_variation(options, message):
+    for network in (zoo.preact_resnet18, zoo.wide_resnet):
+        with pytest.raises(ValueError, match=message):
+            network(**options)
+
+
+def test_refuses_a_shortcut():
+    with pytest.raises(ValueError, match=r"`shortcut` must be one of 1x1, 3x3\. Received: '2x2'"):
+        zoo.preact_resnet18(shortcut="2x2")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"width": 100}, "`width` must be a multiple of `heads`. Received: width=100, heads=3"),
+        ({"depth": 0}, "`depth` must be a positive integer. Received: depth=0"),
+        ({"input_shape": (30, 32, 3)}, r"must be multiples of `patch_size`. Received: input_shape=\(30, 32, 3\)"),
+    ],
+)
+def test_refuses_of_vit_tiny(options, message):
+    with pytest.raises(ValueError, match=message):
+        zoo.vit_tiny(**options)

@@ -11,7 +11,7 @@ from keras_mart.attacks.inference import compile_by_xla, network_of
 from keras_mart.cli.flags import EVALUATION_PRECISIONS, FLAGS
 from keras_mart.cli.optimizer import optimizer
 from keras_mart.cli.parsers import APPLICATIONS, FILES
-from keras_mart.cli.rules import arguments_of, augmentations, method_arguments
+from keras_mart.cli.rules import arguments_of, augmentations, method_arguments, network_arguments
 from keras_mart.datasets import augmentation
 from keras_mart.evaluation.presets import presets
 from keras_mart.methods import AWP, METHODS
@@ -111,8 +111,7 @@ def network():
         return networks.application(FLAGS.network.removeprefix(APPLICATIONS), weights=FLAGS.weights or "none", **shapes)
     if FLAGS.network.endswith(FILES):
         return _adapted(_to_train(serving.load(FLAGS.network)), FLAGS.network, **shapes)
-    options = {name: FLAGS[name].value for name in ("depth", "width", "dropout") if FLAGS[name].value is not None}
-    return getattr(zoo, FLAGS.network)(**shapes, **options)
+    return getattr(zoo, FLAGS.network)(**shapes, **network_arguments())
 
 
 def _to_train(model):

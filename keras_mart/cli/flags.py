@@ -4,6 +4,7 @@ import sys
 
 from absl import flags
 
+from keras_mart import zoo
 from keras_mart.attacks.pgd import STARTS
 from keras_mart.cli import parsers
 from keras_mart.datasets import AUGMENTATIONS
@@ -16,7 +17,9 @@ FLAGS = flags.FLAGS
 MODES = ("train", "evaluate", "report", "export")
 OPTIMIZERS = ("sgd", "adam", "adamw", "lion")
 SCHEDULES = ("steps", "cosine", "onecycle", "constant")
-NETWORKS = ("small_cnn", "resnet18", "wide_resnet")
+NETWORKS = (
+    "small_cnn", "resnet18", "resnet", "preact_resnet18", "wide_resnet", "vit_tiny", "imagenet_resnet50",
+)  # fmt: skip
 EVALUATION_PRECISIONS = {"float32": "float32", "none": None}
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -115,9 +118,23 @@ _preprocessing = (
     "What a network's file or --model wants instead of images in [0, 1]: tf, torch, caffe, or the largest value as 255."
 )
 flags.DEFINE(parsers.Preprocessing(optional=True), "preprocessing", None, _preprocessing, module_name=NETWORK)
-_integer(NETWORK, "depth", None, "Number of convolutions (wide_resnet), 34 by default.")
-_integer(NETWORK, "width", None, "Widening factor (wide_resnet), 10 by default.")
+_depth = "Layers (wide_resnet, 34 by default; resnet: 18, 34 or 50, 18 by default) or blocks (vit_tiny, 12 by default)."
+_integer(NETWORK, "depth", None, _depth)
+_width = "Widening factor (wide_resnet), 10 by default, or units of a token (vit_tiny), 192 by default."
+_integer(NETWORK, "width", None, _width)
 _number(NETWORK, "dropout", None, "Share of units left out (small_cnn, wide_resnet); the network's own by default.")
+_of_recipes = "(preact_resnet18, wide_resnet)"
+_choice(NETWORK, "activation", None, zoo.ACTIVATIONS, f"The activation {_of_recipes}, relu by default.")
+_momentum = f"Share of BatchNormalization's old statistics in the new ones {_of_recipes}, 0.9 by default."
+_number(NETWORK, "bn_momentum", None, _momentum)
+_padding = f"Of strided 3x3 convolutions {_of_recipes}, torch by default: one pixel on each side, or TensorFlow's same."
+_choice(NETWORK, "padding", None, zoo.PADDINGS, _padding)
+_shortcut = "Shortcuts where the number of filters changes (preact_resnet18), 1x1 by default."
+_choice(NETWORK, "shortcut", None, zoo.SHORTCUTS, _shortcut)
+_normalisation = (
+    "Mean and deviation by which a network of this package normalises images; the network's own by default."
+)
+_choice(NETWORK, "normalisation", None, tuple(zoo.NORMALISATIONS), _normalisation)
 
 _integer(TRAINING, "epochs", 120, "Number of epochs.")
 _choice(TRAINING, "optimizer", "sgd", OPTIMIZERS, "The optimizer.")

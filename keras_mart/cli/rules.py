@@ -2,8 +2,8 @@
 
 import inspect
 
-from keras_mart import clusters
-from keras_mart.cli.flags import FLAGS, METHOD, own_flags
+from keras_mart import clusters, zoo
+from keras_mart.cli.flags import FLAGS, METHOD, NETWORKS, own_flags
 from keras_mart.cli.parsers import FILES
 from keras_mart.datasets.augmentation import MIXERS, chosen
 from keras_mart.methods import METHODS, AdversarialModel
@@ -20,11 +20,14 @@ WITHOUT_TRAINING = (
     *OF_THE_COMMAND, "method", "seed", "strategy", "jit_compile", "fold", "dataset", "data_dir", "image_size", "cache",
     "batch_size", "accumulate", "threat", "epsilon", *OF_THE_EVALUATION,
 )  # fmt: skip
+# The flags that are arguments of the zoo's networks.
+NETWORK_ARGUMENTS = (
+    "depth", "width", "dropout", "activation", "bn_momentum", "padding", "shortcut", "normalisation",
+)  # fmt: skip
+_ARGUMENTS = {name: inspect.signature(getattr(zoo, name)).parameters for name in NETWORKS}
 # Flags that not every choice of another flag takes.
 TAKERS = {
-    "depth": ("network", ("wide_resnet",)),
-    "width": ("network", ("wide_resnet",)),
-    "dropout": ("network", ("small_cnn", "wide_resnet")),
+    **{flag: ("network", tuple(name for name in NETWORKS if flag in _ARGUMENTS[name])) for flag in NETWORK_ARGUMENTS},
     "weights": ("network", ("applications",)),
     "preprocessing": ("network", ("a file",)),
     "start": ("attack", ("pgd",)),
@@ -55,6 +58,11 @@ def method_arguments(method):
     """The method's own flags that were set, as arguments of its constructor."""
     own = (flag for flag in FLAGS.flags_by_module_dict()[METHOD] if flag.name in arguments_of(method))
     return {flag.name: flag.value for flag in own if flag.value is not None}
+
+
+def network_arguments():
+    """The flags of the zoo's networks that were set, as arguments of the network."""
+    return {name: FLAGS[name].value for name in NETWORK_ARGUMENTS if FLAGS[name].value is not None}
 
 
 def as_text(methods):

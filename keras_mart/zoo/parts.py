@@ -1,0 +1,91 @@
+"""Convolutions, BatchNormalization and dense layers with PyTorch's conventions and the recipes' variations."""
+
+import dataclasses
+
+import keras
+from keras import layers
+
+from keras_mart import checks
+from keras_mart.layers import BatchNormalization
+
+BATCH_NORM_MOMENTUM = 0.9  # PyTorch's default, 0.1, counts the new batch's share
+BATCH_NORM_EPSILON = 1e-5  # PyTorch's default, and that of the recipes in JAX
+PADDINGS = ("torch", "same")
+# Those of `keras.activations` that hidden units are made of: each unit by itself, with nothing to set.
+ACTIVATIONS = (
+    "relu", "silu", "swish", "gelu", "elu", "celu", "selu", "leaky_relu", "relu6", "hard_silu", "mish", "softplus",
+    "squareplus", "tanh",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The layers of a convolutional network.
+
+    Args:
+        activation: one of `ACTIVATIONS`.
+        bn_momentum: float in [0, 1), the share of the old running statistics in the new ones.
+        padding: of 3x3 convolutions of stride 2. "torch": one pixel on each side. "same": TensorFlow's, none above and
+            to the left and one below and to the right where the image has an even size.
+        initializer: makes the initialiser of a convolution's kernel from its fan-in.
+    """
+
+    activation: str = "relu"
+    bn_momentum: float = BATCH_NORM_MOMENTUM
+    padding: str = "torch"
+    initializer: callable = lambda fan_in: uniform(fan_in)
+
+    def __post_init__(self):
+        checks.one_of(self.activation, ACTIVATIONS, "activation")
+        checks.one_of(self.padding, PADDINGS, "padding")
+        if not 0 <= self.bn_momentum < 1:
+            raise ValueError(f"`bn_momentum` must be at least 0 and below 1. Received: bn_momentum={self.bn_momentum}")
+
+    def convolution(self, x, filters, kernel_size=3, strides=1, *, name):
+        """A convolution without bias that pads (kernel_size - 1) / 2 on each side, at stride 2 as `padding` says."""
+        padding = "same"
+        if strides != 1 and self.padding == "torch":
+            padding = "valid"
+            if kernel_size > 1:
+                x = layers.ZeroPadding2D((kernel_size - 1) // 2, name=f"{name}_pad")(x)
+        initializer = self.initializer(kernel_size**2 * x.shape[-1])
+        return layers.Conv2D(
+            filters, kernel_size, strides, padding, use_bias=False, kernel_initializer=initializer, name=name
+        )(x)
+
+    def normalised(self, x, *, name):
+        """BatchNormalization."""
+        return BatchNormalization(momentum=self.bn_momentum, epsilon=BATCH_NORM_EPSILON, name=name)(x)
+
+    def activated(self, x, *, name):
+        """The activation of BatchNormalization, which has the name."""
+        x = self.normalised(x, name=name)
+        return layers.Activation(self.activation, name=name.replace("bn", self.activation))(x)
+
+
+def dense(x, units, *, kernel_initializer=None, bias_initializer=None, **kwargs):
+    """A dense layer that starts as PyTorch's unless told otherwise."""
+    fan_in = x.shape[-1]
+    kernel_initializer = kernel_initializer or uniform(fan_in)
+    bias_initializer = bias_initializer or uniform(fan_in)
+    return layers.Dense(units, kernel_initializer=kernel_initializer, bias_initializer=bias_initializer, **kwargs)(x)
+
+
+def logits(x, num_classes, **kwargs):
+    """The last layer."""
+    # Half-precision logits would round away what the losses compare.
+    return dense(x, num_classes, dtype="float32", name="logits", **kwargs)
+
+
+def uniform(fan_in):
+    """PyTorch's default for the weights and biases of convolutions and dense layers.
+
+    A fresh initialiser for each weight: one that is used twice draws the same values twice.
+    """
+    limit = fan_in**-0.5
+    return keras.initializers.RandomUniform(-limit, limit)
+
+
+def normal(mode):
+    """normal(0, sqrt(2 / fan)), not truncated, with mode "fan_in" or "fan_out"; a fresh one for each weight."""
+    return keras.initializers.VarianceScaling(2.0, mode, "untruncated_normal")

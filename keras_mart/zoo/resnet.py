@@ -1,0 +1,105 @@
+"""ResNets: for images of 32x32, and Keras's for ImageNet."""
+
+import keras
+from keras import layers
+
+from keras_mart import checks
+from keras_mart.zoo.inputs import image_input
+from keras_mart.zoo.parts import Parts, logits
+
+FILTERS = (64, 128, 256, 512)
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+BOTTLENECKS = (50,)
+EXPANSION = 4  # how many times wider a bottleneck's output is
+
+
+def resnet(depth=18, *, num_classes=10, input_shape=(32, 32, 3), normalisation=None):
+    """ResNet for 32x32 images: a 3x3 stem, no max pooling, four stages of 64 to 512 filters.
+
+    A basic block (depth 18 and 34) is relu(shortcut(x) + bn(conv(relu(bn(conv(x)))))). A bottleneck (depth 50) has a
+    1x1, a 3x3 and a 1x1 convolution, the last of four times as many filters; the 3x3 one has the stride. The shortcut
+    is a strided 1x1 convolution with BatchNormalization where the shape changes. Weights start with PyTorch's default.
+
+    Differences: the average is taken over all that is left of the image, not over 4x4 (the same at 32x32), so that
+    other sizes work; the running variance as this package's docstring says.
+
+    Args:
+        depth: 18, 34 or 50: the number of layers with weights, without the shortcuts'.
+        num_classes: int, at least 2.
+        input_shape: (height, width, channels) of the images.
+        normalisation: None, a pair (mean, std) with one value for each channel, applied to the images first, or a
+            name of `NORMALISATIONS`.
+
+    Returns:
+        A `keras.Model`: [batch, height, width, channels] images to [batch, num_classes] logits.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Reference: He et al. (1512.03385); TRADES's and MART's official code, resnet.py.
+    """
+    checks.one_of(depth, BLOCKS, "depth")
+    images, x = image_input(num_classes, input_shape, normalisation)
+    parts = Parts()
+    x = parts.convolution(x, FILTERS[0], name="stem_conv")
+    x = parts.activated(x, name="stem_bn")
+    for stage, (filters, blocks) in enumerate(zip(FILTERS, BLOCKS[depth], strict=True), start=1):
+        for block in range(1, blocks + 1):
+            strides = 2 if stage > 1 and block == 1 else 1
+            x = _block(parts, x, _convolutions(depth, filters, strides), name=f"stage{stage}_block{block}")
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(images, logits(x, num_classes), name=f"resnet{depth}")
+
+
+def resnet18(num_classes=10, input_shape=(32, 32, 3), *, normalisation=None):
+    """ResNet-18 for 32x32 images, the network of MART's experiments: `resnet(18)`, which see."""
+    return resnet(18, num_classes=num_classes, input_shape=input_shape, normalisation=normalisation)
+
+
+def imagenet_resnet50(num_classes=1000, input_shape=(224, 224, 3), *, normalisation="imagenet"):
+    """Returns `keras.applications.ResNet50` with random weights, a normalisation in front and float32 logits.
+
+    `keras_mart.networks.application("ResNet50", ...)` gives the same network with the weights that Keras downloads,
+    and with the normalisation that these were trained with.
+
+    Differences from torchvision's: Keras's bottleneck has its stride in the first 1x1 convolution, its convolutions
+    have biases and start as Glorot and Bengio's, and BatchNormalization has momentum 0.99 and epsilon 1.001e-5.
+
+    Args:
+        num_classes: int, at least 2.
+        input_shape: (height, width, channels) of the images.
+        normalisation: None, a pair (mean, std) with one value for each channel, applied to the images first, or a
+            name of `NORMALISATIONS`.
+
+    Returns:
+        A `keras.Model`: [batch, height, width, channels] images to [batch, num_classes] logits.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Reference: He et al. (1512.03385).
+    """
+    images, x = image_input(num_classes, input_shape, normalisation)
+    features = keras.applications.ResNet50(include_top=False, weights=None, input_tensor=x, pooling="avg").outputs[0]
+    return keras.Model(images, logits(features, num_classes), name="imagenet_resnet50")
+
+
+def _convolutions(depth, filters, strides):
+    """(filters, kernel size, strides) of a block's convolutions."""
+    if depth in BOTTLENECKS:
+        return (filters, 1, 1), (filters, 3, strides), (EXPANSION * filters, 1, 1)
+    return (filters, 3, strides), (filters, 3, 1)
+
+
+def _block(parts, x, convolutions, *, name):
+    shortcut, filters = x, convolutions[-1][0]
+    strides = max(each[-1] for each in convolutions)
+    if strides != 1 or x.shape[-1] != filters:
+        shortcut = parts.convolution(x, filters, 1, strides, name=f"{name}_shortcut_conv")
+        shortcut = parts.normalised(shortcut, name=f"{name}_shortcut_bn")
+    last = len(convolutions)
+    for number, convolution in enumerate(convolutions, start=1):
+        x = parts.convolution(x, *convolution, name=f"{name}_conv{number}")
+        x = (parts.normalised if number == last else parts.activated)(x, name=f"{name}_bn{number}")
+    x = layers.Add(name=f"{name}_add")([x, shortcut])
+    return layers.Activation("relu", name=f"{name}_relu{last}")(x)
