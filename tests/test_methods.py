@@ -473,7 +473,7 @@ def refused(message, *arguments, case="mart", **keywords):
         (r"\[0, 3\).*from 0 to 3", X, np.where(INDEX == 4, 3, Y)),
         (r"\[0, 3\).*from -1", X, np.where(INDEX == 4, -1, Y)),
         ("integers.*float", X, Y + 0.5),
-        ("argmax", X, np.eye(CLASSES)[Y]),
+        ("rows that sum to 1", X, 2 * np.eye(CLASSES)[Y]),
         ("to 255.*by 255", np.where(X == X.max(), 255, X), Y),
         ("values from -0.99", 2 * X - 1, Y),
         ("NaN", np.where(X > 0.9, np.nan, X), Y),

@@ -54,8 +54,9 @@ def test_the_teacher_stays_in_evaluation_mode_and_is_saved(case, tmp_path):
     learned = conv_network()  # with BatchNormalization and Dropout
     model = km.AT(learned, ATTACK) if case == "hat" else learned  # wrapped or not
     taught = getattr(km, case.upper())(network(), ATTACK, teacher=model, seed=0)
-    taught.compile(km.optimizers.SGD(0.1, weight_decay=0.1))
+    taught.trainable = False
     taught.trainable = True  # of the whole model: it frees the teacher's layers too
+    taught.compile(km.optimizers.SGD(0.1, weight_decay=0.1))
     fit(case, taught, epochs=2)
     same_weights(taught.teacher, learned)
     assert taught.teacher is not learned and not taught.teacher.trainable_variables
