@@ -18,16 +18,16 @@ def batch_norm(model):
     return next(each for each in model.network.layers if isinstance(each, keras.layers.BatchNormalization))
 
 
-def all_of_it(model):
+def all_of_it(case, model):
     """The arguments of all ingredients that a method takes."""
     arguments = {"label_smoothing": 0.1, "weight_average": 0.9, "weight_average_start": 2}
-    arguments |= {"epsilon_schedule": GROWING} if model.has_radius else {}
+    arguments |= {"epsilon_schedule": GROWING} if model.has_radius and case != "clp-original" else {}
     return arguments | ({"attack_mode": "training", "statistics": "adversarial"} if model.has_adversary else {})
 
 
 @pytest.mark.parametrize("case", KINDS)
 def test_every_method_trains_with_all_of_it_and_goes_on_where_it_stopped(case, tmp_path):
-    model = build(case, metrics=["accuracy"], **all_of_it(build(case, compiled=False)))
+    model = build(case, metrics=["accuracy"], **all_of_it(case, build(case, compiled=False)))
     history = fit(case, model, y=ONE_HOT, validation_data=(X, ONE_HOT))
     assert history["accuracy"] == history["natural_accuracy"]
     assert np.isfinite(list(history.values())).all()
@@ -166,7 +166,9 @@ def test_a_loss_may_ask_for_further_forwards(options):
         ("standard", {"epsilon_schedule": GROWING}, "which Standard has not"),
         ("standard", {"attack_mode": "training"}, "methods with an adversary, which Standard has not"),
         ("at", {"label_smoothing": 1.0}, "`label_smoothing` must be at least 0 and below 1"),
-        ("at", {"weight_average_start": -1}, "`weight_average_start` must be a number of steps"),
+        ("at", {"weight_average": 0.9, "weight_average_start": -1}, "`weight_average_start` must be a number of steps"),
+        ("at", {"weight_average_start": 1}, "`weight_average_start` needs a `weight_average`"),
+        ("clp-original", {"epsilon_schedule": GROWING}, "`epsilon_schedule` has no effect on noise"),
     ],
 )
 def test_what_makes_no_sense_is_refused(method, arguments, message):

@@ -29,6 +29,14 @@ class CLP(weighted.PairingModel):
     Reference: Kannan et al., arXiv 1803.06373; Wang et al., ICLR 2020, table 1.
     """
 
+    def __init__(self, network, attack=None, **kwargs):
+        super().__init__(network, attack, **kwargs)
+        if self.form == "original" and self.epsilon_schedule is not None:
+            raise ValueError(
+                "`epsilon_schedule` has no effect on noise. "
+                f"Received: form='original', epsilon_schedule={self.epsilon_schedule!r}"
+            )
+
     @property
     def trains_on_natural(self):
         return self.form == "mart"

@@ -48,7 +48,8 @@ class DKL(trades.TRADES):
 
     def build(self, input_shape):
         super().build(input_shape)
-        self._count_classes(input_shape)
+        if not hasattr(self, "class_means"):
+            self._count_classes(input_shape[0] if isinstance(input_shape[0], (tuple, list)) else input_shape)
 
     def _count_classes(self, input_shape):
         classes = self.network.compute_output_spec(keras.KerasTensor(input_shape)).shape[-1]

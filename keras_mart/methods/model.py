@@ -71,8 +71,8 @@ class AdversarialModel(keras.Model):
             to the radius of the attack's ball in training, in input units; steps of the attack grow with it. `None`
             for the attack's own epsilon, which validation uses in any case.
         attack_mode: "evaluation" or "training": how BatchNormalization, Dropout and the like work while the attack
-            runs in training. "training" draws in all steps of the attack what the training forwards draw, and leaves
-            running statistics as they are.
+            runs in training. "training" draws in all steps of the attack what the training forwards draw (with
+            `accumulate`, those of the first part), and leaves running statistics as they are.
         statistics: the training forwards that BatchNormalization's running statistics see: "all", or "adversarial".
 
     Raises:
@@ -119,6 +119,11 @@ class AdversarialModel(keras.Model):
         half = [policy for policy in policies if policy.compute_dtype == "float16"]
         super().__init__(autocast=False, **{"dtype": (half or policies[-1:])[0], **kwargs})
         self.network = network
+        if weight_average is None and weight_average_start != 0:
+            raise ValueError(
+                "`weight_average_start` needs a `weight_average`. "
+                f"Received: weight_average_start={weight_average_start!r} without one"
+            )
         self.weight_average, self.weight_average_start = weight_average, weight_average_start
         self.averaged_network = None if weight_average is None else averaging.frozen_copy(network)
         self.built = network.built
@@ -324,8 +329,10 @@ class AdversarialModel(keras.Model):
         labels = batch.labels
         if self.label_smoothing is not None:
             labels = losses.smoothed(labels, outputs.natural.shape[-1], self.label_smoothing)
-        values = batch.weights * self.training_loss(labels, outputs)
-        return values + sum(ops.cast(loss, "float32") for loss in self.losses)
+        regularisation = sum(
+            ops.cast(loss, "float32") for loss in self.losses
+        )  # before further forwards have their own
+        return batch.weights * self.training_loss(labels, outputs) + regularisation
 
     def _measured(self, batch, values, outputs, whole=False):
         """Updates the metrics; returns those of `compile`, which must not see filling.
@@ -395,7 +402,7 @@ class AdversarialModel(keras.Model):
                 of the whole batch. But BatchNormalization normalises with the statistics of each part, as on replicas,
                 and Dropout draws other numbers. A batch that does not divide is filled up with its last examples, which
                 count only in those statistics. Validation takes whole batches.
-            decay_all: `False` leaves biases and BatchNormalization's parameters, that is, all weights of rank below 2,
+            decay_all: `False` leaves biases and BatchNormalization's parameters, and all other weights of rank below 2,
                 out of the optimizer's weight decay, in place of what its `exclude_from_weight_decay` was told.
 
         Raises:
@@ -446,7 +453,8 @@ class AdversarialModel(keras.Model):
             if self.compiled and self.optimizer is not None and not self.optimizer.built:
                 if not self.decay_all:  # Keras does not save what an optimizer leaves out
                     inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-                    inner.exclude_from_weight_decay([each for each in self.trainable_variables if len(each.shape) < 2])
+                    kept = [each for each in self.trainable_variables if len(each.shape) < 2 or each.name == "bias"]
+                    inner.exclude_from_weight_decay(kept)
                 self.optimizer.build(self.trainable_variables)
 
     def get_compile_config(self):

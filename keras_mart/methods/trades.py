@@ -30,7 +30,7 @@ class TRADES(weighted.WeightedModel):
 
     def __init__(self, network, attack=None, **kwargs):
         super().__init__(network, attack, **kwargs)
-        if isinstance(attack, FGSM) or getattr(attack, "start", None) == "zero":
+        if isinstance(attack, FGSM) or getattr(attack, "start", None) == "zero" or getattr(attack, "noise", None) == 0:
             raise ValueError(
                 "`attack` must not start at the natural image, where the gradient of the KL divergence is 0. "
                 f"Received: attack={attack}"
