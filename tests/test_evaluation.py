@@ -342,7 +342,7 @@ X, Y = images_and_labels()
         ((255 * np.round(X), Y), {}, r"Images must lie in \[0, 1\]\. Received: values from 0 to 255\..* by 255"),
         ((X, Y + 1), {}, r"Labels must lie in \[0, 3\)\. Received: labels from 1 to 3"),
         ((X, Y - 1), {}, r"Labels must lie in \[0, 3\)\. Received: labels from -1 to 1"),
-        ((X, np.eye(3)[Y]), {}, "Labels must be class indices"),
+        ((X, np.eye(4)[Y]), {}, r"Soft labels must be \[batch, 3\]"),
     ],
 )
 def test_data_that_cannot_be_judged(data, attacks, message):
