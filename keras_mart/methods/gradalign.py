@@ -21,7 +21,7 @@ class GradAlign(weighted.WeightedModel):
 
     Differences: x + eta is clipped to [0, 1]. In the official code FGSM's gradient is the one at x, in training mode:
     `attack_mode="training"` gives the same images. There the mean is over the examples whose two gradients are not
-    zero; here the others count as aligned.
+    zero; here the others count as aligned, in float16 also those whose gradient underflows.
 
     Args:
         network, attack, seed: as in `AdversarialModel`.

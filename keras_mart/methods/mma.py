@@ -31,8 +31,8 @@ class MMA(model.AdversarialModel):
     As in the official code, distances are told in the radius that the attack was given: where the image range cuts
     the perturbation short, in L2 above all, the boundary is nearer than its margin says.
 
-    Differences: correctness and the bisection are judged in evaluation mode (the official code does both in
-    training mode, the second by oversight), and the boundary image is clipped to [0, 1].
+    Differences: correctness and the bisection are judged in the `attack_mode`, by default in evaluation mode (the
+    official code does both in training mode, the second by oversight), and the boundary image is clipped to [0, 1].
 
     Args:
         network, seed: as in `AdversarialModel`.

@@ -83,7 +83,7 @@ class AdversarialModel(keras.Model):
 
     # Tells attacks, evaluation and export to work on the network inside.
     wraps_network = True
-    # Whether BatchNorm and the gradient see the natural batch; otherwise it is forwarded for its accuracy alone.
+    # Whether BatchNorm and the gradient see the natural batch; otherwise it is forwarded only for its accuracy.
     trains_on_natural = True
     # Whether a batch also runs through the adversary.
     has_adversary = True
