@@ -514,6 +514,7 @@ def test_mma_refuses_data_without_indices():
         ("natural image", lambda: km.TRADES(network(), km.PGD(km.Linf(0.1), start="zero"))),
         ("natural image", lambda: km.TRADES(network(), km.FGSM(km.Linf(0.1)))),
         ("natural image", lambda: km.DKL(network(), km.FGSM(km.Linf(0.1)))),
+        ("natural image", lambda: km.HAT(network(), km.NFGSM(km.Linf(0.1), noise=0), teacher=network())),
         ("`alpha`", lambda: km.DKL(network(), ATTACK, alpha=-1)),
         ("`temperature`", lambda: km.DKL(network(), ATTACK, temperature=0)),
         ("`alpha` must be between 0 and 1", lambda: km.RSLAD(network(), **TAUGHT, alpha=1.5)),

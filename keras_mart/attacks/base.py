@@ -138,9 +138,10 @@ class Climb(Attack):
 
     Attributes:
         leaves_ball: whether what `maximise` gives may lie outside the ball.
+        starts_at_image: whether its first gradient is that at the natural image itself.
     """
 
-    leaves_ball = False
+    leaves_ball = starts_at_image = False
 
     def loss(self, labels, logits):
         """[batch] what the attack climbs when no method lends it an objective: the cross-entropy by default."""

@@ -42,6 +42,10 @@ class NFGSM(base.Climb):
 
     gradients, leaves_ball = 1, True
 
+    @property
+    def starts_at_image(self):
+        return self.noise == 0
+
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.noise < math.inf:

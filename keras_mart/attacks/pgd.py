@@ -74,6 +74,10 @@ class PGD(base.Climb):
     def gradients(self):
         return self.steps * self.restarts
 
+    @property
+    def starts_at_image(self):
+        return self.start == "zero"
+
     def maximise(self, objective, x, epsilon=None, seed=None, score=None):
         def run(seed):
             return self._run(objective, x, epsilon, seed)
@@ -134,7 +138,7 @@ class FGSM(base.Climb):
     Reference: Goodfellow et al., arXiv 1412.6572.
     """
 
-    gradients = 1
+    gradients, starts_at_image = 1, True
 
     def maximise(self, objective, x, epsilon=None, seed=None, score=None):
         single_step = PGD(self.threat, steps=1, step_size=self.threat.epsilon, start="zero")

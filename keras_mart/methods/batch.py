@@ -34,6 +34,10 @@ class Outputs(NamedTuple):
     forward: object = None
     seed: object = None
 
+    def of_examples(self):
+        """Returns them without what is there for `training_loss` only: a function of tensors can return the rest."""
+        return self._replace(images=None, perturbed=None, forward=None, seed=None)
+
 
 class Pass(NamedTuple):
     """What attack, forwards and gradients over one replica's part of a batch came to.

@@ -1,13 +1,11 @@
 """The improved, decoupled Kullback-Leibler divergence."""
 
-import math
-
 import keras
 from keras import ops
 
 from keras_mart import checks, distribution, losses
 from keras_mart.methods import trades
-from keras_mart.methods.hyperparameter import Hyperparameter
+from keras_mart.methods.hyperparameter import NOT_NEGATIVE, POSITIVE, Hyperparameter
 
 
 @keras.saving.register_keras_serializable("keras_mart")
@@ -36,23 +34,24 @@ class DKL(trades.TRADES):
 
     default_beta = 20.0
 
-    alpha = Hyperparameter("finite and not negative", lambda value: 0 <= value < math.inf)
-    temperature = Hyperparameter("positive and finite", lambda value: 0 < value < math.inf)
+    alpha = Hyperparameter(*NOT_NEGATIVE)
+    temperature = Hyperparameter(*POSITIVE)
 
     def __init__(self, network, attack=None, *, alpha=4.0, temperature=4.0, **kwargs):
         super().__init__(network, attack, **kwargs)
         self.alpha, self.temperature = alpha, temperature
         self.summed_epoch = self._counter("summed_epoch")
         if self.built:
-            self._count_classes(checks.input_shape(network))
+            self._count_classes()
 
     def build(self, input_shape):
         super().build(input_shape)
         if not hasattr(self, "class_means"):
-            self._count_classes(input_shape[0] if isinstance(input_shape[0], (tuple, list)) else input_shape)
+            self._count_classes()
 
-    def _count_classes(self, input_shape):
-        classes = self.network.compute_output_spec(keras.KerasTensor(input_shape)).shape[-1]
+    def _count_classes(self):
+        images = keras.KerasTensor(checks.input_shape(self.network))
+        classes = self.network.compute_output_spec(images).shape[-1]
         options = {"shape": (classes, classes), "trainable": False, "aggregation": "only_first_replica"}
         self.class_means = self.add_weight(initializer=keras.initializers.Constant(1 / classes), **options)
         self.class_sums = self.add_weight(initializer="zeros", **options)

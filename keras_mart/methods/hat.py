@@ -1,13 +1,11 @@
 """Helper-based adversarial training."""
 
-import math
-
 import keras
 from keras import ops
 
 from keras_mart import losses
 from keras_mart.methods import taught, trades
-from keras_mart.methods.hyperparameter import Hyperparameter
+from keras_mart.methods.hyperparameter import NOT_NEGATIVE, POSITIVE, Hyperparameter
 
 
 @keras.saving.register_keras_serializable("keras_mart")
@@ -40,8 +38,8 @@ class HAT(taught.TaughtModel, trades.TRADES):
 
     default_beta = 2.5
 
-    gamma = Hyperparameter("finite and not negative", lambda value: 0 <= value < math.inf)
-    helper_scale = Hyperparameter("positive and finite", lambda value: 0 < value < math.inf)
+    gamma = Hyperparameter(*NOT_NEGATIVE)
+    helper_scale = Hyperparameter(*POSITIVE)
 
     def __init__(self, network, attack=None, *, gamma=0.5, helper_scale=2.0, **kwargs):
         super().__init__(network, attack, **kwargs)

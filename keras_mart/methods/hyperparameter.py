@@ -1,10 +1,15 @@
 """Numbers of a model that take effect at once, also in a step that is traced already."""
 
 import contextlib
+import math
 import operator
 
 import tensorflow as tf
 from keras import ops
+
+# What a number must be, in words and as a function: the first two arguments of a `Hyperparameter`.
+NOT_NEGATIVE = "finite and not negative", lambda value: 0 <= value < math.inf
+POSITIVE = "positive and finite", lambda value: 0 < value < math.inf
 
 
 class Hyperparameter:

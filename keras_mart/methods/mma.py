@@ -1,7 +1,5 @@
 """Max-margin adversarial training."""
 
-import math
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -10,7 +8,7 @@ from keras import ops
 from keras_mart import checks, distribution, losses
 from keras_mart.attacks.bisection import bisection
 from keras_mart.methods import model
-from keras_mart.methods.hyperparameter import Hyperparameter
+from keras_mart.methods.hyperparameter import POSITIVE, Hyperparameter
 from keras_mart.threats import per_example
 
 # The search looks a little beyond the hinge (official code, 1.05).
@@ -53,8 +51,8 @@ class MMA(model.AdversarialModel):
     has_radius = False
     needs_index = True
 
-    max_epsilon = Hyperparameter("positive and finite", lambda value: 0 < value < math.inf)
-    min_margin = Hyperparameter("positive and finite", lambda value: 0 < value < math.inf)
+    max_epsilon = Hyperparameter(*POSITIVE)
+    min_margin = Hyperparameter(*POSITIVE)
 
     def __init__(
         self, network, attack=None, *, num_examples, max_epsilon, min_margin=0.005, bisection_steps=10, **kwargs

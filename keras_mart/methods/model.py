@@ -257,7 +257,7 @@ class AdversarialModel(keras.Model):
                 outputs = Outputs(natural, adversarial, attacked[1], batch.index)
                 outputs = outputs._replace(images=batch.images, perturbed=attacked[0], forward=forward, seed=seed)
                 values = self._values(batch, outputs)
-                outputs = Outputs(*outputs[:4])
+                outputs = outputs.of_examples()
                 loss = self.optimizer.scale_loss(batches.mean(values, batch.real))
             gradients = enumerate(tape.gradient(loss, self.trainable_variables))
             gradients = {number: tf.convert_to_tensor(each) for number, each in gradients if each is not None}
@@ -319,7 +319,7 @@ class AdversarialModel(keras.Model):
             adversarial, epsilon = self._as_judged(perturbed), attack.threat.epsilon
         natural = self._as_judged(batch.images)
         outputs = Outputs(natural, adversarial, epsilon, None, batch.images, perturbed, self._as_judged, seed)
-        return self._values(batch, outputs), Outputs(*outputs[:4])
+        return self._values(batch, outputs), outputs.of_examples()
 
     def _as_judged(self, images):
         return self(images, training=False)
@@ -329,9 +329,7 @@ class AdversarialModel(keras.Model):
         labels = batch.labels
         if self.label_smoothing is not None:
             labels = losses.smoothed(labels, outputs.natural.shape[-1], self.label_smoothing)
-        regularisation = sum(
-            ops.cast(loss, "float32") for loss in self.losses
-        )  # before further forwards have their own
+        regularisation = sum(ops.cast(loss, "float32") for loss in self.losses)  # further forwards replace them
         return batch.weights * self.training_loss(labels, outputs) + regularisation
 
     def _measured(self, batch, values, outputs, whole=False):

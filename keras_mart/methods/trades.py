@@ -4,7 +4,6 @@ import keras
 from keras import ops
 
 from keras_mart import losses
-from keras_mart.attacks import FGSM
 from keras_mart.methods import weighted
 
 
@@ -30,7 +29,7 @@ class TRADES(weighted.WeightedModel):
 
     def __init__(self, network, attack=None, **kwargs):
         super().__init__(network, attack, **kwargs)
-        if isinstance(attack, FGSM) or getattr(attack, "start", None) == "zero" or getattr(attack, "noise", None) == 0:
+        if getattr(attack, "starts_at_image", False):
             raise ValueError(
                 "`attack` must not start at the natural image, where the gradient of the KL divergence is 0. "
                 f"Received: attack={attack}"

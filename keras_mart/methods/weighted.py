@@ -1,10 +1,8 @@
 """Methods whose loss has a second term of some weight."""
 
-import math
-
 from keras_mart import checks
 from keras_mart.methods import model
-from keras_mart.methods.hyperparameter import Hyperparameter
+from keras_mart.methods.hyperparameter import NOT_NEGATIVE, Hyperparameter
 
 
 class WeightedModel(model.AdversarialModel):
@@ -12,7 +10,7 @@ class WeightedModel(model.AdversarialModel):
 
     default_beta = None
 
-    beta = Hyperparameter("finite and not negative", lambda value: 0 <= value < math.inf)
+    beta = Hyperparameter(*NOT_NEGATIVE)
 
     def __init__(self, network, attack=None, *, beta=None, **kwargs):
         super().__init__(network, attack, **kwargs)

@@ -63,6 +63,18 @@ class Parts:
         return layers.Activation(self.activation, name=name.replace("bn", self.activation))(x)
 
 
+def stages(filters, blocks):
+    """Yields (name, filters, strides) of each block: the first of each stage but the first halves the image.
+
+    Args:
+        filters: the number of filters of each stage.
+        blocks: the number of blocks of each stage.
+    """
+    for stage, (width, count) in enumerate(zip(filters, blocks, strict=True), start=1):
+        for block in range(1, count + 1):
+            yield f"stage{stage}_block{block}", width, 2 if stage > 1 and block == 1 else 1
+
+
 def dense(x, units, *, kernel_initializer=None, bias_initializer=None, **kwargs):
     """A dense layer that starts as PyTorch's unless told otherwise."""
     fan_in = x.shape[-1]

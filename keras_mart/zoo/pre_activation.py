@@ -7,7 +7,7 @@ from keras import layers
 
 from keras_mart import checks
 from keras_mart.zoo.inputs import check_dropout, image_input
-from keras_mart.zoo.parts import BATCH_NORM_MOMENTUM, Parts, logits, normal
+from keras_mart.zoo.parts import BATCH_NORM_MOMENTUM, Parts, logits, normal, stages
 
 PREACT_RESNET18_FILTERS = (64, 128, 256, 512)
 WIDE_RESNET_FILTERS = (16, 32, 64)
@@ -115,10 +115,8 @@ def wide_resnet(
 
 def _stages(parts, x, filters_of_stages, *, blocks, **options):
     """Stages of blocks, each but the first halving the image, and the average of the last one's activation."""
-    for stage, filters in enumerate(filters_of_stages, start=1):
-        for block in range(1, blocks + 1):
-            strides = 2 if stage > 1 and block == 1 else 1
-            x = _block(parts, x, filters, strides, name=f"stage{stage}_block{block}", **options)
+    for name, filters, strides in stages(filters_of_stages, [blocks] * len(filters_of_stages)):
+        x = _block(parts, x, filters, strides, name=name, **options)
     x = parts.activated(x, name="final_bn")
     return layers.GlobalAveragePooling2D(name="pool")(x)
 

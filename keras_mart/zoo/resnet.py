@@ -5,7 +5,7 @@ from keras import layers
 
 from keras_mart import checks
 from keras_mart.zoo.inputs import image_input
-from keras_mart.zoo.parts import Parts, logits
+from keras_mart.zoo.parts import Parts, logits, stages
 
 FILTERS = (64, 128, 256, 512)
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -43,10 +43,8 @@ def resnet(depth=18, *, num_classes=10, input_shape=(32, 32, 3), normalisation=N
     parts = Parts()
     x = parts.convolution(x, FILTERS[0], name="stem_conv")
     x = parts.activated(x, name="stem_bn")
-    for stage, (filters, blocks) in enumerate(zip(FILTERS, BLOCKS[depth], strict=True), start=1):
-        for block in range(1, blocks + 1):
-            strides = 2 if stage > 1 and block == 1 else 1
-            x = _block(parts, x, _convolutions(depth, filters, strides), name=f"stage{stage}_block{block}")
+    for name, filters, strides in stages(FILTERS, BLOCKS[depth]):
+        x = _block(parts, x, _convolutions(depth, filters, strides), name=name)
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     return keras.Model(images, logits(x, num_classes), name=f"resnet{depth}")
 
