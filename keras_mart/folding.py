@@ -77,15 +77,20 @@ def _view(network, substitute=None, training=True):
     graph = graph_of(network)
     if graph is None:
         return functools.partial(network, training=training)
-    seen = keras.models.clone_model(graph, clone_function=lambda operation: _StandIn(operation, training))
+    seen, stand_ins = stand_ins_of(graph, training)
     seen.dtype_policy, seen.autocast = network.dtype_policy, network.autocast
-    stand_ins = [each for each in seen.operations if isinstance(each, _StandIn)]  # the others are inputs
     if substitute and not any(_is_masked(each.operation, *call) for each in stand_ins for call in each.calls):
         substitute([each for each in stand_ins if _is_plain(each)], _readers(stand_ins, seen.outputs))
     return functools.partial(seen, training=training)
 
 
-class _StandIn(keras.Operation):
+def stand_ins_of(graph, training=False):
+    """Returns a model of the same graph, and the `StandIn` of each of its operations but the inputs, in order."""
+    seen = keras.models.clone_model(graph, clone_function=lambda operation: StandIn(operation, training))
+    return seen, [each for each in seen.operations if isinstance(each, StandIn)]
+
+
+class StandIn(keras.Operation):
     """Calls an operation of a network, or its substitute, in the place of the operation in the view's graph."""
 
     def __init__(self, operation, training):
