@@ -18,7 +18,22 @@ import pytest
 import tensorflow as tf
 from conftest import linear_network
 
-from keras_mart import CW, FGSM, L2, NFGSM, PGD, Linf, callbacks, cli, datasets, files, folding, optimizers, watch
+from keras_mart import (
+    CW,
+    FGSM,
+    L2,
+    NFGSM,
+    PGD,
+    Linf,
+    callbacks,
+    cli,
+    datasets,
+    files,
+    folding,
+    networks,
+    optimizers,
+    watch,
+)
 from keras_mart.cli import build, flags, help, optimizer, rules, saving, workdir
 from keras_mart.cli.flags import FLAGS
 from keras_mart.evaluation import Table, state
@@ -449,6 +464,37 @@ def test_where_a_model_is_judged_by_default(run, tiny, tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "tiny-best" / "evaluation.json").exists()
 
 
+@pytest.fixture
+def of_torch(run, tmp_path):
+    """The PyTorch file of the best checkpoint, and its network."""
+    network = keras.saving.load_model(run / "best.keras").network
+    networks.save_torch(network, tmp_path / "best.pt")
+    return tmp_path / "best.pt", network
+
+
+def test_a_pytorch_file_is_judged(of_torch, run, tiny, tmp_path):
+    where, others = f"--workdir={tmp_path / 'judged'}", [*tiny[:5], "--attacks=fgsm"]
+    result = command("--mode=evaluate", "--model=torch:best.pt", where, *others)
+    assert result.status == 0, result.err
+    assert f"torch:{of_torch[0]} on the test set" in result.out
+    assert command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm").status == 0
+    found, expected = (
+        json.loads((each / "evaluation.json").read_text())["best"] for each in (tmp_path / "judged", run)
+    )
+    assert found["accuracy"] == expected["accuracy"]
+    refused = command("--mode=evaluate", "--model=torch:other.pt", "--network=applications:MobileNetV2", tiny[0])
+    assert (
+        refused.status == 2 and "A PyTorch file holds weights only: --network must be one of small_cnn" in refused.err
+    )
+
+
+def test_a_pytorch_file_is_trained_on(of_torch, tiny):
+    parse(*tiny, "--weights=torch:best.pt")
+    built = build.network()
+    for ours, theirs in zip(built.get_weights(), of_torch[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -649,7 +695,9 @@ WRONG = [
     ("--network=resnt18", "`network` must be one of small_cnn, resnet18, resnet,", "Did you mean 'resnet18'?"),
     ("--network=applications:MobilNetV2", "`applications:` must be one of", "Did you mean 'MobileNetV2'?"),
     ("--network=nowhere.keras --depth= --width=", "nowhere.keras', which does not exist"),
-    ("--weights=imagenet", "--weights is taken by applications alone. Received: --network=wide_resnet"),
+    ("--weights=imagenet", "--weights must be torch:<path> or none. Received: --network=wide_resnet with --weights=im"),
+    ("--weights=torch:nowhere.pt", "No such file or directory: 'nowhere.pt'"),
+    ("--network=nowhere.keras --depth= --width= --weights=none", "--weights is taken by applications, small_cnn, "),
     ("--preprocessing=tf", "--preprocessing is taken by a file alone. Received: --network=wide_resnet"),
     ("--preprocessing=tff", "must be one of tf, torch, caffe, or a number such as 255. Received: 'tff'"),
     ("--network=a.keras --depth= --width= --precision=mixed_bfloat16", "A network from a file keeps its own precision"),

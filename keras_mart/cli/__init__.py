@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import app, logging
 
 from keras_mart import datasets, distribution, folding, launching, watch
-from keras_mart.cli import build, flags, help, rules, workdir
+from keras_mart.cli import build, flags, help, parsers, rules, workdir
 from keras_mart.cli.evaluate import evaluate_run
 from keras_mart.cli.export import export_run
 from keras_mart.cli.flags import FLAGS
@@ -80,7 +80,7 @@ def _main(argv):
         _recall(workdir.RunDirectory(workdir.root_path()))
     if FLAGS.model is not None:
         rules.check_model()
-        FLAGS.model = os.path.abspath(os.path.expanduser(FLAGS.model))  # the directory keeps it
+        FLAGS.model = parsers.absolute(FLAGS.model)  # the directory keeps it
     if FLAGS.workers > 1:
         rules.check_workers()
         sys.exit(launching.launch(_as_one_worker(sys.argv), FLAGS.workers))

@@ -8,9 +8,9 @@ import numpy as np
 from keras_mart import checks, datasets, networks, serving, zoo
 from keras_mart.attacks import NFGSM, PGD
 from keras_mart.attacks.inference import compile_by_xla, network_of
-from keras_mart.cli.flags import EVALUATION_PRECISIONS, FLAGS
+from keras_mart.cli.flags import EVALUATION_PRECISIONS, FLAGS, NETWORKS
 from keras_mart.cli.optimizer import optimizer
-from keras_mart.cli.parsers import APPLICATIONS, FILES
+from keras_mart.cli.parsers import APPLICATIONS, FILES, TORCH
 from keras_mart.cli.rules import arguments_of, augmentations, method_arguments, network_arguments
 from keras_mart.datasets import augmentation
 from keras_mart.evaluation.presets import presets
@@ -111,7 +111,24 @@ def network():
         return networks.application(FLAGS.network.removeprefix(APPLICATIONS), weights=FLAGS.weights or "none", **shapes)
     if FLAGS.network.endswith(FILES):
         return _adapted(_to_train(serving.load(FLAGS.network)), FLAGS.network, **shapes)
-    return getattr(zoo, FLAGS.network)(**shapes, **network_arguments())
+    return _of_zoo(FLAGS.weights, **shapes)
+
+
+def _of_zoo(weights, **shapes):
+    """The network of the zoo that --network names, with the weights of a PyTorch file if one is given."""
+    if FLAGS.network not in NETWORKS:
+        raise ValueError(
+            f"A PyTorch file holds weights only: --network must be one of {', '.join(NETWORKS)}. "
+            f"Received: --network={FLAGS.network} with {weights}"
+        )
+    built = getattr(zoo, FLAGS.network)(**shapes, **network_arguments())
+    if weights in (None, "none"):
+        return built
+    if not weights.startswith(TORCH):
+        raise ValueError(
+            f"--weights must be torch:<path> or none. Received: --network={FLAGS.network} with --weights={weights}"
+        )
+    return networks.load_torch(weights.removeprefix(TORCH), built)
 
 
 def _to_train(model):
@@ -218,7 +235,12 @@ def loaded(directory, which):
 
 @functools.cache
 def _judged(path):
-    return _adapted(network_of(serving.load(path)), path, input_shape=_described().input_shape)
+    described = _described()
+    if path.startswith(TORCH):
+        model = _of_zoo(path, num_classes=described.num_classes, input_shape=described.input_shape)
+    else:
+        model = network_of(serving.load(path))
+    return _adapted(model, path, input_shape=described.input_shape)
 
 
 def evaluation_options():

@@ -113,7 +113,11 @@ _text(DATA, "labeller", None, _labeller)
 
 _network = f"The network: {', '.join(NETWORKS)}, applications:<name> of keras.applications, or a .keras or .h5 file."
 flags.DEFINE(parsers.Network(NETWORKS), "network", "small_cnn", _network, module_name=NETWORK)
-_text(NETWORK, "weights", None, "Weights of applications:<name>: none, by default, imagenet, or a weights file.")
+_weights = (
+    "Weights to train on: torch:<path> of a PyTorch file for this package's networks; none, by default, imagenet or a "
+    "weights file for applications:<name>."
+)
+_text(NETWORK, "weights", None, _weights)
 _preprocessing = (
     "What a network's file or --model wants instead of images in [0, 1]: tf, torch, caffe, or the largest value as 255."
 )
@@ -182,12 +186,11 @@ _size = "Examples in a batch in evaluation; by default those of a part of a trai
 _integer(EVALUATION, "evaluation_batch_size", None, _size)
 _early = "Run each attack only on what is classified correctly under all before it."
 flags.DEFINE_bool("stop_early", False, _early, module_name=EVALUATION)
-_text(
-    EVALUATION,
-    "model",
-    None,
-    "A .keras or .h5 file or a SavedModel to evaluate, report and export, in place of a run's checkpoints.",
+_model = (
+    "What to evaluate, report and export in place of a run's checkpoints: a .keras or .h5 file, a SavedModel, or "
+    "torch:<path>, a PyTorch file with the weights of --network."
 )
+_text(EVALUATION, "model", None, _model)
 _precision = "What networks of lower precision are judged in; none: as they were trained."
 _choice(EVALUATION, "evaluation_precision", "float32", tuple(EVALUATION_PRECISIONS), _precision)
 _text(EVALUATION, "source", None, "The model of transfer attacks: a .keras file or a SavedModel.")

@@ -9,8 +9,14 @@ from absl import flags
 
 from keras_mart import checks, networks
 
-APPLICATIONS, FILES = "applications:", (".keras", ".h5", ".hdf5")
+APPLICATIONS, TORCH, FILES = "applications:", "torch:", (".keras", ".h5", ".hdf5")
 LARGEST = 2**31 - 1  # what an int32 holds, as seeds and counters are
+
+
+def absolute(path):
+    """The absolute path of a file, behind torch: where it was."""
+    kind = TORCH if path.startswith(TORCH) else ""
+    return kind + os.path.abspath(os.path.expanduser(path.removeprefix(kind)))
 
 
 class Value(flags.ArgumentParser):
@@ -84,7 +90,7 @@ class Network(Choice):
             checks.one_of(argument.removeprefix(APPLICATIONS), networks.application_names(), "applications:")
             return argument
         if argument.endswith(FILES):
-            return os.path.abspath(os.path.expanduser(argument))
+            return absolute(argument)
         return super().read(argument)
 
 

@@ -28,7 +28,7 @@ _ARGUMENTS = {name: inspect.signature(getattr(zoo, name)).parameters for name in
 # Flags that not every choice of another flag takes.
 TAKERS = {
     **{flag: ("network", tuple(name for name in NETWORKS if flag in _ARGUMENTS[name])) for flag in NETWORK_ARGUMENTS},
-    "weights": ("network", ("applications",)),
+    "weights": ("network", ("applications", *NETWORKS)),
     "preprocessing": ("network", ("a file",)),
     "start": ("attack", ("pgd",)),
     "noise": ("attack", ("nfgsm",)),

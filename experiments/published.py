@@ -1,0 +1,153 @@
+"""Networks of others: weights that were published with figures, loaded from their PyTorch files and judged here.
+
+Paper: the figures that were published with each network, or by the authors of AutoAttack.
+Ours: the same files through `km.networks.load_torch`, in float32, on all test images, AutoAttack on those whose number
+stands beside it, drawn at random. None of the files is in this repository. MNIST: TRADES's network
+(yaodongyu/TRADES, commit f94f414, `checkpoints/model_mnist_smallcnn.pt`), and the two of Wong et al., trained by FGSM
+and by PGD (locuslab/fast_adversarial, `MNIST/models/fgsm.pth`, `pgd_madry.pth`), in the ball of 0.3. CIFAR-10:
+ResNet-2B and ResNet-4B (Verified-Intelligence/alpha-beta-CROWN, `complete_verifier/models/cifar10_resnet/resnet2b.pth`,
+`resnet4b.pth`), in the balls of 2/255 and 1/255; 20 of the 10,000 test images are JPEG copies, which moves an accuracy
+by 0.2 points at most.
+
+    python -m experiments.published --checkpoints=<their folder> --mnist=npz:<path> --cifar10=npz:<path>
+
+An evaluation that was interrupted resumes. Result: runs/results/published.json. Cost: docs/reproduction.md.
+"""
+
+import argparse
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import layers
+
+import keras_mart as km
+from benchmarks import measure
+from keras_mart import files
+
+AUTOATTACK = "autoattack"  # on some of the images; the others on all
+MNIST = {
+    "pgd50x10": km.PGD(km.Linf(0.3), steps=50, step_size=0.01, restarts=10),  # Wong et al.'s, `evaluate_mnist.py`
+    AUTOATTACK: km.AutoAttack(km.Linf(0.3)),
+}
+CIFAR10 = {
+    f"{name}-{each}": attack
+    for each in (2, 1)
+    for name, attack in {
+        "pgd100": km.PGD(km.Linf(each / 255), steps=100),
+        "apgd-t": km.APGDT(km.Linf(each / 255)),
+    }.items()
+}
+
+
+class Network(NamedTuple):
+    """A published network.
+
+    Attributes:
+        make: returns the untrained Keras network.
+        data: "mnist" or "cifar10".
+        attacks: name to attack.
+        published: "natural" or the name of an attack to the published accuracy in percent.
+    """
+
+    make: Callable
+    data: str
+    attacks: dict
+    published: dict
+
+
+def wong():
+    """The network of Wong et al. for MNIST: two strided convolutions and two dense layers."""
+    network = [keras.Input((28, 28, 1))]
+    for filters in (16, 32):
+        network += [layers.ZeroPadding2D(1), layers.Conv2D(filters, 4, 2, activation="relu")]
+    return keras.Sequential([*network, layers.Flatten(), layers.Dense(100, "relu"), layers.Dense(10)], name="wong")
+
+
+def small_resnet(stem, stages):
+    """ResNet-2B and ResNet-4B: no BatchNormalization, two blocks a stage, each stage of twice the stem's filters."""
+    images = keras.Input((32, 32, 3))
+    mean, std = km.zoo.NORMALISATIONS["cifar10"]
+    x = layers.Rescaling([1 / each for each in std], [-one / other for one, other in zip(mean, std, strict=True)])(
+        images
+    )
+    x = _convolution(x, stem, 3, 2, "relu")
+    for strides in (2, 1) * stages:
+        shortcut = x if strides == 1 else _convolution(x, 2 * stem, 1, strides)
+        x = _convolution(_convolution(x, 2 * stem, 3, strides, "relu"), 2 * stem)
+        x = layers.ReLU()(layers.Add()([x, shortcut]))
+    x = layers.Dense(100, "relu")(layers.Flatten()(x))
+    return keras.Model(images, layers.Dense(10)(x), name=f"resnet_{2 * stages}b")
+
+
+def _convolution(x, filters, size=3, strides=1, activation=None):
+    """A convolution that pads (size - 1) / 2 on each side."""
+    return layers.Conv2D(filters, size, strides, activation=activation)(layers.ZeroPadding2D((size - 1) // 2)(x))
+
+
+NETWORKS = {
+    "model_mnist_smallcnn.pt": Network(
+        km.zoo.small_cnn, "mnist", {AUTOATTACK: MNIST[AUTOATTACK]}, {"natural": 99.48, AUTOATTACK: 92.81}
+    ),
+    "fgsm.pth": Network(wong, "mnist", MNIST, {"natural": 98.50, "pgd50x10": 88.77, AUTOATTACK: 82.93}),
+    "pgd_madry.pth": Network(wong, "mnist", MNIST, {}),
+    "resnet2b.pth": Network(
+        lambda: small_resnet(8, 1), "cifar10", CIFAR10, {"natural": 69.25, "pgd100-2": 54.82, "pgd100-1": 62.24}
+    ),
+    "resnet4b.pth": Network(
+        lambda: small_resnet(16, 2), "cifar10", CIFAR10, {"natural": 77.20, "pgd100-2": 61.41, "pgd100-1": 69.75}
+    ),
+}
+
+
+def main():
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m experiments.published", description=__doc__, formatter_class=form)
+    parser.add_argument("--checkpoints", type=pathlib.Path, required=True, help="the folder of the PyTorch files")
+    parser.add_argument("--mnist", default="tfds:mnist", help="tfds:<name> or npz:<path> (default %(default)s)")
+    parser.add_argument("--cifar10", default="tfds:cifar10", help="likewise (default %(default)s)")
+    parser.add_argument("--examples", type=int, default=1000, help="test images for AutoAttack (default %(default)s)")
+    parser.add_argument("--batch_size", type=measure.positive, default=500, help="images at once (default %(default)s)")
+    parser.add_argument("--root", type=pathlib.Path, default="runs", help="where unfinished work goes")
+    parser.add_argument("--results", type=pathlib.Path, default="runs/results", help="where the results go")
+    parser.add_argument("--only", default="", help="only files whose name holds this text")
+    options = parser.parse_args()
+    for name, network in NETWORKS.items():
+        if options.only in name:
+            for attack in ("natural", *network.attacks):
+                _judge(options, name, network, attack)
+
+
+def _judge(options, name, network, attack):
+    """Judges a network under an attack and adds what came out to the results, unless they hold it."""
+    path = options.results / "published.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    data = getattr(options, network.data)
+    there = km.datasets.describe(data).num_examples["test"]
+    chosen = np.random.default_rng(0).permutation(there)[: options.examples if attack == AUTOATTACK else there]
+    kept = results.setdefault(name, {"evaluations": {}})
+    if kept["evaluations"].get(attack, {}).get("examples") == len(chosen):
+        return
+    print(f"{name}: {attack}, {len(chosen):,} images", flush=True)
+    model = km.networks.load_torch(options.checkpoints / name, network.make())
+    state = options.root / "published" / name / attack
+    state.mkdir(parents=True, exist_ok=True)
+    images = km.datasets.load_examples(data, "test", np.sort(chosen))
+    attacks = {attack: network.attacks[attack]} if attack in network.attacks else {}
+    table = km.evaluate(model, images, attacks, batch_size=options.batch_size, state=state, verbose=2)
+    print(table, flush=True)
+    outcomes = {each: np.packbits(right).tobytes().hex() for each, right in table.outcomes.items()}
+    kept["evaluations"][attack] = {**table.summary(), "outcomes": outcomes}
+    kept["sha256"] = hashlib.sha256((options.checkpoints / name).read_bytes()).hexdigest()
+    kept["machine"] = measure.machine()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.whole(path) as unfinished:
+        unfinished.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
