@@ -372,7 +372,8 @@ def test_what_the_graph_calls_in_evaluation_mode_is_trained_in_it(case, folded):
     before = evaluated and evaluated.get_weights()
     found, wanted = outcome(network, folding.training_view(network)), outcome(network, expected)
     for one, other in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        # The gradient of a bias in front of a BatchNormalization is 0 but for what rounding leaves of it.
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
     assert len(found) == 1 + len(network.trainable_variables) + len(network.weights)
     folding.training_view(network)(tf.constant(X))
     for one, other in zip(evaluated.get_weights() if evaluated else [], before or [], strict=True):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from keras_mart import files, folding
+from keras_mart import checks, files, folding
 from keras_mart.networks import torch_files
 
 # Where checkpoints keep the state dictionary among other things.
@@ -161,6 +161,7 @@ class _Layer(NamedTuple):
 
 def _layers(network):
     """The layers with weights in the order of the graph, as `_Layer`s."""
+    checks.unwrapped(network)
     found = []
     _walk(network, None, found)
     return list({id(each.layer): each for each in found}.values())

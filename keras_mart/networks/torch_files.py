@@ -96,7 +96,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read(path):
-    """Returns what a checkpoint holds, with read-only views as NumPy arrays in the place of tensors.
+    """Returns what a checkpoint holds, with NumPy arrays in the place of tensors.
 
     Args:
         path: of a file of `torch.save`, or of a `.safetensors` file.
