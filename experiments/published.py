@@ -27,6 +27,7 @@ from keras import layers
 
 import keras_mart as km
 from benchmarks import measure
+from experiments import study
 from keras_mart import files
 
 AUTOATTACK = "autoattack"  # on some of the images; the others on all
@@ -35,12 +36,9 @@ MNIST = {
     AUTOATTACK: km.AutoAttack(km.Linf(0.3)),
 }
 CIFAR10 = {
-    f"{name}-{each}": attack
-    for each in (2, 1)
-    for name, attack in {
-        "pgd100": km.PGD(km.Linf(each / 255), steps=100),
-        "apgd-t": km.APGDT(km.Linf(each / 255)),
-    }.items()
+    "pgd100-2": km.PGD(km.Linf(2 / 255), steps=100),
+    "pgd100-1": km.PGD(km.Linf(1 / 255), steps=100),
+    "apgd-t-2": km.APGDT(km.Linf(2 / 255)),
 }
 
 
@@ -104,6 +102,12 @@ NETWORKS = {
 }
 
 
+def runs():
+    """What all of them consist of, as the runs of the other experiments."""
+    for name, network in NETWORKS.items():
+        yield study.Run(name, {}, {attack: {} for attack in ("natural", *network.attacks)}, trained="others")
+
+
 def main():
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m experiments.published", description=__doc__, formatter_class=form)
@@ -129,8 +133,8 @@ def _judge(options, name, network, attack):
     data = getattr(options, network.data)
     there = km.datasets.describe(data).num_examples["test"]
     chosen = np.random.default_rng(0).permutation(there)[: options.examples if attack == AUTOATTACK else there]
-    kept = results.setdefault(name, {"evaluations": {}})
-    if kept["evaluations"].get(attack, {}).get("examples") == len(chosen):
+    kept = results.setdefault(name, {"seconds": {}, "history": [], "evaluations": {}})
+    if kept["evaluations"].get(attack, {}).get("best", {}).get("examples") == len(chosen):
         return
     print(f"{name}: {attack}, {len(chosen):,} images", flush=True)
     model = km.networks.load_torch(options.checkpoints / name, network.make())
@@ -141,9 +145,10 @@ def _judge(options, name, network, attack):
     table = km.evaluate(model, images, attacks, batch_size=options.batch_size, state=state, verbose=2)
     print(table, flush=True)
     outcomes = {each: np.packbits(right).tobytes().hex() for each, right in table.outcomes.items()}
-    kept["evaluations"][attack] = {**table.summary(), "outcomes": outcomes}
+    kept["evaluations"][attack] = {"flags": {}, "best": table.summary(), "outcomes": {"best": outcomes}}
+    kept["seconds"][attack] = round(sum(table.seconds.values()), 1)
+    kept |= {"flags": {"precision": "float32"}, "seed": 0, "machine": measure.machine(), "jobs": 1}
     kept["sha256"] = hashlib.sha256((options.checkpoints / name).read_bytes()).hexdigest()
-    kept["machine"] = measure.machine()
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.whole(path) as unfinished:
         unfinished.write_text(json.dumps(results, indent=1) + "\n")
