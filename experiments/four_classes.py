@@ -1,4 +1,4 @@
-"""What figures 1 and 2 have in common: CIFAR-10 with a small network, and how its runs are judged."""
+"""What figures 1 and 2 have in common: four classes of CIFAR-10, a small network, and how its runs are judged."""
 
 # Four classes, since a small network after a few epochs gets most images of ten classes wrong: S- would be the rule.
 SCALE = {"dataset": "tfds:cifar10", "train_examples": 5000, "epochs": 8, "classes": 4}
