@@ -14,11 +14,11 @@ copies; the latter move an accuracy by 0.2 points at most.
 Result: runs/results/cifar.json, and both checkpoints' weights in runs/results/cifar/. Cost: docs/reproduction.md.
 
 On a machine that is lent for a quarter of an hour: the same command again and again, with --seconds=540 where a command
-may take ten minutes, and with --only=mart for a method at a time. What must be taken home is the folder of the results,
-45 MB a run, no file above 16 MiB. A training must end on the machine that began it (its state is large); what comes
-after is judged from the weights that are kept, on any machine with the results' folder and the dataset at the same
-path. An evaluation that was broken off is resumed there if runs/cifar/<run>-float16 is brought along; otherwise it
-begins anew. `python -m experiments.merge <folder>` adds what came home to the repository's results.
+may take ten minutes, and with --only=mart for one method at a time. What must be taken home is the folder of the
+results, 45 MB a run, no file above 16 MiB. A training must end on the machine that began it, since its state is large.
+Whatever machine has the folder of the results, and the dataset at the same path, judges the weights that are kept; an
+evaluation that was broken off resumes there if runs/cifar/<run>-float16/evaluating is brought along, and begins anew
+otherwise. `python -m experiments.merge <folder>` adds what came home to the repository's results.
 """
 
 from benchmarks import measure

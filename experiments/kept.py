@@ -2,8 +2,10 @@
 
     python -m experiments.kept --trained=<run> --kept=<results>/cifar/mart-0 --workdir=<folder> <the run's flags>
 
-Where the run is gone, since another machine trained it, the files that came from there are enough.
+Without --trained, the weights are kept already: another machine may have trained the run.
 """
+
+import pathlib
 
 import keras
 from absl import app
@@ -17,24 +19,26 @@ from keras_mart.cli.workdir import RunDirectory
 
 
 def main(_):
-    """Does both, the first where the run is there."""
+    """Does both, the first where there is --trained."""
     keras.config.set_dtype_policy(flags.FLAGS.precision)
-    trained, judged, kept = (RunDirectory(flags.FLAGS[name].value) for name in ("trained", "workdir", "kept"))
-    if trained.last.exists():
+    judged, kept = RunDirectory(flags.FLAGS.workdir), pathlib.Path(flags.FLAGS.kept)
+    if flags.FLAGS.trained is not None:
+        trained = RunDirectory(flags.FLAGS.trained)
         for which in weights.CHECKPOINTS:
-            weights.write(network_of(trained.load(getattr(trained, which))), kept.path, which)
-    files.remove(judged.path)
-    judged.path.parent.mkdir(parents=True, exist_ok=True)
-    with files.whole_folder(judged.path) as folder:
-        made, network = RunDirectory(folder), build.network()
-        for which in weights.CHECKPOINTS:
-            weights.read(network, kept.path, which)
-            network.save(getattr(made, which))
-        made.flags.write_text(rules.as_text(flags.FLAGS.method))
+            weights.write(network_of(trained.load(getattr(trained, which))), kept, which)
+    judged.path.mkdir(parents=True, exist_ok=True)  # an evaluation that was begun elsewhere may lie in it
+    judged.flags.write_text(rules.as_text(flags.FLAGS.method))
+    network = build.network()
+    for which in weights.CHECKPOINTS:  # when the last one is there, all is
+        weights.read(network, kept, which)
+        with files.whole(getattr(judged, which)) as unfinished:
+            network.save(unfinished)
 
 
 if __name__ == "__main__":
     train.define()
-    absl.DEFINE_string("trained", None, "The run directory whose checkpoints are kept, where it is there.")
+    absl.DEFINE_string(
+        "trained", None, "The run directory whose checkpoints are kept; without it they are kept already."
+    )
     absl.DEFINE_string("kept", None, "The beginning of the paths of the files with the weights.")
     app.run(main, flags_parser=flags.parse)

@@ -81,6 +81,11 @@ class Study:
         """Where the weights of a run are kept: the beginning of the files' paths."""
         return self.path.parent / self.name / run.name
 
+    def has_weights(self, run):
+        """Whether the weights of a run were kept and all files are there."""
+        there = all(weights.paths(self.kept(run), which) for which in weights.CHECKPOINTS)
+        return there and "weights" in self.results.get(run.name, {})
+
     def left(self, runs):
         """Those of the runs that are wanted and not whole.
 
@@ -170,11 +175,10 @@ class Study:
             name for name, each in kept.get("evaluations", {}).items() if each["flags"] == run.evaluations.get(name)
         }
         stages = [name for name in run.evaluations if name not in done]
-        is_there = self.directory(run).last.exists() or self.judged(run).last.exists()
-        if run.weights:
-            is_there |= all(weights.paths(self.kept(run), which) for which in weights.CHECKPOINTS)
-            if "weights" not in kept or (stages and not self.judged(run).last.exists()):
-                stages = ["weights", *stages]
+        if run.weights and ("weights" not in kept or (stages and not self.judged(run).last.exists())):
+            stages = ["weights", *stages]
+        networks = self.directory(run).last, self.judged(run).last
+        is_there = self.has_weights(run) or any(each.exists() for each in networks)
         there = kept.get("history") and (not stages or is_there)
         return stages if run.trained or there else ["train", *stages]
 

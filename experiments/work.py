@@ -50,7 +50,9 @@ class Work:
             flags = {"workdir": self.directory.path, "mode": "train", "resume": True, **self.run.flags}
         elif stage == "weights":
             module = "kept"
-            flags |= {"trained": self.directory.path, "kept": self.study.kept(self.run), **self.run.flags}
+            flags |= {"kept": self.study.kept(self.run), **self.run.flags}
+            if not self.study.has_weights(self.run):
+                flags["trained"] = self.directory.path
         else:
             flags |= {"mode": "evaluate", "seed": 0, **self.run.evaluations[stage]}
         return [f"experiments.{module}", *(f"--{name}={value}" for name, value in flags.items())]

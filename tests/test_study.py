@@ -47,8 +47,8 @@ if behaviour == "fail":
 if mode == "weights":
     (directory / "last.keras").touch()
     pathlib.Path(flags["kept"]).parent.mkdir(exist_ok=True)
-    for which in ("best", "last"):
-        pathlib.Path(flags["kept"] + f"-{{which}}-1-of-1.npz").touch()
+    for which in ("best", "last") if "trained" in flags else ():
+        pathlib.Path(flags["kept"] + f"-{{which}}-1-of-1.npz").write_text("trained here")
 elif mode == "train":
     (directory / "last.keras").touch()
     (directory / "history.csv").write_text("epoch,loss,val_pgd20_accuracy\\n1,0.123456789,\\n2,0.5,0.25\\n")
@@ -250,10 +250,17 @@ def test_the_weights_that_are_kept_are_judged_and_stand_in_for_a_run_that_is_gon
     record = kept(frame())["one"]
     assert record["weights"] == ["one-best-1-of-1.npz", "one-last-1-of-1.npz"]
     assert record["evaluations"]["weak"]["weights"] == "float16"
+    best = frame().kept(one()).parent / "one-best-1-of-1.npz"
+    assert best.read_text() == "trained here"
+    best.write_text("trained elsewhere")
     shutil.rmtree(frame().root)
     frame().do([one(weak=FGSM)])
+    begun = frame().directory(one()).last  # of a training that was begun here, while another machine ended it
+    begun.parent.mkdir(parents=True)
+    begun.touch()
     frame().do([one(weak=FGSM, strong=CW)])
     assert calls(frame()) == ["study/one-float16 weights", "study/one-float16 cw"]
+    assert best.read_text() == "trained elsewhere"
     shutil.rmtree(frame().root)
     (frame().kept(one()).parent / "one-last-1-of-1.npz").unlink()
     frame().do([one(weak=CW, strong=CW)])
