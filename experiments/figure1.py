@@ -17,7 +17,7 @@ Result: runs/results/figure1.json. Cost: docs/reproduction.md.
 import keras
 import numpy as np
 
-from experiments import cifar, data, study
+from experiments import data, four_classes, study
 from experiments.methods import TREATMENTS
 from experiments.options import begin
 from keras_mart.datasets import load
@@ -40,14 +40,14 @@ CONTROL = "forwarded"  # no regularisation, but what comes with it
 def runs(flags, folder):
     """Adversarial training, first the run that splits the training set, and each set treated in each way."""
     for seed in SEEDS:
-        yield study.Run(f"at-{seed}", {**flags, "method": "at", "seed": seed}, cifar.EVALUATIONS)
+        yield study.Run(f"at-{seed}", {**flags, "method": "at", "seed": seed}, four_classes.EVALUATIONS)
     for seed in SEEDS:
         for treatment in TREATMENTS:
             for chosen in SETS:
                 own = _own(treatment, folder, chosen, seed)
-                yield study.Run(f"{treatment}-{chosen}-{seed}", {**flags, **own}, cifar.EVALUATIONS)
+                yield study.Run(f"{treatment}-{chosen}-{seed}", {**flags, **own}, four_classes.EVALUATIONS)
         own = _own("regularised", folder, SETS[0], seed)
-        yield study.Run(f"{CONTROL}-{seed}", {**flags, **own, "beta": 0}, cifar.EVALUATIONS)
+        yield study.Run(f"{CONTROL}-{seed}", {**flags, **own, "beta": 0}, four_classes.EVALUATIONS)
 
 
 def _own(treatment, folder, chosen, seed):
@@ -69,9 +69,9 @@ def split(directory, dataset):
 
 
 if __name__ == "__main__":
-    figure, options = begin("figure1", __doc__, **cifar.SCALE)
+    figure, options = begin("figure1", __doc__, **four_classes.SCALE)
     dataset = data.first(options.dataset, options.train_examples, options.root, options.classes)
-    splitter, *others = runs(cifar.recipe(dataset, options.epochs), figure.root / figure.name)
+    splitter, *others = runs(four_classes.recipe(dataset, options.epochs), figure.root / figure.name)
     if figure.left(others):
         figure.need([splitter])
         figure.record(splitter, split=split(figure.directory(splitter), dataset))

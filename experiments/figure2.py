@@ -14,7 +14,7 @@ the same for every beta.
 Result: runs/results/figure2.json. Cost: docs/reproduction.md.
 """
 
-from experiments import cifar, data, study
+from experiments import data, four_classes, study
 from experiments.methods import ALTERATIONS
 from experiments.options import begin
 from keras_mart.methods import MART
@@ -54,10 +54,10 @@ def runs(flags):
 
 
 def _run(name, flags, **own):
-    return study.Run(name, {**flags, **own}, cifar.EVALUATIONS)
+    return study.Run(name, {**flags, **own}, four_classes.EVALUATIONS)
 
 
 if __name__ == "__main__":
-    figure, options = begin("figure2", __doc__, **cifar.SCALE)
+    figure, options = begin("figure2", __doc__, **four_classes.SCALE)
     dataset = data.first(options.dataset, options.train_examples, options.root, options.classes)
-    figure.do(list(runs(cifar.recipe(dataset, options.epochs))))
+    figure.do(list(runs(four_classes.recipe(dataset, options.epochs))))

@@ -1,22 +1,28 @@
 """What every experiment is made of: runs of the command line, some at a time, and one file with what came out.
 
 A run is trained and evaluated by `python -m experiments.train`, the command line with the experiments' own methods, in
-a folder of its own below --root. Broken off, it goes on where it was; what the results hold already is not done again.
+a folder of its own below --root. Broken off, it resumes where it was; what the results hold already is not done again.
+With --seconds, what is at work is saved in time, the program says what is left and ends, and the same command resumes.
 """
 
 import dataclasses
 import json
+import math
 import sys
 import time
 
 import numpy as np
 
 from benchmarks import measure
+from experiments import weights
 from experiments.work import Work
 from keras_mart import files
 from keras_mart.evaluation.run import Run as Directory
 
 POLL = 1.0  # seconds between two looks at the processes
+# So many seconds before the end of --seconds the processes are asked to end. A training saves within a few; one that
+# XLA's compiler holds for longer is killed at the end, and resumes from its last epoch.
+MARGIN = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,24 +34,36 @@ class Run:
         flags: name to value of the training's flags.
         evaluations: name to the flags of an evaluation.
         trained: name of another study, whose run of the same name is evaluated; nothing is trained then.
+        weights: whether both checkpoints are kept beside the results, as weights in float16, and judged as such.
     """
 
     name: str
     flags: dict
     evaluations: dict = dataclasses.field(default_factory=dict)
     trained: str | None = None
+    weights: bool = False
 
 
 class Study:
-    """The runs of one experiment, in `<root>/<name>/<run>/`, and their results in `<results>/<name>.json`."""
+    """The runs of one experiment, in `<root>/<name>/<run>/`, and their results in `<results>/<name>.json`.
 
-    def __init__(self, name, root, results, jobs, only="", lock=None):
+    Args:
+        name: of the study.
+        root, results: paths of folders.
+        jobs: number of runs at a time.
+        only: text that a run's name must hold.
+        lock: a file that the processes of the runs hold open.
+        seconds: the time after which all is saved and the program ends, `None` for no such time.
+    """
+
+    def __init__(self, name, root, results, jobs, only="", lock=None, seconds=None):
         self.name = name
         self.root = root
         self.path = results / f"{name}.json"
         self.jobs = jobs
         self.only = only
         self.lock = lock
+        self.end = time.monotonic() + (math.inf if seconds is None else seconds)
         self.results = self._read()
 
     def _read(self):
@@ -53,6 +71,20 @@ class Study:
 
     def directory(self, run):
         return Directory(self.root / (run.trained or self.name) / run.name)
+
+    def judged(self, run):
+        """The directory whose checkpoints are evaluated: the run's own, or that of the weights which are kept."""
+        directory = self.directory(run)
+        return Directory(f"{directory.path}-float16") if run.weights else directory
+
+    def kept(self, run):
+        """Where the weights of a run are kept: the beginning of the files' paths."""
+        return self.path.parent / self.name / run.name
+
+    def has_weights(self, run):
+        """Whether the weights of a run were kept and all files are there."""
+        there = all(weights.paths(self.kept(run), which) for which in weights.CHECKPOINTS)
+        return there and "weights" in self.results.get(run.name, {})
 
     def left(self, runs):
         """Those of the runs that are wanted and not whole.
@@ -99,20 +131,31 @@ class Study:
     def _do(self, waiting):
         waiting, working, failed = list(waiting), [], []
         try:
-            while waiting or working:
+            while (waiting or working) and time.monotonic() < self.end - MARGIN:
                 while waiting and len(working) < self.jobs:
                     working.append(Work(self, waiting.pop(0)))
                 time.sleep(POLL)
                 failed += [work.run.name for work in working if not work.go_on()]
                 working = [work for work in working if work.process is not None]
         finally:
-            processes = [work.process for work in working if work.process is not None]
-            for process in processes:
-                process.terminate()
-            for process in processes:  # they save where they are
-                process.wait()
+            for work in working:
+                work.ask_to_end()
+            for work in working:  # they save where they are
+                work.end(self.end)
+        self._tell([(work.run, work.stages) for work in working])
+        self._tell([(run, self.stages(run) or ["train"]) for run in waiting])
         if failed:
             sys.exit(f"{self.name}: failed: {', '.join(failed)}; {self.root / self.name}/<run>.log says why")
+        if waiting or working:
+            sys.exit(0)
+
+    def _tell(self, left):
+        """Prints which stages of runs are left where the time is over, and how far a training is."""
+        for run, stages in left:
+            if stages:
+                rows = self.directory(run).rows() if "train" in stages else ()
+                epoch = f" (epoch {len(rows)} of {run.flags['epochs']})" if rows else ""
+                print(f"{self.name}: {run.name}: left: {', '.join(stages)}{epoch}", flush=True)
 
     def record(self, run, **found):
         """Adds to what is kept of a run, and writes the results."""
@@ -126,13 +169,17 @@ class Study:
             unfinished.write_text(json.dumps(self.results, indent=1) + "\n")
 
     def stages(self, run):
-        """What is left to do for a run: "train", and the names of evaluations."""
+        """What is left to do for a run: "train", "weights", which keeps them, and the names of evaluations."""
         kept = self.results.get(run.name, {})
         done = {
             name for name, each in kept.get("evaluations", {}).items() if each["flags"] == run.evaluations.get(name)
         }
         stages = [name for name in run.evaluations if name not in done]
-        there = kept.get("history") and (not stages or self.directory(run).last.exists())
+        if run.weights and ("weights" not in kept or (stages and not self.judged(run).last.exists())):
+            stages = ["weights", *stages]
+        networks = self.directory(run).last, self.judged(run).last
+        is_there = self.has_weights(run) or any(each.exists() for each in networks)
+        there = kept.get("history") and (not stages or is_there)
         return stages if run.trained or there else ["train", *stages]
 
 

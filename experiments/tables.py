@@ -5,6 +5,7 @@ import statistics
 
 from benchmarks import measure
 from experiments import blackbox as black
+from experiments import cifar as main
 from experiments import figure1 as first
 from experiments import figure2 as second
 from experiments import methods, paper
@@ -44,6 +45,8 @@ LENGTHS = ("", *(f"-{suffix}" for suffix in white.LONGER))  # of the white-box t
 FIVE = ("natural", "fgsm", "pgd20", "cw", "autoattack")
 TWO = ("pgd20", "apgd-t")
 NATURAL_TOO = ("natural", *TWO)
+CIFAR10 = {method: NAMES[method] for method in main.METHODS} | {main.CHEAP: "AT, one-cycle rate, 30 epochs"}
+NOT_RUN = "not run yet"
 SETS = {"misclassified": "S-", "correct": "S+"}
 TREATMENTS = {"natural": "unperturbed", "fgsm": "FGSM", "regularised": "with KL(p, q)"}
 CONTROL = {first.CONTROL: "AT, natural images too"}
@@ -98,12 +101,56 @@ def _counts(rows):
     return ["test images", *(text or NOTHING for text in texts)]
 
 
+def cifar(studies):
+    """The paper's figures, those of public reruns, ours, and the differences."""
+    found = groups(studies.get("cifar", {}))
+    rows, judged = [], []
+    for method, name in CIFAR10.items():
+        theirs, others = paper.CIFAR10.get(method), paper.AUTOATTACK.get(method)
+        rows += [[f"{name}, {each.certainty}", *_given(each)] for each in (theirs, others) if each]
+        for which in ("best", "last"):
+            row = [values(found.get(method, {}), attack, which) for attack in FIVE]
+            judged.append(row)
+            rows.append([f"{name}, ours, {which}", *(cell(each) if each else NOT_RUN for each in row)])
+            if theirs and which == "best" and any(row):
+                rows.append([f"{name}, ours, best, minus these", *_minus(row, theirs.accuracy | others.accuracy)])
+    title = (
+        "CIFAR-10, in percent. Of the reruns the lowest and the highest are given; ours stand against the middle of "
+        "them and, in brackets, against the highest and the lowest:"
+    )
+    counts = [_counts(judged)] if any(map(any, judged)) else []
+    table = markdown(["", *(ATTACKS[each] for each in FIVE)], rows + counts)
+    return [title, table, _certainties(paper.CIFAR10, paper.AUTOATTACK), *_gaps(found), *_leads(found), *_published()]
+
+
+def _given(cited):
+    """The cells of the five attacks in a row of others' figures."""
+    texts = {name: NOTHING for name in FIVE}
+    for name, value in cited.accuracy.items():
+        texts[name] = " to ".join(f"{each:.2f}" for each in (value if isinstance(value, tuple) else (value,)))
+    return texts.values()
+
+
+def _minus(row, cited):
+    """The cells of ours minus others' figures, which may be (lowest, highest)."""
+    for attack, ours in zip(FIVE, row, strict=True):
+        if not ours:
+            yield NOTHING
+            continue
+        accuracy, theirs = 100 * statistics.mean(each.accuracy for each in ours.values()), cited[attack]
+        if isinstance(theirs, tuple):
+            low, high = theirs
+            yield f"{accuracy - (low + high) / 2:+.2f} ({accuracy - high:+.2f} to {accuracy - low:+.2f})"
+        else:
+            yield f"{accuracy - theirs:+.2f}"
+
+
 def whitebox(studies):
     found = groups(studies["whitebox"])
     others = {method: runs for method, runs in found.items() if not all(map(_ends_best, runs.values()))}
     blocks = accuracies("MNIST, best checkpoint:", found, NAMES | LONGER, FIVE, "best")
     blocks += accuracies("MNIST, last checkpoint, where it is not the best:", others, NAMES | LONGER, FIVE, "last")
-    return [*blocks, _pace(found), *_beside_paper(found), *_gaps(found), *_leads(found), *_published()]
+    return [*blocks, _pace(found), *_beside_paper(found), *_gaps(found), *_leads(found)]
 
 
 def _ends_best(record):
@@ -189,8 +236,7 @@ def _published():
         left = f"{low - most:+.2f} to {high - least:+.2f}"
         rows.append([f"MART minus {NAMES[method]}", f"{lead:+.2f}", left, ", ".join(certain)])
     title = "MART's lead on CIFAR-10 (ResNet-18) as published, AutoAttack's from reruns, the least to the most:"
-    table = markdown(["", "PGD-20", "AutoAttack", "how certain"], rows)
-    return [title, table, _certainties(white_box, strong)]
+    return [title, markdown(["", "PGD-20", "AutoAttack", "how certain"], rows)]
 
 
 def start(studies):

@@ -12,7 +12,8 @@ from keras_mart.cli import parsers  # noqa: E402
 from keras_mart.cli.flags import METHOD  # noqa: E402
 
 
-def _define():
+def define():
+    """Defines the flags of the experiments' own methods."""
     flags.DEFINE_string("chosen", None, "The npz file that names the chosen examples (split).", module_name=METHOD)
     for name, choices in {"treatment": TREATMENTS, "alteration": ALTERATIONS}.items():
         parser = parsers.Choice(choices, name, optional=True)
@@ -21,5 +22,5 @@ def _define():
 
 
 if __name__ == "__main__":
-    _define()
+    define()
     cli.run()

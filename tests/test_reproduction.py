@@ -11,6 +11,7 @@ import pytest
 from experiments import cells, paper, report, start, whitebox
 
 ROOT = pathlib.Path(__file__).parents[1]
+(WHITE_BOX_SECTION,) = (each for each in report.SECTIONS if each.module is whitebox)
 
 
 def record(seed=0, history=(), lost=0.0, flags=None, **evaluations):
@@ -150,8 +151,7 @@ def test_the_white_box_table_by_hand():
     both = report.page({"whitebox": {**WHITE_BOX, "trades-0": white_box(0, 0.5, 0.3)}})
     (lead,) = [line for line in both.splitlines() if line.startswith("| MART minus TRADES | +10.00 [")]
     assert lead.endswith(" | 1 |")
-    assert "| MART minus TRADES | +5.32 | -1.96 to -0.56 | paper, recalled, public reruns |" in lines
-    assert f"Runs: 2 of {len(report.SECTIONS[0].runs)} are whole." in text.replace("\n", " ")
+    assert f"Runs: 2 of {len(WHITE_BOX_SECTION.runs)} are whole." in text.replace("\n", " ")
     assert "train 3.0 h, paper 4 min, autoattack 3 min; together 3.1 h, 2 at a time" in text.replace("\n", " ")
     assert "dataset mnist-12000, epochs 2" in text and "images/whitebox.png" in text
 
@@ -169,11 +169,33 @@ def test_the_last_checkpoint_is_told_where_it_is_not_the_best():
     assert "where it is not the best" not in report.page(STUDIES)
 
 
+def test_the_cifar_table_holds_ours_against_the_paper_and_the_reruns():
+    text = section(report.page({}), "The CIFAR-10 table")
+    rows = [line for line in text.splitlines() if line.startswith("| MART,")]
+    assert rows[:2] == [
+        "| MART, paper | 83.07 | 65.65 | 55.57 | 54.87 | - |",
+        "| MART, public reruns | - | - | - | - | 47.49 to 47.83 |",
+    ]
+    assert rows[2:] == [f"| MART, ours, {which} |{' not run yet |' * 5}" for which in ("best", "last")]
+    assert "| MART minus TRADES | +5.32 | -1.96 to -0.56 | paper, recalled, public reruns |" in text.splitlines()
+    judged = {"paper": (1000, {"natural": 0.84, "fgsm": 0.65, "pgd20": 0.55, "cw": 0.5})}
+    begun = section(
+        report.page({"cifar": {"mart-0": record(history=(0.2,), lost=0.1, **judged)}}), "The CIFAR-10 table"
+    )
+    assert "| MART, ours, best, minus these | +0.93 | -0.65 | -0.57 | -4.87 | - |" in begun.splitlines()
+    assert "| MART, ours, last | 74.00 [71.2, 76.6] |" in begun and "Not run yet." not in begun
+    judged["autoattack"] = (1000, {"natural": 0.84, "pgd20": 0.55, "autoattack": 0.48})
+    whole = section(report.page({"cifar": {"mart-0": record(history=(0.2,), **judged)}}), "The CIFAR-10 table")
+    # 47.66 is the middle of 47.49 and 47.83.
+    assert "| -4.87 | +0.34 (+0.17 to +0.51) |" in whole and "| test images | 1,000 |" in whole
+    assert "Runs: 0 of 5 are whole." in whole.replace("\n", " ")  # these were judged by other flags
+
+
 def test_a_run_that_was_judged_otherwise_is_not_whole():
     other = white_box(0, 0.6, 0.4)
     other["evaluations"]["autoattack"]["flags"] = {"attacks": "pgd20,autoattack", "examples": 50}
     text = report.page({"whitebox": {**WHITE_BOX, "mart-0": other}})
-    assert f"Runs: 1 of {len(report.SECTIONS[0].runs)} are whole." in text.replace("\n", " ")
+    assert f"Runs: 1 of {len(WHITE_BOX_SECTION.runs)} are whole." in text.replace("\n", " ")
 
 
 def test_pgd20_minus_autoattack_is_of_the_same_images():
@@ -261,7 +283,7 @@ def test_a_docstring_and_what_was_found_make_a_section(monkeypatch):
         "A table: all of it.\n\nPaper: one\nclaim. Ours: less.\n\nAnd more.\n\n    a command\n\nResult: r.\n"
     )
     module.FOUND = "\nMuch the same.\n"
-    monkeypatch.setattr(report, "SECTIONS", [report.SECTIONS[0]._replace(module=module)])
+    monkeypatch.setattr(report, "SECTIONS", [WHITE_BOX_SECTION._replace(module=module)])
     text = section(report.page(STUDIES), "A table")
     assert text.startswith("\nAll of it.\n\n**Paper:** one claim.\n\n**Ours:** less.\n\nAnd more.\n\n![")
     assert "\n\n**What came out:** Much the same.\n\n" in text and text.endswith("```\na command\n```\n")

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import threading
@@ -22,22 +23,33 @@ import json, os, pathlib, signal, sys, time
 flags = dict(each[2:].split("=", 1) for each in sys.argv[3:])
 directory = pathlib.Path(flags["workdir"])
 directory.mkdir(parents=True, exist_ok=True)
-call = " ".join([*directory.parts[-2:], flags.get("attacks", flags["mode"])])
+mode = flags.get("mode", "weights")
+call = " ".join([*directory.parts[-2:], flags.get("attacks", mode)])
 with (directory.parents[1] / "calls").open("a") as file:
     print(call, file=file)
 results = pathlib.Path(os.environ["RESULTS"])
 (directory / "seen").write_text(results.read_text() if results.exists() else "{{}}")
 behaviour = json.loads(os.environ.get("BEHAVIOUR", "{{}}")).get(call)
-if behaviour == "hang":
+if behaviour in ("hang", "deaf", "finish"):
     def save(*_):
         (directory / "saved").touch()
         sys.exit(143)
-    signal.signal(signal.SIGTERM, save)
+    wait = {{signal.SIGTERM}}
+    if behaviour == "finish":
+        signal.pthread_sigmask(signal.SIG_BLOCK, wait)
+    else:
+        signal.signal(signal.SIGTERM, save if behaviour == "hang" else signal.SIG_IGN)
+    (directory / "history.csv").write_text("epoch,loss\\n1,0.5\\n")
     (directory / "hangs").touch()
-    time.sleep(60)
+    signal.sigwait(wait) if behaviour == "finish" else time.sleep(60)
 if behaviour == "fail":
     sys.exit(3)
-if flags["mode"] == "train":
+if mode == "weights":
+    (directory / "last.keras").touch()
+    pathlib.Path(flags["kept"]).parent.mkdir(exist_ok=True)
+    for which in ("best", "last") if "trained" in flags else ():
+        pathlib.Path(flags["kept"] + f"-{{which}}-1-of-1.npz").write_text("trained here")
+elif mode == "train":
     (directory / "last.keras").touch()
     (directory / "history.csv").write_text("epoch,loss,val_pgd20_accuracy\\n1,0.123456789,\\n2,0.5,0.25\\n")
 else:
@@ -218,11 +230,82 @@ def _unheard(*_):
     raise AssertionError("`begin` does not listen to SIGTERM")
 
 
-def _kill_when_all_hang(folder, names):
+def _wait_until_all_hang(folder, names):
     end = time.monotonic() + 20
     while not all((folder / name / "hangs").exists() for name in names) and time.monotonic() < end:
         time.sleep(0.02)
+
+
+def _kill_when_all_hang(folder, names):
+    _wait_until_all_hang(folder, names)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_weights_that_are_kept_are_judged_and_stand_in_for_a_run_that_is_gone(frame):
+    def one(**evaluations):
+        return study.Run("one", {"epochs": 2}, evaluations, weights=True)
+
+    frame().do([one(weak=FGSM)])
+    assert calls(frame()) == ["study/one train", "study/one-float16 weights", "study/one-float16 fgsm"]
+    record = kept(frame())["one"]
+    assert record["weights"] == ["one-best-1-of-1.npz", "one-last-1-of-1.npz"]
+    assert record["evaluations"]["weak"]["weights"] == "float16"
+    best = frame().kept(one()).parent / "one-best-1-of-1.npz"
+    assert best.read_text() == "trained here"
+    best.write_text("trained elsewhere")
+    shutil.rmtree(frame().root)
+    frame().do([one(weak=FGSM)])
+    begun = frame().directory(one()).last  # of a training that was begun here, while another machine ended it
+    begun.parent.mkdir(parents=True)
+    begun.touch()
+    frame().do([one(weak=FGSM, strong=CW)])
+    assert calls(frame()) == ["study/one-float16 weights", "study/one-float16 cw"]
+    assert best.read_text() == "trained elsewhere"
+    shutil.rmtree(frame().root)
+    (frame().kept(one()).parent / "one-last-1-of-1.npz").unlink()
+    frame().do([one(weak=CW, strong=CW)])
+    assert calls(frame()) == ["study/one train", "study/one-float16 weights", "study/one-float16 cw"]
+
+
+def test_when_the_time_is_over_all_is_saved_and_what_is_left_is_told(frame, monkeypatch, capsys):
+    monkeypatch.setattr(study, "MARGIN", 1)
+    behaviour = {"one": "hang", "two": "deaf", "three": "finish"}
+    monkeypatch.setenv("BEHAVIOUR", json.dumps({f"study {name} train": each for name, each in behaviour.items()}))
+    made = frame(jobs=3, seconds=60)
+    runs = [run(name) for name in (*behaviour, "four")]
+
+    def end():
+        _wait_until_all_hang(made.root / "study", behaviour)
+        made.end = time.monotonic() + study.MARGIN
+
+    ender = threading.Thread(target=end)
+    ender.start()
+    with pytest.raises(SystemExit) as over:
+        made.do(runs)
+    ender.join()
+    assert over.value.code == 0
+    assert (made.root / "study" / "one" / "saved").exists()
+    assert sorted(calls(made)) == ["study/one train", "study/three train", "study/two train"]  # and no more was begun
+    assert kept(made).keys() == {"three"}
+    assert all((made.root / "study" / f"{name}.train.seconds").exists() for name in ("one", "two"))
+    told = capsys.readouterr().out.splitlines()[-4:]
+    half = "left: train, weak (epoch 1 of 2)"
+    assert told == [
+        f"study: one: {half}",
+        f"study: two: {half}",
+        "study: three: left: weak",
+        "study: four: left: train, weak",
+    ]
+    monkeypatch.delenv("BEHAVIOUR")
+    frame().do(runs)
+    assert calls(made)[:3] == ["study/one train", "study/one fgsm", "study/two train"]
+
+
+def test_the_time_must_be_long_enough_to_save(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["study", f"--root={tmp_path}", f"--seconds={study.MARGIN}"])
+    with pytest.raises(SystemExit):
+        options.begin("study", "", train_examples=0, epochs=1)
+    assert "--seconds must be more than 30" in capsys.readouterr().err
 
 
 def test_a_run_of_the_command_line(tmp_path, monkeypatch):
@@ -235,12 +318,13 @@ def test_a_run_of_the_command_line(tmp_path, monkeypatch):
     }  # fmt: skip
     made = study.Study("study", tmp_path / "runs", tmp_path / "results", jobs=1)
     flags = {name: str(value) for name, value in flags.items()}
-    made.do([study.Run("split-0", flags, {"weak": {"attacks": "fgsm", "examples": 7}})])
+    made.do([study.Run("split-0", flags, {"weak": {"attacks": "fgsm", "examples": 7}}, weights=True)])
     record = kept(made)["split-0"]
-    assert record["flags"] == flags and record["seconds"].keys() == {"train", "weak"}
+    assert record["flags"] == flags and record["seconds"].keys() == {"train", "weights", "weak"}
     (row,) = record["history"]
     assert row["epoch"] == 1 and np.isfinite(row["loss"]) and 0 <= row["val_adversarial_accuracy"] <= 1
     judged = record["evaluations"]["weak"]
     assert judged["flags"] == {"attacks": "fgsm", "examples": 7} and judged["best"]["threat"]["epsilon"] == 0.1
     assert judged["best"]["examples"] == 7 and judged["last"]["accuracy"].keys() >= {"natural", "fgsm"}
+    assert record["weights"] == ["split-0-best-1-of-1.npz", "split-0-last-1-of-1.npz"]
     assert cells.values({0: record}, "fgsm", "best")[0].accuracy == judged["best"]["accuracy"]["fgsm"]
