@@ -5,10 +5,11 @@ import statistics
 
 from benchmarks import measure
 from experiments import blackbox as black
-from experiments import cifar as main
+from experiments import cifar as cifar10
 from experiments import figure1 as first
 from experiments import figure2 as second
 from experiments import methods, paper
+from experiments import published as others
 from experiments import start as beginning
 from experiments import whitebox as white
 from experiments.cells import (
@@ -34,7 +35,8 @@ NAMES = {
 }  # fmt: skip
 ATTACKS = {
     "natural": "natural", "fgsm": "FGSM", "pgd10": "PGD-10", "pgd20": "PGD-20", "cw": "CW", "apgd-t": "APGD-T",
-    "autoattack": "AutoAttack",
+    "autoattack": "AutoAttack", "pgd50x10": "PGD-50, worst of 10 restarts", "pgd100-2": "PGD-100, 2/255",
+    "pgd100-1": "PGD-100, 1/255", "apgd-t-2": "APGD-T, 2/255",
 }  # fmt: skip
 LONGER = {
     f"{method}-{suffix}": f"{NAMES[method]}, {more.name}"
@@ -45,7 +47,7 @@ LENGTHS = ("", *(f"-{suffix}" for suffix in white.LONGER))  # of the white-box t
 FIVE = ("natural", "fgsm", "pgd20", "cw", "autoattack")
 TWO = ("pgd20", "apgd-t")
 NATURAL_TOO = ("natural", *TWO)
-CIFAR10 = {method: NAMES[method] for method in main.METHODS} | {main.CHEAP: "AT, one-cycle rate, 30 epochs"}
+CIFAR10 = {method: NAMES[method] for method in cifar10.METHODS} | {cifar10.CHEAP: "AT, one-cycle rate, 30 epochs"}
 NOT_RUN = "not run yet"
 SETS = {"misclassified": "S-", "correct": "S+"}
 TREATMENTS = {"natural": "unperturbed", "fgsm": "FGSM", "regularised": "with KL(p, q)"}
@@ -143,6 +145,22 @@ def _minus(row, cited):
             yield f"{accuracy - (low + high) / 2:+.2f} ({accuracy - high:+.2f} to {accuracy - low:+.2f})"
         else:
             yield f"{accuracy - theirs:+.2f}"
+
+
+def published(studies):
+    """The published figures of others' networks, and ours."""
+    rows = []
+    for name, network in others.NETWORKS.items():
+        record = studies["published"].get(name, {"evaluations": {}})
+        for attack in ("natural", *network.attacks):
+            theirs, ours = network.published.get(attack), values({0: record}, attack, "best", attack)
+            row = [name, ATTACKS[attack], NOTHING if theirs is None else f"{theirs:.2f}"]
+            if not ours:
+                rows.append([*row, NOT_RUN, "", ""])
+                continue
+            minus = NOTHING if theirs is None else f"{100 * ours[0].accuracy - theirs:+.2f}"
+            rows.append([*row, cell(ours), minus, f"{ours[0].examples:,}"])
+    return [markdown(["file", "", "published", "ours", "difference", "test images"], rows)]
 
 
 def whitebox(studies):
