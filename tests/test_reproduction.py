@@ -8,7 +8,8 @@ import types
 import numpy as np
 import pytest
 
-from experiments import cells, paper, report, start, whitebox
+from experiments import cells, paper, published, report, start, whitebox
+from keras_mart import networks
 
 ROOT = pathlib.Path(__file__).parents[1]
 (WHITE_BOX_SECTION,) = (each for each in report.SECTIONS if each.module is whitebox)
@@ -189,6 +190,32 @@ def test_the_cifar_table_holds_ours_against_the_paper_and_the_reruns():
     # 47.66 is the middle of 47.49 and 47.83.
     assert "| -4.87 | +0.34 (+0.17 to +0.51) |" in whole and "| test images | 1,000 |" in whole
     assert "Runs: 0 of 5 are whole." in whole.replace("\n", " ")  # these were judged by other flags
+
+
+def test_published_networks_stand_beside_what_was_published():
+    judged = {"natural": (100, {"natural": 0.98}), "autoattack": (50, {"natural": 1.0, "autoattack": 0.84})}
+    (table,) = report.tables.published({"published": {"fgsm.pth": record(**judged)}})
+    rows = [row for row in table.splitlines() if "fgsm.pth" in row]
+    assert rows == [
+        "| fgsm.pth | natural | 98.50 | 98.00 [93.0, 99.4] | -0.50 | 100 |",
+        "| fgsm.pth | PGD-50, worst of 10 restarts | 88.77 | not run yet |  |  |",
+        "| fgsm.pth | AutoAttack | 82.93 | 84.00 [71.5, 91.7] | +1.07 | 50 |",
+    ]
+    assert "| pgd_madry.pth | natural | - | not run yet |  |  |" in table
+
+
+def test_networks_of_others_take_the_weights_of_their_files(tmp_path):
+    """The kernels of resnet2b.pth and fgsm.pth in the files' order."""
+    for network, kernels in (
+        (published.small_resnet(8, 1), [
+            (8, 3, 3, 3), (16, 8, 3, 3), (16, 16, 3, 3), (16, 8, 1, 1), (16, 16, 3, 3), (16, 16, 3, 3), (100, 1024),
+            (10, 100),
+        ]),
+        (published.wong(), [(16, 1, 4, 4), (32, 16, 4, 4), (100, 1568), (10, 100)]),
+    ):  # fmt: skip
+        networks.save_torch(network, tmp_path / "network.pt")
+        tensors = networks.torch_files.read(tmp_path / "network.pt")
+        assert [value.shape for name, value in tensors.items() if name.endswith("weight")] == kernels
 
 
 def test_a_run_that_was_judged_otherwise_is_not_whole():
