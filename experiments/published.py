@@ -134,7 +134,9 @@ def _judge(options, name, network, attack):
     there = km.datasets.describe(data).num_examples["test"]
     chosen = np.random.default_rng(0).permutation(there)[: options.examples if attack == AUTOATTACK else there]
     kept = results.setdefault(name, {"seconds": {}, "history": [], "evaluations": {}})
-    if kept["evaluations"].get(attack, {}).get("best", {}).get("examples") == len(chosen):
+    sha256 = hashlib.sha256((options.checkpoints / name).read_bytes()).hexdigest()
+    examples = kept["evaluations"].get(attack, {}).get("best", {}).get("examples")
+    if (kept.get("sha256"), examples) == (sha256, len(chosen)):
         return
     print(f"{name}: {attack}, {len(chosen):,} images", flush=True)
     model = km.networks.load_torch(options.checkpoints / name, network.make())
@@ -148,7 +150,7 @@ def _judge(options, name, network, attack):
     kept["evaluations"][attack] = {"flags": {}, "best": table.summary(), "outcomes": {"best": outcomes}}
     kept["seconds"][attack] = round(sum(table.seconds.values()), 1)
     kept |= {"flags": {"precision": "float32"}, "seed": 0, "machine": measure.machine(), "jobs": 1}
-    kept["sha256"] = hashlib.sha256((options.checkpoints / name).read_bytes()).hexdigest()
+    kept["sha256"] = sha256
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.whole(path) as unfinished:
         unfinished.write_text(json.dumps(results, indent=1) + "\n")

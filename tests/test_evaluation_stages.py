@@ -154,6 +154,7 @@ def other_weights():
 
 
 CHANGES = {
+    "architecture_sha256": lambda given: given.update(network=km.networks.on_unit_images(given["network"], scale=2)),
     "weights_sha256": lambda given: given.update(network=other_weights()),
     "data_sha256": lambda given: given.update(data=(X * 0.5, given["data"][1])),
     "attacks": lambda given: given.update(attacks=attacks(km.Linf(0.08))),

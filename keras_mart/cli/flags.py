@@ -117,7 +117,7 @@ _weights = (
     "Weights to train on: torch:<path> of a PyTorch file for this package's networks; none, by default, imagenet or a "
     "weights file for applications:<name>."
 )
-_text(NETWORK, "weights", None, _weights)
+flags.DEFINE(parsers.Weights(optional=True), "weights", None, _weights, module_name=NETWORK)
 _preprocessing = (
     "What a network's file or --model wants instead of images in [0, 1]: tf, torch, caffe, or the largest value as 255."
 )

@@ -14,7 +14,7 @@ LARGEST = 2**31 - 1  # what an int32 holds, as seeds and counters are
 
 
 def absolute(path):
-    """The absolute path of a file, behind torch: where it was."""
+    """The absolute path of a file; a "torch:" in front of it stays."""
     kind = TORCH if path.startswith(TORCH) else ""
     return kind + os.path.abspath(os.path.expanduser(path.removeprefix(kind)))
 
@@ -92,6 +92,13 @@ class Network(Choice):
         if argument.endswith(FILES):
             return absolute(argument)
         return super().read(argument)
+
+
+class Weights(Value):
+    """Reads none, imagenet or a path; that of a PyTorch file becomes absolute."""
+
+    def read(self, argument):
+        return absolute(argument) if argument.startswith(TORCH) else argument
 
 
 class Preprocessing(Number):

@@ -85,6 +85,7 @@ def check_model():
     """Raises ValueError where --model cannot be evaluated with these flags."""
     others = [f"--method={','.join(FLAGS.method)}"] if FLAGS["method"].present else []
     others += [f"--mode={','.join(FLAGS.mode)}"] if "train" in FLAGS.mode else []
+    others += [f"--weights={FLAGS.weights}"] if FLAGS.weights is not None else []
     if others:
         raise ValueError(
             "--model is evaluated, reported and exported: --mode=evaluate,report,export; --network trains it. "

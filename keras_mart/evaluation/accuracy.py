@@ -145,6 +145,7 @@ def _record(network, images, labels, attacks, seed, limit, stop_early):
         "limit": limit and int(limit),
         "stop_early": stop_early,
         "versions": record.versions(),
+        "architecture_sha256": record.architecture_sha256(network),
         "weights_sha256": record.weights_sha256(network),
         "data_sha256": record.data_sha256(images, labels),
     }

@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
+import json
 import platform
+import re
 
 import keras
 import numpy as np
@@ -24,6 +26,17 @@ def versions():
         "python": platform.python_version(), "keras_mart": __version__, "keras": keras.__version__,
         "tensorflow": tf.__version__, "numpy": np.__version__,
     }  # fmt: skip
+
+
+def architecture_sha256(network):
+    """Returns the SHA-256 of a network's configuration, its layers' names left out; `None` where it has none."""
+    try:
+        text = json.dumps(network.get_config(), sort_keys=True, default=keras.saving.serialize_keras_object)
+    except NotImplementedError:  # a subclassed network
+        return None
+    for number, name in enumerate(dict.fromkeys(re.findall(r'"name": ("[^"]*")', text))):
+        text = text.replace(name, f'"{number}"')  # names that Keras gives differ from process to process
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def weights_sha256(network):

@@ -1,14 +1,14 @@
 """Weights from PyTorch for a Keras network of the same architecture, and back, without PyTorch."""
 
 import re
-from typing import NamedTuple
 
 import keras
 import numpy as np
 
-from keras_mart import checks, files, folding
-from keras_mart.networks import torch_files
+from keras_mart import checks, files
+from keras_mart.networks import torch_files, walk
 
+KINDS = (keras.layers.Conv2D, keras.layers.Dense, keras.layers.BatchNormalization)
 # Where checkpoints keep the state dictionary among other things.
 KEYS = ("state_dict", "model_state_dict", "model", "net")
 # What the official code of TRADES and MART builds in a WideResNet, registers and never calls: a second first block.
@@ -44,9 +44,10 @@ def load_torch(path, network, *, key=None, ignore=()):
     graph, a block's longest branch first. Kernels are transposed, and the rows of a dense layer behind a flattening
     are put in Keras's order of pixels and channels. Either all weights are loaded or none.
 
-    What a file of weights does not say must be equal: strides, padding, activations, BatchNormalization's epsilon (of
-    PyTorch 1e-5, of Keras 1e-3) and a normalisation of the images. So compare the accuracy with the published one. In
-    training, PyTorch's running variance has the factor n / (n - 1), Keras's has not.
+    What a file of weights does not hold must be equal: strides, padding, pooling, activations, BatchNormalization's
+    epsilon (of PyTorch 1e-5, of Keras 1e-3) and a normalisation of the images. A difference shows in the accuracy:
+    compare it with the published one. In training, PyTorch's running variance has the factor n / (n - 1), Keras's does
+    not.
 
     Args:
         path: of a file of `torch.save`, or of a `.safetensors` file (which needs the package `safetensors`, and the
@@ -65,7 +66,8 @@ def load_torch(path, network, *, key=None, ignore=()):
         OSError: the file cannot be read.
     """
     tensors = _state_dictionary(torch_files.read(path), key, path)
-    groups = _groups({name: value for name, value in tensors.items() if not name.startswith(tuple(ignore))}, path)
+    left_out = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+    groups = _groups({name: value for name, value in tensors.items() if not name.startswith(left_out)}, path)
     layers = _layers(network)
     names = _official(network, layers)
     pairs = names and _by_name(layers, names, groups)
@@ -105,6 +107,9 @@ def save_torch(network, path):
     """
     layers = _layers(network)
     names = _official(network, layers) or [each.layer.name for each in layers]
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"Layers with weights must have names of their own. Received: several {', '.join(twice)}")
     tensors = {}
     for layer, name in zip(layers, names, strict=True):
         for part, variable in layer.variables().items():
@@ -118,21 +123,31 @@ def save_torch(network, path):
         torch_files.write(unfinished, tensors)
 
 
-class _Layer(NamedTuple):
-    """A layer with weights, and the order of the features that it is given.
+class _Layer:
+    """A layer with weights, as both libraries have it.
 
-    Attributes:
-        layer: a `keras.layers.Conv2D`, `Dense` or `BatchNormalization`.
-        features: [features] for each of Keras's which of PyTorch's it is, behind a flattening; else `None`.
+    Args:
+        found: a `walk.Found` of a `keras.layers.Conv2D`, `Dense` or `BatchNormalization`.
+
+    Raises:
+        ValueError: a layer of another kind, or not in its plain form.
     """
 
-    layer: keras.layers.Layer
-    features: np.ndarray | None
-
-    @property
-    def kind(self):
-        kinds = (keras.layers.Conv2D, keras.layers.Dense, keras.layers.BatchNormalization)
-        return next((each.__name__ for each in kinds if isinstance(self.layer, each)), None)
+    def __init__(self, found):
+        self.layer, self.places = found
+        self.kind = next((kind.__name__ for kind in KINDS if isinstance(self.layer, kind)), None)
+        is_plain = getattr(self.layer, "data_format", "channels_last") == "channels_last"
+        ours = {id(each) for each in self.variables().values()}
+        if self.kind is None or not is_plain or ours != {id(each) for each in self.layer.weights}:
+            raise ValueError(
+                "Weights are exchanged of channels-last Conv2D, Dense and BatchNormalization layers in their plain "
+                f"form. Received: {self.layer.name!r}, a {type(self.layer).__name__}"
+            )
+        if self.places is not None and (self.kind == "Conv2D" or self.places.ndim != 1):
+            raise ValueError(
+                "Images must keep Keras's order, [height, width, channels], up to a flattening. Received: an operation "
+                f"in front of {self.layer.name!r} that moves their values"
+            )
 
     def variables(self):
         """PyTorch's name of each of the weights to the variable."""
@@ -144,100 +159,23 @@ class _Layer(NamedTuple):
 
     def to_keras(self, name, value):
         """One of PyTorch's tensors as Keras has it."""
-        if self.kind == "Conv2D" and value.ndim == 4:
-            return value.transpose(2, 3, 1, 0)
-        value = value.T
-        moved = self.features is not None and not (self.kind == "Dense" and name == "bias")
-        return value[self.features] if moved and len(value) == len(self.features) else value
+        value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+        return value[self.places] if self._is_moved(name) and len(value) == len(self.places) else value
 
     def to_torch(self, name, value):
-        """The other way."""
-        if self.kind == "Conv2D" and value.ndim == 4:
-            return value.transpose(3, 2, 0, 1)
-        if self.features is not None and not (self.kind == "Dense" and name == "bias"):
-            value = value[np.argsort(self.features)]
-        return value.T
+        """One of Keras's weights as PyTorch has it."""
+        value = value[np.argsort(self.places)] if self._is_moved(name) else value
+        return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+
+    def _is_moved(self, name):
+        """Whether a weight has a row for each feature of an input that was moved."""
+        return self.places is not None and (self.kind, name) != ("Dense", "bias")
 
 
 def _layers(network):
-    """The layers with weights in the order of the graph, as `_Layer`s."""
+    """The layers with weights in order."""
     checks.unwrapped(network)
-    found = []
-    _walk(network, None, found)
-    return list({id(each.layer): each for each in found}.values())
-
-
-def _walk(network, features, found):
-    """Adds the layers of a network to those found; returns the order of the features of its output."""
-    graph = folding.graph_of(network)
-    if graph is None:
-        raise ValueError(
-            "Weights are exchanged with functional and Sequential networks of one input and one output. "
-            f"Received: {network!r}"
-        )
-    seen, stand_ins = folding.stand_ins_of(graph)
-    order = {id(seen.inputs[0]): features}
-    for stand_in, inputs, output in _depth_first(stand_ins, seen.outputs[0]):
-        operation, given = stand_in.operation, [order.get(id(each)) for each in inputs]
-        if isinstance(operation, keras.Model):
-            order[id(output)] = _walk(operation, given[0], found)
-            continue
-        order[id(output)] = _features_behind(operation, inputs, given, output)
-        if getattr(operation, "weights", ()):
-            found.append(_checked(_Layer(operation, given[0])))
-    return order[id(seen.outputs[0])]
-
-
-def _depth_first(stand_ins, output):
-    """(stand-in, inputs, output) of each first call, each behind what it needs, the longest branch first.
-
-    So does PyTorch's code list the layers of a block: its main branch, then the shortcut.
-    """
-    calls, depth = {}, {}
-    for stand_in in stand_ins:
-        for args, kwargs, made in stand_in.calls:
-            inputs = [each for each in keras.tree.flatten((args, kwargs)) if isinstance(each, keras.KerasTensor)]
-            for each in keras.tree.flatten(made):
-                calls[id(each)] = stand_in, inputs, each
-                depth[id(each)] = 1 + max((depth.get(id(one), 0) for one in inputs), default=0)
-    found, begun, waiting = [], set(), [(output, False)]
-    while waiting:
-        tensor, is_done = waiting.pop()
-        if is_done:
-            found.append(calls[id(tensor)])
-        elif id(tensor) in calls and id(tensor) not in begun:
-            begun.add(id(tensor))
-            inputs = sorted(reversed(calls[id(tensor)][1]), key=lambda each: depth.get(id(each), 0))
-            waiting += [(tensor, True), *((each, False) for each in inputs)]
-    return found
-
-
-def _features_behind(operation, inputs, given, output):
-    """For each feature behind an operation which of PyTorch's it is, where images were flattened; else `None`."""
-    if len(inputs) and len(inputs[0].shape) == 4 and len(output.shape) == 2:
-        height, width, channels = inputs[0].shape[1:]
-        if None not in (height, width) and output.shape[-1] == height * width * channels:
-            return np.arange(height * width * channels).reshape(channels, height, width).transpose(1, 2, 0).ravel()
-    known = [each for each in given if each is not None]
-    if not known or isinstance(operation, keras.layers.Dense):
-        return None
-    if output.shape != inputs[0].shape or not all(np.array_equal(each, known[0]) for each in given):
-        raise ValueError(
-            "Between a flattening and the dense layer behind it the features must keep their places. "
-            f"Received: {operation!r}"
-        )
-    return known[0]
-
-
-def _checked(layer):
-    """The layer, if all of its weights are known to PyTorch."""
-    ours = {id(each) for each in layer.variables().values()} if layer.kind else set()
-    if ours != {id(each) for each in layer.layer.weights}:
-        raise ValueError(
-            "Weights are exchanged of Conv2D, Dense and BatchNormalization layers in their plain form. "
-            f"Received: {layer.layer.name!r}, a {type(layer.layer).__name__}"
-        )
-    return layer
+    return [_Layer(found) for found in walk.layers_of(network)]
 
 
 def _official(network, layers):
@@ -262,9 +200,13 @@ def _state_dictionary(value, key, path):
         told = f"several state dictionaries, {', '.join(chosen)}" if len(chosen) > 1 else f"no {key!r}"
         raise ValueError(f"`key` must say where the state dictionary is. Received: {path} with {told}: {keys[:10]}")
     found = value[chosen[0]] if chosen else value
-    if not isinstance(found, dict) or not all(isinstance(each, np.ndarray) for each in found.values()):
-        held = keys if keys else type(value).__name__
-        raise ValueError(f"A checkpoint must hold a state dictionary, tensors by name. Received: {path} with {held}")
+    items = found.items() if isinstance(found, dict) else [(None, found)]
+    if not all(isinstance(name, str) and isinstance(each, np.ndarray) for name, each in items):
+        held = keys[:10] if keys else type(value).__name__
+        raise ValueError(
+            "A checkpoint must hold a state dictionary, tensors by name; `key` says where. "
+            f"Received: {path} with {held}"
+        )
     return found
 
 
@@ -275,7 +217,9 @@ def _groups(tensors, path):
         layer, _, part = name.rpartition(".")
         if part != "num_batches_tracked" and UNUSED not in layer.split("."):
             groups.setdefault(layer, {})[part] = tensor
-    other = [name for name, group in groups.items() if _kind(group) is None]
+    other = [
+        f"{layer}.{part}".removeprefix(".") for layer, group in groups.items() if not _kind(group) for part in group
+    ]
     if other:
         raise ValueError(
             "A state dictionary must hold convolutions, dense layers and BatchNormalizations with running statistics; "
@@ -304,13 +248,13 @@ def _by_name(layers, names, groups):
 def _in_order(layers, groups, network, path):
     """(layer, its name in the file) pairs, kind by kind in order."""
     pairs = []
-    for kind in ("Conv2D", "Dense", "BatchNormalization"):
+    for kind in (each.__name__ for each in KINDS):
         ours = [each for each in layers if each.kind == kind]
         theirs = [name for name, group in groups.items() if _kind(group) == kind]
         if len(ours) != len(theirs):
             raise ValueError(
                 f"The file must have as many {kind} layers as the network. Received: {len(theirs)} in {path} "
-                f"({', '.join(theirs[:3])}, ...), {len(ours)} in {network.name!r}"
+                f"{theirs[:3]}, {len(ours)} in {network.name!r}"
             )
         pairs += zip(ours, theirs, strict=True)
     return pairs

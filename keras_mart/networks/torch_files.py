@@ -7,7 +7,6 @@ own code in the place of PyTorch's, and refuses everything else by name.
 """
 
 import collections
-import os
 import pathlib
 import pickle
 import struct
@@ -30,13 +29,24 @@ STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # what a file begins with that is no archive
+STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # the first number of a file of the older form
+
+
+class _Refused(ValueError):
+    """A pickle asks for something that is not read; its message is the name."""
 
 
 class _Storage(NamedTuple):
-    """[numbers] array that tensors are views of. Only a file's storages are, never what its pickle makes."""
+    """[numbers] array that tensors are views of. A pickle cannot make one, so that a view stays inside a storage."""
 
     values: np.ndarray
+
+
+class _Ordered(collections.OrderedDict):
+    """An ordered dictionary without the attributes that a pickle may set; PyTorch's has versions of layers there."""
+
+    def __setstate__(self, state):
+        pass
 
 
 class _Unpickler(pickle.Unpickler):
@@ -45,40 +55,45 @@ class _Unpickler(pickle.Unpickler):
     Args:
         file: of the pickle.
         most: the number of bytes that a storage can have at most.
-        read: returns the bytes of a storage by its key; `None` where they follow later.
+        opened: opens the file of a storage by its key; `None` where the storages follow later.
     """
 
-    def __init__(self, file, most, read=None):
+    def __init__(self, file, most, opened=None):
         super().__init__(file)
-        self.most, self.read, self.storages = most, read, {}
+        self.most, self.opened, self.storages = most, opened, {}
 
     def find_class(self, module, name):
         if module == "torch" and name in STORAGES:
             return name
+        # New functions each time: a pickle may set attributes of what it is given.
         if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            return self._tensor
+            return lambda *arguments: self._tensor(*arguments)
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return self._parameter
+            return lambda tensor, *_: tensor
         if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        raise ValueError(f"it asks for {module}.{name}, which is not read: only tensors in plain containers are")
+            return _Ordered
+        raise _Refused(f"{module}.{name}")
 
     def persistent_load(self, told):
         kind, storage, key, _, numbers, *view = told
         if kind != "storage" or any(view):
-            raise ValueError(f"a tensor's storage cannot be read: {told}")
+            raise ValueError("a tensor's storage is of an unknown form")
         if key not in self.storages:
             dtype = np.dtype(STORAGES[storage])
             if not 0 <= numbers * dtype.itemsize <= self.most:
                 raise ValueError("a storage is larger than the file")
             self.storages[key] = _Storage(np.zeros(numbers, dtype))
-            if self.read is not None:
-                self.fill(key, self.read(key))
+            if self.opened is not None:
+                with self.opened(key) as file:
+                    self.fill(key, file)
         return self.storages[key]
 
-    def fill(self, key, data):
+    def fill(self, key, file):
         """Gives a storage its numbers."""
         values = self.storages[key].values
+        data = file.read(values.nbytes)
+        if len(data) < values.nbytes:
+            raise ValueError("a storage is cut off")
         values[:] = np.frombuffer(data, values.dtype)
 
     def _tensor(self, storage, offset, size, strides, *_):
@@ -89,10 +104,6 @@ class _Unpickler(pickle.Unpickler):
         if 0 not in size and furthest >= len(values):
             raise ValueError("a tensor reaches beyond its storage")
         return np.lib.stride_tricks.as_strided(values, size, [values.itemsize * stride for stride in strides])
-
-    @staticmethod
-    def _parameter(tensor, *_):
-        return tensor
 
 
 def read(path):
@@ -108,39 +119,42 @@ def read(path):
     path = pathlib.Path(path).expanduser()
     if path.suffix == ".safetensors":
         return _safetensors(path)
-    try:
-        return (_archive if zipfile.is_zipfile(path) else _stream)(path)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle may raise anything
-        raise ValueError(
-            f"A PyTorch checkpoint must be a whole file of torch.save. Received: {path}: {error}"
-        ) from error
+    with path.open("rb") as file:
+        try:
+            return (_archive if zipfile.is_zipfile(file) else _stream)(file, path.stat().st_size)
+        except _Refused as error:
+            raise ValueError(
+                "Of a PyTorch checkpoint tensors in plain containers are read, and no code is run: save the state "
+                f"dictionary by itself. Received: {path}, which asks for {error}"
+            ) from error
+        except Exception as error:  # a damaged pickle may raise anything
+            raise ValueError(
+                f"A PyTorch checkpoint must be a whole file of torch.save. Received: {path}: {error}"
+            ) from error
 
 
-def _archive(path):
-    with zipfile.ZipFile(path) as archive:
+def _archive(file, size):
+    with zipfile.ZipFile(file) as archive:
         (name,) = (each for each in archive.namelist() if each.rpartition("/")[2] == "data.pkl")
         folder = name.removesuffix("data.pkl")
         if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
             raise ValueError("its numbers are big-endian")
-        with archive.open(name) as file:
-            return _Unpickler(file, path.stat().st_size, lambda key: archive.read(f"{folder}data/{key}")).load()
+        with archive.open(name) as pickled:
+            return _Unpickler(pickled, size, lambda key: archive.open(f"{folder}data/{key}")).load()
 
 
-def _stream(path):
-    with path.open("rb") as file:
-        magic, _, system = (_Unpickler(file, 0).load() for _ in range(3))
-        if magic != STREAM_MAGIC or not system["little_endian"]:
-            raise ValueError("it is not PyTorch's, or big-endian")
-        unpickler = _Unpickler(file, os.path.getsize(path))
-        value = unpickler.load()
-        for key in _Unpickler(file, 0).load():
-            (numbers,) = struct.unpack("<q", file.read(8))
-            values = unpickler.storages[key].values
-            if numbers != len(values):
-                raise ValueError(f"a storage has {numbers} numbers in the place of {len(values)}")
-            unpickler.fill(key, file.read(values.nbytes))
+def _stream(file, size):
+    file.seek(0)
+    magic, _, system = (_Unpickler(file, 0).load() for _ in range(3))
+    if magic != STREAM_MAGIC or not system["little_endian"]:
+        raise ValueError("it is not PyTorch's, or big-endian")
+    unpickler = _Unpickler(file, size)
+    value = unpickler.load()
+    for key in _Unpickler(file, 0).load():
+        (numbers,) = struct.unpack("<q", file.read(8))
+        if numbers != len(unpickler.storages[key].values):
+            raise ValueError("a storage is of another length than its tensors say")
+        unpickler.fill(key, file)
     return value
 
 
