@@ -12,7 +12,8 @@ JOBS ?= 1
 RESULTS ?= runs/results
 STUDY := $(BIN)/python -m experiments
 
-.PHONY: quickstart test lint reproduce reproduce-cifar reproduce-mnist reproduce-figures reproduce-unlabelled reproduce-large clean
+.PHONY: quickstart test lint wheel compatibility clean
+.PHONY: reproduce reproduce-cifar reproduce-mnist reproduce-figures reproduce-unlabelled reproduce-large
 
 # --resume, so that it can be interrupted and repeated.
 quickstart: .venv/installed
@@ -24,6 +25,14 @@ test: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The package as users install it, without the checkout.
+wheel:
+	PYTHON=$(PYTHON) tests/wheel.sh
+
+# The core of the tests with other versions: docs/compatibility.md.
+compatibility:
+	$(PYTHON) tests/compatibility.py $(VERSIONS)
 
 # The paper's experiments (docs/reproduction.md): each resumes where it was, and does again nothing that is done.
 # Two CPU cores are enough for all but reproduce-cifar, which needs a GPU and is no part of them.
@@ -52,11 +61,11 @@ reproduce-large: .venv/installed
 	$(STUDY).wide_resnet --dataset=$(CIFAR10) --precision=mixed_bfloat16 --results=$(RESULTS)
 	$(STUDY).report --results=$(RESULTS) --docs=$(RESULTS)
 
-# requirements.txt pins what setup.py asks for.
-.venv/installed: setup.py requirements.txt
+# requirements.txt pins what pyproject.toml asks for.
+.venv/installed: pyproject.toml requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[docs,test]'
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .compatibility build dist *.egg-info

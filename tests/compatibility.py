@@ -1,0 +1,81 @@
+"""Runs a core of the tests with other versions of Python, Keras and TensorFlow: `make compatibility`.
+
+Each gets an environment in .compatibility/ with the versions of requirements.txt for all other packages. Prints the
+table of docs/compatibility.md. Arguments choose: `python tests/compatibility.py 3.11/3.12/2.20`, in this order.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+ENVIRONMENTS = ROOT / ".compatibility"
+VERSIONS = [
+    f"3.11/{keras}/{tensorflow}" for keras in ("3.12", "3.13", "3.14", "3.15") for tensorflow in ("2.20", "2.21")
+]
+VERSIONS += ["3.12/3.15/2.21", "3.13/3.15/2.21"]
+# What stands closest to Keras and TensorFlow: steps, views of networks, states, saving, replicas, attacks.
+CORE = (
+    "accumulation averaging checkpoints finite folding hyperparameter layers methods networks optimizers programs "
+    "scope serving training_step"
+).split()
+INSTALLED = (
+    "import platform, keras, tensorflow as t; print(platform.python_version(), keras.__version__, t.__version__)"
+)
+
+
+def environment(versions):
+    """Makes the environment of "python/keras/tensorflow" where it is missing, and returns its Python."""
+    python, keras, tensorflow = versions.split("/")
+    folder = ENVIRONMENTS / versions.replace("/", "-")
+    if not (folder / "installed").exists():
+        pins = (ROOT / "requirements.txt").read_text().split()
+        others = [pin for pin in pins if pin.partition("==")[0] not in ("keras", "tensorflow")]
+        pinned = [*others, f"keras=={keras}.*", f"tensorflow=={tensorflow}.*"]
+        subprocess.run([f"python{python}", "-m", "venv", "--clear", folder], check=True)
+        subprocess.run([folder / "bin" / "pip", "install", "--quiet", *pinned], check=True)
+        (folder / "installed").touch()
+    return folder / "bin" / "python"
+
+
+def row(versions):
+    """Runs the core with "python/keras/tensorflow" and returns its row of the table: versions, passed, failed, minutes.
+
+    What pytest printed is in tests.log in the environment's folder.
+    """
+    python = environment(versions)
+    folder = python.parents[1]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    found = subprocess.run([python, "-c", INSTALLED], capture_output=True, text=True, check=True, env=variables)
+    files = [f"tests/test_{name}.py" for name in CORE]
+    command = [python, "-m", "pytest", "-n", "auto", "--maxprocesses=4", f"--junitxml={folder}/tests.xml", *files]
+    (folder / "tests.xml").unlink(missing_ok=True)  # of the run before, if this one breaks off
+    with open(folder / "tests.log", "w") as log:
+        subprocess.run(command, cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT, check=False)
+    suite = ElementTree.parse(folder / "tests.xml").find("testsuite")
+    ran, skipped, failures, errors = (int(suite.get(each)) for each in ("tests", "skipped", "failures", "errors"))
+    failed = failures + errors
+    return [*found.stdout.split(), ran - skipped - failed, failed, f"{float(suite.get('time')) / 60:.1f}"]
+
+
+def main(chosen):
+    """Prints a row for each, and returns how many had failures or could not be made."""
+    print(
+        "| Python | Keras | TensorFlow | passed | failed | minutes |\n| --- | --- | --- | --- | --- | --- |", flush=True
+    )
+    bad = 0
+    for versions in chosen or VERSIONS:
+        try:
+            cells = row(versions)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(error, file=sys.stderr)
+            cells = [*versions.split("/"), "-", "-", "-"]
+        bad += cells[4] != 0
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    return bad
+
+
+if __name__ == "__main__":
+    sys.exit(bool(main(sys.argv[1:])))
