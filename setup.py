@@ -30,6 +30,7 @@ setup(
     extras_require={
         "cuda": ["tensorflow[and-cuda]>=2.21"],
         "docs": ["matplotlib"],
+        "plot": ["matplotlib"],
         "test": ["pytest", "pytest-xdist", "ruff", "safetensors"],
     },
     entry_points={"console_scripts": ["keras-mart = keras_mart.main:run"]},
