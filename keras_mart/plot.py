@@ -165,6 +165,7 @@ def gallery(model, images, labels, attack, *, limit=SHOWN, class_names=None, see
         ValueError: images, labels or a model that cannot be attacked, or a limit that is not positive.
         ImportError: matplotlib is missing.
     """
+    _pyplot()  # raises before the attack, which takes its time
     network = with_precision(network_of(model), "float32")
     images, labels = examples.read(network, (np.asarray(images), np.asarray(labels)), limit)
     if images.ndim != 4:
@@ -174,7 +175,7 @@ def gallery(model, images, labels, attack, *, limit=SHOWN, class_names=None, see
     change = np.asarray(adversarial - natural)
     factor = _factor(change)
     magnified = np.clip(0.5 + factor * change, 0, 1)
-    rows = {"natural": natural, f"change, {factor:g} times": magnified, "adversarial": adversarial}
+    rows = {"natural": natural, f"change,\n{factor:g} times": magnified, "adversarial": adversarial}
     figure, axes = _images({title: np.asarray(each) for title, each in rows.items()})
     called = Table(labels, {}, {}, {}, class_names=None if class_names is None else tuple(class_names)).class_name
     for ax, label in zip(axes[0], labels, strict=True):
