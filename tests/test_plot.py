@@ -172,7 +172,7 @@ def test_gallery_draws_what_the_attack_finds():
     assert all(ax.images[0].get_clim() == (0, 1) for ax in figure.axes)
     assert [ax.get_title() for ax in axes[0]] == ["label dog"] * 2
     assert [[ax.get_xlabel() for ax in row] for row in axes] == [["✓ dog"] * 2, ["", ""], ["✗ cat", "✓ dog"]]
-    assert [row[0].get_ylabel() for row in axes] == ["natural", "change,\\n5 times", "adversarial"]
+    assert [row[0].get_ylabel() for row in axes] == ["natural", "change,\n5 times", "adversarial"]
 
 
 def test_gallery_keeps_colours_and_says_what_is_wrong():
