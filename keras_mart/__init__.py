@@ -1,6 +1,6 @@
 """Adversarial training of image classifiers with Keras: MART and the methods it is compared with."""
 
-from keras_mart import datasets, distribution, folding, layers, losses, networks, optimizers, serving, zoo
+from keras_mart import datasets, distribution, folding, layers, losses, networks, optimizers, plot, serving, zoo
 from keras_mart.attacks import (
     APGDCE,
     APGDDLR,
@@ -89,6 +89,7 @@ __all__ = [
     "losses",
     "networks",
     "optimizers",
+    "plot",
     "report",
     "serving",
     "zoo",

@@ -1,11 +1,14 @@
 """The examples, each run as a user would, on small sizes."""
 
+import json
 import pathlib
+import re
 import runpy
 import sys
 from unittest import mock
 
 import keras
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,6 +17,7 @@ import keras_mart as km
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 MOST_LINES = 60
+MOST_BYTES = 300_000  # of a notebook with its pictures
 
 
 @pytest.fixture
@@ -105,3 +109,33 @@ def test_serve(run, tmp_path):
     pixels = tf.io.decode_jpeg((tmp_path / "cat.jpg").read_bytes(), dct_method="INTEGER_ACCURATE")
     probabilities = keras.ops.softmax(network(pixels[None] / 255))[0]
     assert f"cat.jpg: class {np.argmax(probabilities)}, probability {np.max(probabilities):.4f}" in out
+
+
+def test_quickstart(tmp_path, monkeypatch, capsys):
+    """Its code as it stands there, on two batches of each split, with a small network."""
+    path = EXAMPLES / "quickstart.ipynb"
+    cells = json.loads(path.read_text())["cells"]
+    code = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    for name, number in {"EPOCHS": 2, "EXAMPLES": 16}.items():
+        code, found = re.subn(rf"^{name} = \d+", f"{name} = {number}", code, flags=re.MULTILINE)
+        assert found == 1
+    load = km.datasets.load
+    monkeypatch.setattr(km.datasets, "load", lambda *args, **options: load(*args, **options).take(2))
+    monkeypatch.setattr(km.zoo, "wide_resnet", lambda *args, input_shape: small(10, input_shape))
+    monkeypatch.chdir(tmp_path)
+    plt.switch_backend("Agg")
+    exec(compile(code, str(path), "exec"), {})
+    drawn = [len(plt.figure(number).axes) for number in plt.get_fignums()]
+    plt.close("all")
+    assert drawn == [2, 24, 24, 1, 2]  # the curves, two galleries of three rows of 8 images, epsilon, the confusions
+    assert capsys.readouterr().out.count("fmn") == 2
+    assert isinstance(keras.saving.load_model(tmp_path / "digits-mart.keras"), km.MART)
+
+
+def test_quickstart_shows_what_came_out():
+    """As GitHub shows it: each picture is there, no error, and the file stays small."""
+    path = EXAMPLES / "quickstart.ipynb"
+    assert path.stat().st_size <= MOST_BYTES
+    outputs = [each for cell in json.loads(path.read_text())["cells"] for each in cell.get("outputs", ())]
+    assert {each["output_type"] for each in outputs} == {"stream", "display_data"}
+    assert sum("image/png" in each.get("data", ()) for each in outputs) == 5

@@ -18,7 +18,7 @@ ORDER = (
     {"attacks"},
     {"methods"},
     {"evaluation"},
-    {"callbacks", "serving", "hardening"},
+    {"callbacks", "serving", "hardening", "plot"},
     {"cli"},
     {"main"},
 )

@@ -1,0 +1,235 @@
+"""What the report shows, drawn by matplotlib: for notebooks. matplotlib is imported when something is drawn."""
+
+import numpy as np
+
+from keras_mart import checks
+from keras_mart.attacks.inference import network_of
+from keras_mart.attacks.survivors import judge, prepared
+from keras_mart.evaluation import Table, examples
+from keras_mart.evaluation.precision import with_precision
+from keras_mart.evaluation.report import words
+from keras_mart.evaluation.report.charts import heatmap
+from keras_mart.evaluation.report.sections.confusion import _counts
+from keras_mart.evaluation.report.sections.epsilon import _axis
+from keras_mart.evaluation.report.sections.gallery import SHOWN, _factor
+from keras_mart.evaluation.report.subject import attacks, ball
+from keras_mart.evaluation.table import wilson
+
+__all__ = ["confusion", "curve", "gallery", "history"]
+
+PERCENT = {"ylabel": "accuracy, %", "ylim": (0, 101)}
+BAND = 0.15  # opacity of an interval
+CELL = 1.15  # inches that an image of the gallery takes
+LONG = 2  # letters; longer names of classes are turned
+
+
+def history(history, columns=None, *, ax=None):
+    """Draws accuracy, or other columns of a training's history, over the epochs.
+
+    Training is dashed, validation solid; both have the same colour.
+
+    Args:
+        history: what `fit` returns, or a mapping of column names to lists with one value for each epoch, such as
+            `Hardened.history`.
+        columns: names of the columns to draw, such as `["loss", "val_loss"]`; by default each accuracy that was
+            measured in every epoch. Accuracies are drawn in percent.
+        ax: the matplotlib `Axes` to draw into; a new figure's by default.
+
+    Returns:
+        The `Axes`.
+
+    Raises:
+        ValueError: no accuracy, an unknown column, or one without a value for each epoch (as with `validation_freq`).
+        ImportError: matplotlib is missing.
+    """
+    values = getattr(history, "history", history)
+    epochs = [epoch + 1 for epoch in getattr(history, "epoch", range(max(map(len, values.values()), default=0)))]
+    columns = _columns(values, columns, len(epochs))
+    ax = _axes(ax)
+    names = list(dict.fromkeys(column.removeprefix("val_") for column in columns))
+    in_percent = all(name.endswith("accuracy") for name in names)
+    for column in columns:
+        name = column.removeprefix("val_")
+        line, data = ("--", "training") if name == column else ("-", "validation")
+        shown = np.multiply(100 if in_percent else 1, values[column])
+        ax.plot(epochs, shown, line, color=f"C{names.index(name)}", label=f"{name.removesuffix('_accuracy')}, {data}")
+    ax.set(xlabel="epoch", **(PERCENT if in_percent else {"ylabel": words.listing(names)}))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend()
+    return ax
+
+
+def curve(tables, name=None, *, ax=None):
+    """Draws accuracy against epsilon, from one run of an attack that looks for the nearest adversarial images.
+
+    The line is `Table.curve`, the band its 95% Wilson interval. A dotted line stands at the epsilon of the attack's
+    ball, where the accuracy is that of the table.
+
+    Args:
+        tables: a `Table`, or a mapping of titles to tables in one norm. Each needs an attack with distances:
+            `keras_mart.evaluate(model, data, {"fmn": keras_mart.FMN(threat)})`.
+        name: the attack's; by default the first with distances in each table.
+        ax: the matplotlib `Axes` to draw into; a new figure's by default.
+
+    Returns:
+        The `Axes`. Epsilon is in the attack's norm, of images in [0, 1].
+
+    Raises:
+        ValueError: no table, one without the attack's distances, or balls of several norms.
+        ImportError: matplotlib is missing.
+    """
+    tables = {None: tables} if isinstance(tables, Table) else tables
+    if not tables:
+        raise ValueError(f"`tables` must hold at least one table. Received: {tables!r}")
+    names = {title: name or next(iter(table.distances), None) for title, table in tables.items()}
+    end = max(table.curve(names[title])[0][-1] for title, table in tables.items())
+    norm, sizes = _balls([table.record.get("attacks", {}).get(names[title], {}) for title, table in tables.items()])
+    marked = [size for size in sizes if size <= end]
+    axis = _axis(norm, [*marked, end])
+    ax = _axes(ax)
+    for title, table in tables.items():
+        changes, _ = table.curve(names[title])
+        epsilons, shares = table.curve(names[title], np.append(changes, axis.high))
+        low, high = 100 * np.transpose([wilson(share, table.examples) for share in shares])
+        (line,) = ax.step(epsilons, 100 * shares, where="post", label=title)
+        ax.fill_between(epsilons, low, high, step="post", color=line.get_color(), alpha=BAND, linewidth=0)
+    for size in marked:
+        ax.axvline(size, color="gray", linestyle=":", label=f"epsilon {words.epsilon(size)}")
+    ax.set(xlabel=axis.title, xlim=(0, axis.high), **PERCENT)
+    ax.set_xticks(*zip(*axis.ticks, strict=True))
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend()
+    return ax
+
+
+def confusion(table, name=None, *, ax=None):
+    """Draws which classes are taken for which, as a heat map.
+
+    A row holds the examples of one class: the stronger the colour, the larger their share. What is classified correctly
+    has a colour of its own. Up to twelve classes have their counts in the cells.
+
+    Args:
+        table: a `Table` of `keras_mart.evaluate`.
+        name: "natural", or the attack's or stage's name; by default that of the attack with the lowest accuracy.
+        ax: the matplotlib `Axes` to draw into; a new figure's by default.
+
+    Returns:
+        The `Axes`.
+
+    Raises:
+        ValueError: an unknown name.
+        ImportError: matplotlib is missing.
+    """
+    accuracy = table.accuracy
+    name = min(attacks(accuracy), key=accuracy.get, default="natural") if name is None else name
+    checks.one_of(name, table.predictions, "name")
+    counts = _counts(table.labels, table.predictions[name])
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    levels = np.vectorize(heatmap.level, otypes=[float])(shares)
+    ax = _axes(ax)
+    # The first two colours of the map: where label and prediction are the same, and elsewhere.
+    ax.imshow(1 - np.eye(len(counts)), cmap="tab10", vmin=0, vmax=9, alpha=levels, interpolation="nearest")
+    if len(counts) <= heatmap.COUNTED:
+        for (label, predicted), count in np.ndenumerate(counts):
+            turned = {"color": "white"} if levels[label, predicted] > heatmap.TEXT_TURNS else {}
+            if count:
+                ax.text(predicted, label, f"{count:,}", ha="center", va="center", **turned)
+    named = range(0, len(counts), -(-len(counts) // heatmap.COUNTED))
+    names = [table.class_name(label) for label in named]
+    ax.set_xticks(named, names, rotation=90 if max(map(len, names)) > LONG else 0)
+    ax.set_yticks(named, names)
+    ax.set(xlabel="predicted class", ylabel="label", title=f"{name}: {words.percent(accuracy[name])} correct")
+    return ax
+
+
+def gallery(model, images, labels, attack, *, limit=SHOWN, class_names=None, seed=0):
+    """Draws natural images, what an attack changes, and the adversarial images, with what the model predicts for both.
+
+    The change is magnified as far as grey levels reach, by the factor at its left: grey is no change, lighter is
+    brighter, darker is darker. Images without three channels are shown as their mean, in grey. A network of lower
+    precision is attacked and asked in float32, as `keras_mart.evaluate` does it.
+
+    Args:
+        model: a Keras classifier that returns logits, wrapped or not.
+        images: [batch, height, width, channels] in [0, 1].
+        labels: [batch] integers, or soft labels [batch, classes].
+        attack: a `keras_mart.Attack`.
+        limit: number of images, the first ones: a column for each.
+        class_names: names of the classes by their labels.
+        seed: integer, of the attack.
+
+    Returns:
+        A new matplotlib `Figure` of three rows.
+
+    Raises:
+        ValueError: images, labels or a model that cannot be attacked, or a limit that is not positive.
+        ImportError: matplotlib is missing.
+    """
+    _pyplot()  # raises before the attack, which takes its time
+    network = with_precision(network_of(model), "float32")
+    images, labels = examples.read(network, (np.asarray(images), np.asarray(labels)), limit)
+    if images.ndim != 4:
+        raise ValueError(f"`images` must be [batch, height, width, channels]. Received: shape {images.shape}")
+    natural = prepared(images)
+    adversarial = attack(network, natural, labels, seed=seed)
+    change = np.asarray(adversarial - natural)
+    factor = _factor(change)
+    magnified = np.clip(0.5 + factor * change, 0, 1)
+    rows = {"natural": natural, f"change,\n{factor:g} times": magnified, "adversarial": adversarial}
+    figure, axes = _images({title: np.asarray(each) for title, each in rows.items()})
+    called = Table(labels, {}, {}, {}, class_names=None if class_names is None else tuple(class_names)).class_name
+    for ax, label in zip(axes[0], labels, strict=True):
+        ax.set_title(f"label {called(label)}", fontsize="medium")
+    for of_row, each in zip(axes[::2], (natural, adversarial), strict=True):
+        for ax, found, label in zip(of_row, judge(network, each, labels).predicted, labels, strict=True):
+            sign, colour = ("✓", "tab:green") if found == label else ("✗", "tab:red")
+            ax.set_xlabel(f"{sign} {called(found)}", color=colour)
+    return figure
+
+
+def _images(rows):
+    """A figure with a row of [images, height, width, channels] for each title, and its [rows, images] axes."""
+    columns = len(next(iter(rows.values())))
+    size = (CELL * columns + 0.5, CELL * len(rows) + 1)  # room for the titles, and for what is said of each image
+    figure, axes = _pyplot().subplots(len(rows), columns, squeeze=False, figsize=size, layout="constrained")
+    for (title, images), of_row in zip(rows.items(), axes, strict=True):
+        for ax, image in zip(of_row, images, strict=True):
+            ax.imshow(image if image.shape[-1] == 3 else image.mean(axis=-1), cmap="gray", vmin=0, vmax=1)
+            ax.set(xticks=[], yticks=[])
+        of_row[0].set_ylabel(title)
+    return figure, axes
+
+
+def _columns(values, columns, epochs):
+    """The columns of a history to draw, each with a value for each epoch."""
+    if columns is None:
+        columns = [name for name, each in values.items() if name.endswith("accuracy") and len(each) == epochs]
+    if not columns:
+        raise ValueError(f"`history` must hold an accuracy of each epoch. Received: {', '.join(values) or 'nothing'}")
+    for name in columns:
+        checks.one_of(name, values, "columns")
+        if len(values[name]) != epochs:
+            raise ValueError(
+                f"`columns` must have a value for each epoch. Received: {name}, with {len(values[name])} of {epochs}"
+            )
+    return columns
+
+
+def _balls(said):
+    """The norm of what tables say of attacks, and the sizes of their balls; `None` and none where they say nothing."""
+    balls = sorted({tuple(found) for found in map(ball, said) if found})
+    if len(norms := list(dict.fromkeys(norm for norm, _ in balls))) > 1:
+        raise ValueError(f"`tables` must be in one norm. Received: {words.listing(norms)}")
+    return next(iter(norms), None), [size for _, size in balls]
+
+
+def _axes(ax):
+    return _pyplot().subplots(layout="constrained")[1] if ax is None else ax
+
+
+def _pyplot():
+    try:
+        import matplotlib.pyplot
+    except ImportError as error:
+        raise ImportError('Plots need matplotlib: pip install "keras_mart[plot]"') from error
+    return matplotlib.pyplot
