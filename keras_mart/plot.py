@@ -9,9 +9,9 @@ from keras_mart.evaluation import Table, examples
 from keras_mart.evaluation.precision import with_precision
 from keras_mart.evaluation.report import words
 from keras_mart.evaluation.report.charts import heatmap
-from keras_mart.evaluation.report.sections.confusion import _counts
-from keras_mart.evaluation.report.sections.epsilon import _axis
-from keras_mart.evaluation.report.sections.gallery import SHOWN, _factor
+from keras_mart.evaluation.report.sections.confusion import counts_of
+from keras_mart.evaluation.report.sections.epsilon import axis_of
+from keras_mart.evaluation.report.sections.gallery import SHOWN, magnification
 from keras_mart.evaluation.report.subject import attacks, ball
 from keras_mart.evaluation.table import wilson
 
@@ -85,7 +85,7 @@ def curve(tables, name=None, *, ax=None):
     end = max(table.curve(names[title])[0][-1] for title, table in tables.items())
     norm, sizes = _balls([table.record.get("attacks", {}).get(names[title], {}) for title, table in tables.items()])
     marked = [size for size in sizes if size <= end]
-    axis = _axis(norm, [*marked, end])
+    axis = axis_of(norm, [*marked, end])
     ax = _axes(ax)
     for title, table in tables.items():
         changes, _ = table.curve(names[title])
@@ -123,7 +123,7 @@ def confusion(table, name=None, *, ax=None):
     accuracy = table.accuracy
     name = min(attacks(accuracy), key=accuracy.get, default="natural") if name is None else name
     checks.one_of(name, table.predictions, "name")
-    counts = _counts(table.labels, table.predictions[name])
+    counts = counts_of(table.labels, table.predictions[name])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     levels = np.vectorize(heatmap.level, otypes=[float])(shares)
     ax = _axes(ax)
@@ -173,7 +173,7 @@ def gallery(model, images, labels, attack, *, limit=SHOWN, class_names=None, see
     natural = prepared(images)
     adversarial = attack(network, natural, labels, seed=seed)
     change = np.asarray(adversarial - natural)
-    factor = _factor(change)
+    factor = magnification(change)
     magnified = np.clip(0.5 + factor * change, 0, 1)
     rows = {"natural": natural, f"change,\n{factor:g} times": magnified, "adversarial": adversarial}
     figure, axes = _images({title: np.asarray(each) for title, each in rows.items()})

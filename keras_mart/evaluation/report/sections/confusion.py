@@ -34,7 +34,7 @@ def _attack(subject):
 
 def _map(subject):
     attack = _attack(subject)
-    counts = _counts(subject.table.labels, subject.table.predictions[attack])
+    counts = counts_of(subject.table.labels, subject.table.predictions[attack])
     names = [subject.class_name(label) for label in range(len(counts))]
     pairs = _pairs(counts, names)
     label = f"Confusions of {subject.title} under {attack}, {len(counts)} classes. " + "; ".join(pairs)
@@ -45,7 +45,7 @@ def _map(subject):
     return [frame.figure(caption, chart), listed]
 
 
-def _counts(labels, predicted):
+def counts_of(labels, predicted):
     """[classes, classes] how often a label was predicted as what."""
     classes = int(max(labels.max(), predicted.max())) + 1
     counts = np.zeros((classes, classes), "int64")

@@ -42,7 +42,7 @@ def _caption(found, sizes, end):
 
 
 def _chart(norm, found, sizes, end, width):
-    x_axis = _axis(norm, [*(size for size in sizes if size <= end), end])
+    x_axis = axis_of(norm, [*(size for size in sizes if size <= end), end])
     y_axis = lines.Axis("accuracy", 0, 1, [(share / 4, f"{share / 4:.0%}") for share in range(5)])
     label = "Accuracy against epsilon. " + " ".join(
         f"{each.subject.title}: "
@@ -56,7 +56,7 @@ def _chart(norm, found, sizes, end, width):
     return lines.line_chart(label, drawn, x_axis, y_axis, width=width, height=height, marks=ruled)
 
 
-def _axis(norm, sizes):
+def axis_of(norm, sizes):
     high = max(sizes) or 1.0
     if any(map(words.in_255ths, sizes)):
         ticks = [(tick / 255, f"{tick}/255" if tick else "0") for tick in _powers_of_two(high * 255)]

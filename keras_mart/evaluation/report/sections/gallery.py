@@ -26,7 +26,7 @@ def gallery(subjects):
 def _examples(subject):
     shown = {name: values[:SHOWN] for name, values in subject.gallery.items() if values.ndim}
     perturbations = shown["adversarial"] - shown["images"]
-    factor = _factor(perturbations)
+    factor = magnification(perturbations)
     examples = [
         _example(subject, index, {name: values[index] for name, values in shown.items()}, perturbation, factor)
         for index, perturbation in enumerate(perturbations)
@@ -41,7 +41,7 @@ def _examples(subject):
     return frame.figure(caption, tag("div", examples, class_="examples"))
 
 
-def _factor(perturbations):
+def magnification(perturbations):
     """By how much the largest change may grow until it is black or white, to two digits."""
     largest = float(np.max(np.abs(perturbations)))
     return float(f"{0.5 / largest:.2g}") if largest > 0 else 1.0
