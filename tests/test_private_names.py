@@ -67,18 +67,24 @@ def names_of_bases(kind):
     return set().union(*map(names_of, foreign_bases(kind)))
 
 
-def used(tree, known):
-    """(line, name) of each private name in a file that may be another's; in strings only those that are known."""
+def used(tree, own, known):
+    """(line, name) of each private name in a file that is another's.
+
+    Args:
+        own: the names that the package defines.
+        known: those that classes of Keras and TensorFlow have; on anything but `self` they are theirs.
+    """
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Attribute):
-            names = [node.attr]
+            on_self = isinstance(node.value, ast.Name) and node.value.id == "self"
+            names = [node.attr] if node.attr not in own or (node.attr in known and not on_self) else []
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names = [node.value] if node.value in known else []
-        elif isinstance(node, ast.keyword) and node.arg:
-            names = [node.arg]
-        elif isinstance(node, ast.FunctionDef) and node.name in LISTED:
-            names = [node.name]
+            names = {node.value} & known
+        elif isinstance(node, ast.keyword):
+            names = {node.arg} & known
+        elif isinstance(node, ast.FunctionDef):
+            names = {node.name} & LISTED.keys()
         elif isinstance(node, ast.ImportFrom):
             names = [alias.name for alias in node.names]
         yield from ((node.lineno, name) for name in names if is_private(name))
@@ -95,14 +101,13 @@ def defined(tree):
 
 @pytest.fixture(scope="module")
 def places():
-    """Name to the files and lines with it, of the private names that the package uses and does not define."""
+    """Name to the files and lines with it, of the private names of others that the package uses."""
     trees = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
     own = {name for tree in trees.values() for name in defined(tree)} | OF_PYTHON
     known, found = set().union(*map(names_of_bases, classes())), collections.defaultdict(list)
     for path, tree in trees.items():
-        for line, name in used(tree, known):
-            if name in LISTED or name not in own:
-                found[name].append(f"{path.relative_to(PACKAGE)}:{line}")
+        for line, name in used(tree, own, known):
+            found[name].append(f"{path.relative_to(PACKAGE)}:{line}")
     return found
 
 
