@@ -2,6 +2,7 @@
 
 import contextlib
 import numbers
+import re
 
 import keras
 import tensorflow as tf
@@ -43,6 +44,39 @@ class SGD(keras.optimizers.SGD):
         super().__init__(
             learning_rate=learning_rate, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, **kwargs
         )
+        self._excluded, self._excluded_names, self._decayed = frozenset(), None, frozenset()
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        """Leaves variables out of the weight decay, in place of those that an earlier call has left out.
+
+        Args:
+            var_list: list of variables.
+            var_names: list of regular expressions: those in whose names one is found are left out too.
+
+        Raises:
+            ValueError: if the optimizer is built, that is, has seen its variables.
+        """
+        if self.built:
+            raise ValueError(
+                "`exclude_from_weight_decay` must be called before the optimizer is built. "
+                f"Received: an optimizer that was built with {len(self.variables)} variables"
+            )
+        self._excluded = frozenset(_of_tensorflow(variable).ref() for variable in var_list or ())
+        self._excluded_names = "|".join(var_names) if var_names else None
+
+    def build(self, variables):
+        """Makes the velocities, and settles which variables decay."""
+        if self.built:
+            return
+        # From Keras's own weight decay, which is beside the update: all of them.
+        super().exclude_from_weight_decay(variables)
+        super().build(variables)
+        self._decayed = frozenset(number for number, each in enumerate(variables) if self._decays(each))
+
+    def _decays(self, variable):
+        variable = _of_tensorflow(variable)
+        named = self._excluded_names is not None and re.search(self._excluded_names, variable.name)
+        return not named and variable.ref() not in self._excluded
 
     def update_step(self, gradient, variable, learning_rate):
         """Updates one variable, and its velocity where there is momentum."""
@@ -53,23 +87,21 @@ class SGD(keras.optimizers.SGD):
             self._update(gradient, variable, ops.cast(learning_rate, variable.dtype))
 
     def _update(self, gradient, variable, learning_rate):
-        # `_use_weight_decay` is private; nothing public tells what `exclude_from_weight_decay` has excluded.
-        if self.weight_decay and self._use_weight_decay(variable):
+        # Private, yet what Keras's documentation of own optimizers has: a replica's variable is another object.
+        index = self._get_variable_index(variable)
+        if self.weight_decay and index in self._decayed:
             gradient = ops.add(gradient, ops.multiply(variable, ops.cast(self.weight_decay, variable.dtype)))
         step = gradient
         if self.momentum != 0:
             momentum = ops.cast(self.momentum, variable.dtype)
-            velocity = self.momentums[self._get_variable_index(variable)]
+            velocity = self.momentums[index]
             self.assign(velocity, ops.add(ops.multiply(velocity, momentum), gradient))
             step = ops.add(gradient, ops.multiply(velocity, momentum)) if self.nesterov else velocity
         self.assign_sub(variable, ops.multiply(step, learning_rate))
 
-    def _apply_weight_decay(self, variables):
-        """Does nothing: `update_step` decays.
 
-        Private in Keras, yet the only way to keep `weight_decay` as attribute and in the config without the
-        decoupled decay that Keras derives from them.
-        """
+def _of_tensorflow(variable):
+    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 @keras.saving.register_keras_serializable(package="keras_mart")

@@ -394,8 +394,10 @@ def test_a_list_of_callbacks_may_be_keras_s_own():
     seen = []
     own = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(int(model.epoch)))
     model = build("mart")
-    fit("mart", model, epochs=2, callbacks=keras.callbacks.CallbackList([own], add_history=True, model=model))
-    assert seen == [0, 1]
+    given = keras.callbacks.CallbackList([own], add_history=True, model=model)
+    before = list(given.callbacks)
+    fit("mart", model, epochs=2, callbacks=given)
+    assert seen == [0, 1] and given.callbacks == before
 
 
 # What single methods promise.

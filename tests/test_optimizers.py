@@ -80,11 +80,14 @@ def test_decay_reaches_batch_normalisation_and_biases():
 
 
 def test_excluded_variables_do_not_decay():
-    kernel, bias = keras.Variable([1.0], name="kernel"), keras.Variable([1.0], name="bias")
+    variables = [keras.Variable([1.0], name=name) for name in ("kernel", "bias", "scale", "offset")]
     optimizer = SGD(0.1, weight_decay=0.5)
-    optimizer.exclude_from_weight_decay(var_names=["bias"])
-    optimizer.apply([tf.zeros(1), tf.zeros(1)], [kernel, bias])
-    np.testing.assert_allclose([kernel.numpy(), bias.numpy()], [[0.95], [1.0]], atol=1e-6)
+    optimizer.exclude_from_weight_decay(var_names=["kernel"])
+    optimizer.exclude_from_weight_decay(var_list=[variables[2]], var_names=["^bia", "set"])  # in place of it
+    optimizer.apply([tf.zeros(1)] * 4, variables)
+    np.testing.assert_allclose([each.numpy()[0] for each in variables], [0.95, 1.0, 1.0, 1.0], atol=1e-6)
+    with pytest.raises(ValueError, match=r"must be called before the optimizer is built\. Received: an optimizer"):
+        optimizer.exclude_from_weight_decay(var_names=["kernel"])
 
 
 def test_clipping_sees_the_gradient_before_decay():

@@ -337,7 +337,8 @@ class AdversarialModel(keras.Model):
 
         `whole` says that there is none: a slice of unknown length is nothing for XLA.
         """
-        self._loss_tracker.update_state(values, batch.real)  # private: Keras's own `loss`, made by `compile`
+        loss = next(each for each in self.metrics if each.name == "loss")  # which `compile` has made, the first of all
+        loss.update_state(values, batch.real)
         labels = losses.hard(batch.labels)
         self.natural_accuracy.update_state(labels, outputs.natural, batch.real)
         if outputs.adversarial is not None:
@@ -479,16 +480,20 @@ class AdversarialModel(keras.Model):
         distribution.share_seed(self.distribute_strategy)
         arguments["x"] = distribution.prepared(x, self.distribute_strategy)
         arguments["validation_data"] = self._for_evaluation(validation)
-        callbacks = arguments.get("callbacks")
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.callbacks[:] = [_Epochs(), *(each for each in callbacks.callbacks if type(each) is not _Epochs)]
-            callbacks.callbacks[0].set_model(self)
-        else:
-            arguments["callbacks"] = [_Epochs(), *keras.tree.flatten(callbacks or [])]
-        return super().fit(**arguments)
+        callbacks, own = arguments.get("callbacks"), _Epochs()
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            arguments["callbacks"] = [own, *keras.tree.flatten(callbacks or [])]
+            return super().fit(**arguments)
+        own.set_model(self)
+        callbacks.callbacks.insert(0, own)
+        try:
+            return super().fit(**arguments)
+        finally:
+            callbacks.callbacks.remove(own)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
-        if kwargs.get("_use_cached_eval_dataset"):  # in `fit`, which has checked the data
+        # In `fit`, which has checked the data, Keras hands on the callbacks of `fit`.
+        if any(type(each) is _Epochs for each in getattr(kwargs.get("callbacks"), "callbacks", ())):
             self.guard.look()  # training that has stopped needs no validation
         else:
             self.guard.forget()
