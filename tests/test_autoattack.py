@@ -486,8 +486,8 @@ def test_square_is_done_with_what_is_fooled_but_for_what_the_network_says_otherw
     assert np.any(fooled)
     np.testing.assert_array_equal(more[fooled], some[fooled])
     # A round gets none that is fooled, unless rounding has the fast view say so: these are to be got further.
-    for number in range(1, 5):
-        found, further = after(50, number, found)
+    for number in range(20, 24):  # of small squares, which get further almost everywhere
+        found, further = after(5000, number, found)
     assert np.all(further[more > 0] >= more[more > 0]) and np.any(further[more > 0] > more[more > 0])
 
 

@@ -46,7 +46,7 @@ def test_rslad_follows_the_teacher_on_natural_images_and_takes_no_labels():
     divergences = losses.kl_divergence(told, given.natural), losses.kl_divergence(told, given.adversarial)
     np.testing.assert_allclose(model.training_loss(None, given), divergences[0] / 6 + 5 * divergences[1] / 6, rtol=1e-5)
     climbed = model.attack_objective(tf.constant(X), None)(given.perturbed)
-    np.testing.assert_allclose(climbed, divergences[1], rtol=1e-5)
+    np.testing.assert_allclose(climbed, divergences[1], rtol=1e-4)
 
 
 @TAUGHT
