@@ -219,7 +219,7 @@ def _folds(layer, following):
         type(following) in _BATCH_NORMALISATIONS
         and layer.activation is keras.activations.linear
         and layer.compute_dtype != "float16"  # whose range a product of kernel and scale may leave
-        and not following.renorm
+        and not layers.renormalises(following)
         and following.axis in (-1, following.input_spec.ndim - 1)
     )
 

@@ -31,13 +31,18 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return super().call(inputs, training=training, mask=mask)
 
 
+def renormalises(layer):
+    """Whether a BatchNormalization renormalises, which Keras can from 3.14 on."""
+    return getattr(layer, "renorm", False)
+
+
 def fuses(layer, inputs, mask=None):
     """Whether a BatchNormalization of Keras can be computed by `fused`."""
     return (
         len(inputs.shape) == 4
         and layer.axis in (-1, 3)
         and layer.epsilon >= SMALLEST_FUSED_EPSILON
-        and not (layer.synchronized or layer.renorm)
+        and not (layer.synchronized or renormalises(layer))
         and mask is None
         and inputs.dtype in FUSED_DTYPES
         and layer.variable_dtype == "float32"
