@@ -30,6 +30,10 @@ from benchmarks import measure
 from experiments import study
 from keras_mart import files
 
+FOUND = """All natural accuracies are the published ones to the image. AutoAttack's published figures lie within the
+intervals of our samples. PGD leaves about as much as published on MNIST, and one to two points more on CIFAR-10, where
+the publication says neither loss nor steps; the targeted APGD-T, which climbs a margin, leaves what was published for
+ResNet-2B at 2/255."""
 AUTOATTACK = "autoattack"  # on some of the images; the others on all
 MNIST = {
     "pgd50x10": km.PGD(km.Linf(0.3), steps=50, step_size=0.01, restarts=10),  # Wong et al.'s, `evaluate_mnist.py`
@@ -105,7 +109,9 @@ NETWORKS = {
 def runs():
     """What all of them consist of, as the runs of the other experiments."""
     for name, network in NETWORKS.items():
-        yield study.Run(name, {}, {attack: {} for attack in ("natural", *network.attacks)}, trained="others")
+        yield study.Run(
+            name, {}, {attack: {"attacks": attack} for attack in ("natural", *network.attacks)}, trained="others"
+        )
 
 
 def main():
@@ -146,9 +152,13 @@ def _judge(options, name, network, attack):
     attacks = {attack: network.attacks[attack]} if attack in network.attacks else {}
     table = km.evaluate(model, images, attacks, batch_size=options.batch_size, state=state, verbose=2)
     print(table, flush=True)
-    outcomes = {each: np.packbits(right).tobytes().hex() for each, right in table.outcomes.items()}
-    kept["evaluations"][attack] = {"flags": {}, "best": table.summary(), "outcomes": {"best": outcomes}}
-    kept["seconds"][attack] = round(sum(table.seconds.values()), 1)
+    outcomes = {each: np.packbits(right).tobytes().hex() for each, right in table.outcomes.items() if "/" not in each}
+    kept["evaluations"][attack] = {
+        "flags": {"attacks": attack},
+        "best": table.summary(),
+        "outcomes": {"best": outcomes},
+    }
+    kept["seconds"][attack] = round(table.seconds[attack], 1)
     kept |= {"flags": {"precision": "float32"}, "seed": 0, "machine": measure.machine(), "jobs": 1}
     kept["sha256"] = sha256
     path.parent.mkdir(parents=True, exist_ok=True)
