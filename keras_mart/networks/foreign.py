@@ -197,8 +197,8 @@ def _state_dictionary(value, key, path):
     keys = list(value) if isinstance(value, dict) else []
     chosen = [each for each in KEYS if each in keys and isinstance(value[each], dict)] if key is None else [key]
     if len(chosen) > 1 or not set(chosen) <= set(keys):
-        told = f"several state dictionaries, {', '.join(chosen)}" if len(chosen) > 1 else f"no {key!r}"
-        raise ValueError(f"`key` must say where the state dictionary is. Received: {path} with {told}: {keys[:10]}")
+        found = f"several state dictionaries, {', '.join(chosen)}" if len(chosen) > 1 else f"no {key!r}"
+        raise ValueError(f"`key` must say where the state dictionary is. Received: {path} with {found}: {keys[:10]}")
     found = value[chosen[0]] if chosen else value
     items = found.items() if isinstance(found, dict) else [(None, found)]
     if not all(isinstance(name, str) and isinstance(each, np.ndarray) for name, each in items):

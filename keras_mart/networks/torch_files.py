@@ -74,8 +74,8 @@ class _Unpickler(pickle.Unpickler):
             return _Ordered
         raise _Refused(f"{module}.{name}")
 
-    def persistent_load(self, told):
-        kind, storage, key, _, numbers, *view = told
+    def persistent_load(self, identifier):
+        kind, storage, key, _, numbers, *view = identifier
         if kind != "storage" or any(view):
             raise ValueError("a tensor's storage is of an unknown form")
         if key not in self.storages:
