@@ -33,8 +33,8 @@ from keras_mart import files
 FOUND = """All natural accuracies are the published ones to the image. AutoAttack's published figures lie within the
 intervals of our samples. PGD leaves about as much as published on MNIST, and 0.6 to 1.8 points more on CIFAR-10, where
 the publication says neither loss nor steps. The files of these two networks hold robust accuracies too, 56.74 and
-62.91, of an attack of their training: ours at 2/255 are within 0.2 points of them. The targeted APGD-T, which climbs a margin,
-leaves what was published for ResNet-2B at 2/255."""
+62.91, of an attack of their training: ours at 2/255 are within 0.2 points of them. The targeted APGD-T, which climbs a
+margin, leaves what was published for ResNet-2B at 2/255."""
 AUTOATTACK = "autoattack"  # on some of the images; the others on all
 MNIST = {
     "pgd50x10": km.PGD(km.Linf(0.3), steps=50, step_size=0.01, restarts=10),  # Wong et al.'s, `evaluate_mnist.py`
