@@ -140,15 +140,15 @@ def _judge(options, name, network, attack):
     data = getattr(options, network.data)
     there = km.datasets.describe(data).num_examples["test"]
     chosen = np.random.default_rng(0).permutation(there)[: options.examples if attack == AUTOATTACK else there]
-    kept = results.setdefault(name, {"seconds": {}, "history": [], "evaluations": {}})
     sha256 = hashlib.sha256((options.checkpoints / name).read_bytes()).hexdigest()
-    examples = kept["evaluations"].get(attack, {}).get("best", {}).get("examples")
-    if (kept.get("sha256"), examples) == (sha256, len(chosen)):
+    if results.get(name, {}).get("sha256") != sha256:  # what is kept was measured on another file
+        results[name] = {"sha256": sha256, "seconds": {}, "history": [], "evaluations": {}}
+    kept = results[name]
+    if kept["evaluations"].get(attack, {}).get("best", {}).get("examples") == len(chosen):
         return
     print(f"{name}: {attack}, {len(chosen):,} images", flush=True)
     model = km.networks.load_torch(options.checkpoints / name, network.make())
     state = options.root / "published" / name / attack
-    state.mkdir(parents=True, exist_ok=True)
     images = km.datasets.load_examples(data, "test", np.sort(chosen))
     attacks = {attack: network.attacks[attack]} if attack in network.attacks else {}
     table = km.evaluate(model, images, attacks, batch_size=options.batch_size, state=state, verbose=2)
@@ -161,7 +161,6 @@ def _judge(options, name, network, attack):
     }
     kept["seconds"][attack] = round(table.seconds[attack], 1)
     kept |= {"flags": {"precision": "float32"}, "seed": 0, "machine": measure.machine(), "jobs": 1}
-    kept["sha256"] = sha256
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.whole(path) as unfinished:
         unfinished.write_text(json.dumps(results, indent=1) + "\n")

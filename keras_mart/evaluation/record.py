@@ -34,8 +34,9 @@ def architecture_sha256(network):
         text = json.dumps(network.get_config(), sort_keys=True, default=keras.saving.serialize_keras_object)
     except NotImplementedError:  # a subclassed network
         return None
-    for number, name in enumerate(dict.fromkeys(re.findall(r'"name": ("[^"]*")', text))):
-        text = text.replace(name, f'"{number}"')  # names that Keras gives differ from process to process
+    # Names that Keras gives differ from process to process.
+    numbers = {name: str(number) for number, name in enumerate(dict.fromkeys(re.findall(r'"name": ("[^"]*")', text)))}
+    text = re.sub(r'"[^"]*"', lambda found: numbers.get(found[0], found[0]), text)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
