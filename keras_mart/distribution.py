@@ -11,6 +11,8 @@ import tensorflow as tf
 
 from keras_mart import checks, clusters, watch
 
+__all__ = ["describe", "is_chief", "strategy", "worker"]
+
 STRATEGIES = ("auto", "none", "mirrored", "multiworker")
 CHUNK = 4096  # sizes are sent in two parts, as float32 holds integers up to 2**24 alone
 STARTING = 60  # seconds for TensorFlow to connect workers that are all there

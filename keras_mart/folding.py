@@ -22,6 +22,8 @@ from keras import ops
 
 from keras_mart import layers
 
+__all__ = ["StandIn", "disable", "enable", "enabled", "stand_ins_of", "training_view", "view"]
+
 _BATCH_NORMALISATIONS = (keras.layers.BatchNormalization, layers.BatchNormalization)
 _WEIGHTED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 # TensorFlow's gradient of a strided convolution of so few channels takes three times as long on a CPU as it need.

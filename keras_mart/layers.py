@@ -4,6 +4,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+__all__ = ["BatchNormalization"]
+
 # cuDNN 7 took no smaller epsilon (CUDNN_BN_MIN_EPSILON), and PyTorch's default lies on it.
 SMALLEST_FUSED_EPSILON = 1e-5
 FUSED_DTYPES = ("bfloat16", "float16", "float32")

@@ -17,6 +17,36 @@ from keras import ops
 
 from keras_mart.checks import are_soft
 
+__all__ = [
+    "alp",
+    "alp_original",
+    "boosted_cross_entropy",
+    "clp",
+    "clp_original",
+    "cross_entropy",
+    "dkl",
+    "dlr",
+    "grad_align",
+    "hard",
+    "hat",
+    "kl_divergence",
+    "logit_difference",
+    "margin",
+    "mart",
+    "misalignment",
+    "misclassification_weight",
+    "mma",
+    "rslad",
+    "shares",
+    "smoothed",
+    "soft_cross_entropy",
+    "soft_margin",
+    "squared_distance",
+    "targeted_dlr",
+    "trades",
+    "weighted_pair_distance",
+]
+
 # The official MART code keeps log(1 - q) finite with this offset (github.com/YisenWang/MART, mart.py).
 BOOST_OFFSET = 1.0001
 # Keeps the ratios of logit differences finite (github.com/fra31/auto-attack, autopgd_base.py).

@@ -8,6 +8,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+__all__ = ["SGD", "Warmup"]
+
 
 @keras.saving.register_keras_serializable(package="keras_mart")
 class SGD(keras.optimizers.SGD):

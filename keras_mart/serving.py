@@ -11,6 +11,8 @@ import tensorflow as tf
 from keras_mart import checks, files
 from keras_mart.attacks.inference import network_of
 
+__all__ = ["export", "load"]
+
 # What a rename says where the version is there already: a folder with content, or a file.
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 DECODABLE_CHANNELS = (1, 3)  # what `tf.io.decode_jpeg` can turn an image into

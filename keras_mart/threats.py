@@ -14,6 +14,8 @@ from keras import ops
 
 from keras_mart import randomness
 
+__all__ = ["L2", "Linf", "Threat"]
+
 # Below this L2 norm a gradient counts as zero: dividing by it would only blow up rounding noise.
 SMALLEST_NORM = 1e-37
 # A length may be longer than the longest by this share.
