@@ -1,4 +1,4 @@
-"""Type aliases of the public interface. Keras and TensorFlow have no type hints: to a checker their classes are `Any`."""
+"""Type aliases of the public interface. To a type checker, the classes of Keras and TensorFlow are `Any`."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
