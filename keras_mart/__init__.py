@@ -1,5 +1,10 @@
 """Adversarial training of image classifiers with Keras: MART and the methods it is compared with."""
 
+from keras_mart import startup
+
+if startup.by_command_line():  # before TensorFlow is imported
+    startup.hold()
+
 from keras_mart import datasets, distribution, folding, layers, losses, networks, optimizers, plot, serving, zoo
 from keras_mart.attacks import (
     APGDCE,

@@ -2,10 +2,12 @@
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +43,7 @@ from keras_mart.evaluation.record import attack as parameters
 from keras_mart.methods import METHODS, model
 
 NEEDY = ("mma", "hat", "rslad")  # what they need has no default
+PACKAGE = pathlib.Path(cli.__file__).parents[1]
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 TRAIN, TEST, CLASSES = 40, 12, 3
 VALIDATION = TRAIN // 10
@@ -387,6 +390,34 @@ def test_what_the_report_is_made_of(run):
         assert np.max(np.abs(gallery["images"] - gallery["adversarial"])) <= 8 / 255 + 1e-6
 
 
+def test_what_is_left_is_printed(tiny, tmp_path):
+    result = command(*tiny, f"--workdir={tmp_path / 'run'}", "--epochs=3", "--method=standard", "--attacks=")
+    steps = [line[:5] for line in result.out.splitlines() if line.startswith("[")]
+    assert steps == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"], result.err
+    epochs = re.findall(r"^Epoch (\d)/3 - [\d.]+s( - \d+:\d\d:\d\d left)? - loss: .* - val_loss", result.out, re.M)
+    assert [(epoch, bool(left)) for epoch, left in epochs] == [("1", True), ("2", True), ("3", False)]
+
+
+def test_the_last_lines_are_the_result(finished):
+    path, result = finished
+    *_, heading, rule, row, blank, conclusion, certainty, space, report = result.out.splitlines()
+    assert heading.startswith("Best checkpoints on the test set")
+    assert rule.startswith("method") and row.startswith("mart") and blank == space == ""
+    assert conclusion.startswith("mart classifies ") and certainty.startswith("Stronger attacks")
+    assert report == f"Report: {path / 'report.html'}"
+
+
+def test_tensorflow_starts_in_silence():
+    """What it writes is shown only where the program ends before it has started."""
+    python = functools.partial(subprocess.run, capture_output=True, text=True)
+    quiet = python([sys.executable, "-m", "keras_mart.main", "--helpshort"], cwd=pathlib.Path(__file__).parents[1])
+    assert quiet.stdout and not quiet.stderr
+    ended = python(
+        [sys.executable, "-c", "import startup; startup.hold(); raise SystemExit('no TensorFlow')"], cwd=PACKAGE
+    )
+    assert ended.stderr == "no TensorFlow\n"
+
+
 def test_export_alone(run):
     result = command("--mode=export", f"--workdir={run}")
     assert result == (0, f"Exported the best checkpoint to {run / 'export' / '2'}\n", "")
@@ -611,7 +642,7 @@ def test_several_methods(tiny, tmp_path):
     result = command(*tiny, f"--workdir={root}", *methods, "--mode=train,evaluate")
     assert result.status == 0, result.err
     table = result.out[result.out.index("Best checkpoints") :].splitlines()
-    assert [line.split()[0] for line in table[1:]] == ["method", "standard", "trades"]
+    assert [line.split()[0] for line in table[1:4]] == ["method", "standard", "trades"]
     assert table[1].split()[1:] == ["natural", "worst_case"]
     assert sorted(path.name for path in root.iterdir()) == ["flags.cfg", "standard", "trades"]
     assert "--beta" not in (root / "standard" / "flags.cfg").read_text()

@@ -10,7 +10,7 @@ import keras_mart
 PACKAGE = pathlib.Path(keras_mart.__file__).parent
 # Each part may import those further up, never its neighbours; inside a part that is a folder all may import all.
 ORDER = (
-    {"memory", "randomness", "typing", "version"},
+    {"memory", "randomness", "startup", "typing", "version"},
     {"checks", "files", "clusters", "watch", "copying"},
     {"losses", "threats", "optimizers", "layers", "distribution", "checkpoints", "launching"},
     {"datasets", "zoo", "folding"},

@@ -8,15 +8,15 @@ import keras
 import tensorflow as tf
 from absl import app, logging
 
-from keras_mart import datasets, distribution, folding, launching, watch
+from keras_mart import datasets, distribution, folding, launching, startup, watch
 from keras_mart.cli import build, flags, help, parsers, rules, workdir
 from keras_mart.cli.evaluate import evaluate_run
 from keras_mart.cli.export import export_run
 from keras_mart.cli.flags import FLAGS
-from keras_mart.cli.report import report_runs
+from keras_mart.cli.report import check_run, write_report
 from keras_mart.cli.stopping import STATUS, Stopped, say
 from keras_mart.cli.train import train
-from keras_mart.evaluation.table import side_by_side
+from keras_mart.evaluation.comparison import conclusion, side_by_side
 
 # Exit statuses; SIGTERM and Ctrl-C have 143 and 130, as shells have it.
 WRONG_USE, NOT_FINITE = 2, 3
@@ -26,6 +26,8 @@ BALL = ("threat", "epsilon")
 
 def run():
     """The entry point: parses the flags and does what --mode says."""
+    # Why TensorFlow uses no GPU is worth reading only where there is one.
+    startup.release(show=not tf.config.list_physical_devices("GPU") and os.path.exists("/dev/nvidia0"))
     if help.wanted(sys.argv[1:]):
         print(help.text())
         return
@@ -100,22 +102,43 @@ def _main(argv):
             build.loaded(directories[FLAGS.model], "best")  # what is wrong is said before the directory is made
         build.attacks(FLAGS.attacks)
         directories[FLAGS.model].begin(rules.as_text([]))
+    steps = _Steps(len(FLAGS.mode) * len(directories))
     if "train" in FLAGS.mode:
         if is_chief:
             _begin(directories)
         _check_workers_agree(directories, strategy)  # the others wait here
-        for method, directory in directories.items():
+        for method, directory in steps(directories.items()):
             train(method, directory, strategy)
+    tables = {}
     if "evaluate" in FLAGS.mode:
-        tables = {method: evaluate_run(directory, strategy)["best"] for method, directory in directories.items()}
-        if len(tables) > 1:
-            print(f"\nBest checkpoints on the test set, {build.ball()}\n{side_by_side(tables)}")
+        for method, directory in steps(directories.items()):
+            tables[method] = evaluate_run(directory, strategy)["best"]
     if "report" in FLAGS.mode and is_chief:
-        report_runs(directories.values(), workdir.root_path())
+        for directory in steps(directories.values()):
+            check_run(directory)
     if "export" in FLAGS.mode and is_chief:
-        for directory in directories.values():
+        for directory in steps(directories.values()):
             export_run(directory)
+    if tables:
+        print(f"\nBest checkpoints on the test set, {build.ball()}\n{side_by_side(tables)}\n\n{conclusion(tables)}")
+    if "report" in FLAGS.mode and is_chief:
+        print(f"\nReport: {write_report(directories.values(), workdir.root_path())}")
     distribution.gathered("done", strategy)
+
+
+class _Steps:
+    """Numbers the steps of a command that has several: the heading of each begins with [its number/their number]."""
+
+    def __init__(self, total):
+        self.total, self.begun = total, 0
+
+    def __call__(self, items):
+        """Yields the items, and begins a heading before each."""
+        for item in items:
+            self.begun += 1
+            if self.total > 1:
+                print(f"\n[{self.begun}/{self.total}]", end=" ", flush=True)
+            yield item
 
 
 def _check_workers_agree(directories, strategy):

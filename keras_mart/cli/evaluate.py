@@ -30,7 +30,8 @@ def evaluate_run(directory, strategy):
                 tables[which] = tables["best"]
                 continue
             name = FLAGS.model or f"{which} checkpoint"
-            print(f"\n{directory.path}: {name} on the test set, {build.ball()}", flush=True)
+            lead = "" if which == directory.judged[0] else "\n"
+            print(f"{lead}{directory.path}: {name} on the test set, {build.ball()}", flush=True)
             tables[which] = evaluate(
                 model, test, attacks, stop_early=FLAGS.stop_early, verbose=verbosity(attacks),
                 state=directory.evaluating / which, class_names=build.class_names(),

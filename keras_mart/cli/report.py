@@ -14,27 +14,29 @@ from keras_mart.evaluation.precision import with_precision
 PICTURES = 4
 
 
-def report_runs(directories, root):
-    """Writes report.html of all runs into the root, and what it shows beside the evaluation into each run."""
+def check_run(directory):
+    """Writes what the report shows beside the evaluation into the run: the checks, and examples for the gallery."""
     images, labels = build.test_data(FLAGS.checked_examples)
-    directories = list(directories)
-    for directory in directories:
-        network = network_of(build.loaded(directory, "best"))
-        model = with_precision(network, build.evaluation_options()["precision"])
-        _check(directory, model, images, labels)
-        first = slice(build.evaluation_batch_size())
-        _keep_pictures(directory, model, images[first], labels[first])
-    root = root if len(directories) > 1 else directories[0].path
-    print(f"Report: {report([directory.path for directory in directories], root / 'report.html')}")
+    network = network_of(build.loaded(directory, "best"))
+    model = with_precision(network, build.evaluation_options()["precision"])
+    _check(directory, model, images, labels)
+    first = slice(build.evaluation_batch_size())
+    _keep_pictures(directory, model, images[first], labels[first])
+
+
+def write_report(directories, root):
+    """Writes report.html of all runs into the root, or into the run where there is one, and returns its path."""
+    paths = [directory.path for directory in directories]
+    return report(paths, (root if len(paths) > 1 else paths[0]) / "report.html")
 
 
 def _check(directory, model, images, labels):
     threat = build.evaluation_threat()
     directory.diagnosis.unlink(missing_ok=True)
     if threat.epsilon == 0:
-        print(f"\n{directory.path}: at epsilon 0 there is no robustness to check.")
+        print(f"{directory.path}: at epsilon 0 there is no robustness to check.")
         return
-    print(f"\n{directory.path}: checks for false robustness, {len(labels)} test images", flush=True)
+    print(f"{directory.path}: checks for false robustness, {len(labels)} test images", flush=True)
     found = diagnose(
         model, (images, labels), threat, build.source(), limit=len(labels), verbose=verbosity(),
         **build.evaluation_options(),

@@ -1,6 +1,8 @@
 """--mode=train: fits a method and leaves its checkpoints and history in the run directory."""
 
+import datetime
 import sys
+import time
 
 import keras
 
@@ -21,9 +23,9 @@ def train(method, directory, strategy):
     with Requests() as requests:
         saver = _saver(model, directory, requests)
         if saver.progress.epoch >= FLAGS.epochs:
-            print(f"\n{directory.path}: {method} is trained already, epochs done: {saver.progress.epoch}")
+            print(f"{directory.path}: {method} is trained already, epochs done: {saver.progress.epoch}")
             return
-        print(f"\n{directory.path}: training {method}{_where(saver, strategy)}", flush=True)
+        print(f"{directory.path}: training {method}{_where(saver, strategy)}", flush=True)
         try:
             _fit(model, saver, directory)
         except Stopped:
@@ -41,7 +43,7 @@ def _fit(model, saver, directory):
         logs["learning_rate"] = float(rate(max(int(model.optimizer.iterations.numpy()) - 1, 0)))
 
     # In the order in which they must run.
-    callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=note_rate)]
+    callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=note_rate), EpochLines(FLAGS.epochs)]
     if distribution.is_chief(model.distribute_strategy):
         callbacks.append(EpochScalars(directory.tensorboard))
     callbacks.append(saver)
@@ -55,7 +57,7 @@ def _fit(model, saver, directory):
             initial_epoch=saver.progress.epoch,
             callbacks=callbacks,
             shuffle=False,  # the data shuffle themselves
-            verbose=1 if sys.stdout.isatty() else 2,  # a line for each epoch where there is no terminal
+            verbose=1 if sys.stdout.isatty() else 0,  # elsewhere `EpochLines` has the metrics
         )
 
     if saver.progress.step == saver.steps:
@@ -66,6 +68,29 @@ def _fit(model, saver, directory):
         saver.last_epoch = None
     if saver.progress.epoch < FLAGS.epochs:
         fit()
+
+
+class EpochLines(keras.callbacks.Callback):
+    """Prints a line after each epoch: the time that is left, and the metrics where Keras's progress bar has not."""
+
+    def __init__(self, epochs):
+        super().__init__()
+        self.epochs, self.ends = epochs, []
+
+    def on_train_begin(self, logs=None):
+        self.ends = [time.perf_counter()]
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.ends.append(time.perf_counter())
+        # The first epoch includes compiling.
+        paced = self.ends[1:] if len(self.ends) > 2 else self.ends
+        left = round((self.epochs - epoch - 1) * (paced[-1] - paced[0]) / (len(paced) - 1))
+        line = f"Epoch {epoch + 1}/{self.epochs} - {self.ends[-1] - self.ends[-2]:.1f}s"
+        if epoch + 1 < self.epochs:
+            line += f" - {datetime.timedelta(seconds=left)} left"
+        if not sys.stdout.isatty():
+            line += "".join(f" - {name}: {value:.4g}" for name, value in logs.items())
+        print(line, flush=True)
 
 
 def _end_epoch(model, epoch, validation, callbacks):
