@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import conv_network, images_and_labels, relative
+from conftest import conv_network, images_and_labels, relative, supported
 from keras import layers, ops
 
 import keras_mart as km
@@ -329,7 +329,7 @@ def test_gradients_of_strided_convolutions(height, size, stride, channels, paddi
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", UNFOLDED)
+@pytest.mark.parametrize("name", supported(UNFOLDED))
 def test_what_cannot_be_folded_is_called_as_it_is(name):
     network = UNFOLDED[name]()
     network(X)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import relative
+from conftest import relative, supported
 
 from keras_mart import layers
 
@@ -140,7 +140,7 @@ ASIDE = {
 }
 
 
-@pytest.mark.parametrize("name", ASIDE)
+@pytest.mark.parametrize("name", supported(ASIDE))
 def test_steps_aside(name):
     options, shape, arguments = ASIDE[name]
     ours, theirs = (built(cls, shape, **options) for cls in NORMALISATIONS)

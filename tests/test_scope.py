@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import images_and_labels
+from conftest import images_and_labels, supported
 from keras import layers, ops
 
 import keras_mart as km
@@ -73,7 +73,7 @@ ASSIGNING = {
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("case", ASSIGNING)
+@pytest.mark.parametrize("case", supported(ASSIGNING))
 def test_what_a_layer_assigns_is_what_keras_makes_of_it(case, jit_compile):
     """Standard training is what Keras's own step does, so that weights, states and metrics agree."""
 
