@@ -291,7 +291,7 @@ def _strided(layer, inputs, kernel):
     def apply(inputs, kernel):
         def gradient(upstream):
             blocks = ops.reshape(kernel, (parts[0], stride, parts[1], stride, channels, filters))
-            blocks = ops.transpose(ops.flip(blocks, (0, 2)), (0, 2, 5, 1, 3, 4))
+            blocks = ops.transpose(ops.flip(ops.flip(blocks, 0), 2), (0, 2, 5, 1, 3, 4))
             blocks = ops.reshape(blocks, (*parts, filters, stride * stride * channels))
             around = [[0, 0], *([part - 1, part - 1] for part in parts), [0, 0]]
             covered = tf.nn.depth_to_space(tf.nn.conv2d(upstream, blocks, 1, around), stride)
