@@ -21,6 +21,7 @@ CORE = (
     "accumulation averaging checkpoints finite folding hyperparameter layers methods networks optimizers programs "
     "scope serving training_step"
 ).split()
+NOT_PINNED = ("keras==", "tensorflow==", "mkdocs", "mypy", "ruff")  # what is chosen, and what no test needs
 INSTALLED = (
     "import platform, keras, tensorflow as t; print(platform.python_version(), keras.__version__, t.__version__)"
 )
@@ -32,7 +33,7 @@ def environment(versions):
     folder = ENVIRONMENTS / versions.replace("/", "-")
     if not (folder / "installed").exists():
         pins = (ROOT / "requirements.txt").read_text().split()
-        others = [pin for pin in pins if pin.partition("==")[0] not in ("keras", "tensorflow")]
+        others = [pin for pin in pins if not pin.startswith(NOT_PINNED)]
         pinned = [*others, f"keras=={keras}.*", f"tensorflow=={tensorflow}.*"]
         subprocess.run([f"python{python}", "-m", "venv", "--clear", folder], check=True)
         subprocess.run([folder / "bin" / "pip", "install", "--quiet", *pinned], check=True)

@@ -90,7 +90,8 @@ def test_what_a_layer_assigns_is_what_keras_makes_of_it(case, jit_compile):
     model.compile(keras.optimizers.SGD(0.1), jit_compile=jit_compile)
     keras.utils.set_random_seed(0)
     found = fit(model)
-    if not (jit_compile and "generator" in case):  # XLA has other random numbers
+    # XLA has other random numbers, and under Keras 3.12 a step of ours draws twice from the generator of all layers.
+    if not ("generator" in case and (jit_compile or keras.__version__.startswith("3.12."))):
         for one, other in zip(plain.weights, ours.weights, strict=True):
             np.testing.assert_allclose(other, one, atol=1e-6, err_msg=one.path)
     for name, values in expected.items():
