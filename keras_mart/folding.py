@@ -168,7 +168,7 @@ def _in_training(plain, _):
             # Made when it is called, by when a tape watches the weights that a view is made from.
             each.substitute = functools.partial(_seen, training_view if trains else view, each.operation)
         elif _enabled and trains and type(each.operation) is keras.layers.BatchNormalization:
-            each.substitute = _either(layers.fuses, fused, each.operation, True)
+            each.substitute = _either(layers.can_fuse, fused, each.operation, True)
 
 
 def _seen(by, network, inputs):
@@ -318,7 +318,7 @@ def _is_depthwise(layer):
 
 def _fuses_in_evaluation(layer, inputs):
     """Whether the fused operation is worth its while: in float32 Keras's are as fast."""
-    return inputs.dtype != "float32" and layers.fuses(layer, inputs)
+    return inputs.dtype != "float32" and layers.can_fuse(layer, inputs)
 
 
 def _either(fits, fast, layer, training):

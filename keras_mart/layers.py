@@ -28,7 +28,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs, training=None, mask=None):
         half = inputs.dtype != tf.float32
-        if fuses(self, inputs, mask) and (half or (training and self.trainable)):
+        if can_fuse(self, inputs, mask) and (half or (training and self.trainable)):
             return fused(self, inputs, training)
         return super().call(inputs, training=training, mask=mask)
 
@@ -38,7 +38,7 @@ def renormalises(layer):
     return getattr(layer, "renorm", False)
 
 
-def fuses(layer, inputs, mask=None):
+def can_fuse(layer, inputs, mask=None):
     """Whether a BatchNormalization of Keras can be computed by `fused`."""
     return (
         len(inputs.shape) == 4

@@ -2,10 +2,10 @@
 
 import weakref
 
-_KEPT = weakref.WeakKeyDictionary()
+_CACHES = weakref.WeakKeyDictionary()
 
 
-def of(network):
+def cache_of(network):
     """Returns the dictionary of what is kept of a network: an empty one once its layers or variables are others.
 
     It lives as long as the network. Attributes of layers, such as an activation, are not looked at: a change of one
@@ -15,11 +15,11 @@ def of(network):
         network: a Keras model.
     """
     parts = [*layers(network), *network.variables]
-    seen, kept = _KEPT.get(network, ((), None))
+    seen, kept = _CACHES.get(network, ((), None))
     if kept is None or len(seen) != len(parts) or any(ref() is not part for ref, part in zip(seen, parts, strict=True)):
         kept = {}
         # Weak references: the id of a variable that is gone may come again, and a part may hold its network.
-        _KEPT[network] = [weakref.ref(part) for part in parts], kept
+        _CACHES[network] = [weakref.ref(part) for part in parts], kept
     return kept
 
 
@@ -28,9 +28,9 @@ def layers(network):
     return list(network._flatten_layers(include_self=False))  # private: `layers` leaves out those of other layers
 
 
-def changed(network, key, settings):
+def has_changed(network, key, settings):
     """Returns whether a network, or the settings kept by that key, are others than when this was asked last."""
-    kept = of(network)
+    kept = cache_of(network)
     before, kept[key] = kept.get(key), settings
     return before is None or not all(_same(before[name], value) for name, value in settings.items())
 

@@ -155,7 +155,7 @@ class Warmup(keras.optimizers.schedules.LearningRateSchedule):
 
 
 @contextlib.contextmanager
-def of_summed_gradients(optimizer, compiled):
+def applying_summed_gradients(optimizer, compiled):
     """Inside, a Keras optimizer takes gradients that replicas have summed, and updates as one program on each.
 
     It clips the sum then, not each replica's part of it. Keras adds the gradients up, and goes through the variables

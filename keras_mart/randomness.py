@@ -30,17 +30,17 @@ class Rows(NamedTuple):
     size: object
     rows: object
 
-    def taken(self, draw, shape, *limits):
+    def gather(self, draw, shape, *limits):
         """The rows of what `draw` draws for the whole batch; `shape` is that of the rows."""
         return tf.gather(draw((self.size, *shape[1:]), self.seed, *limits), self.rows)
 
 
-def of_examples(seed, numbers):
+def example_seeds(seed, numbers):
     """Returns [batch, 2] seeds: what a [2] seed comes to, and the [batch] int32 numbers of the examples."""
-    return ops.stack([ops.ones_like(numbers) * _combined(seed[0], seed[1]), numbers], axis=1)
+    return ops.stack([ops.ones_like(numbers) * _combine(seed[0], seed[1]), numbers], axis=1)
 
 
-def shared(seed):
+def shared_seed(seed):
     """Returns the [2] seed of what is alike for all examples of a batch."""
     if isinstance(seed, Rows):
         return seed.seed
@@ -53,7 +53,7 @@ def fold_in(seed, number):
         return seed._replace(seed=fold_in(seed.seed, number))
     if ops.ndim(seed) == 1:
         return tf.random.fold_in(seed, number)
-    return ops.stack([_combined(seed[:, 0], number), seed[:, 1]], axis=1)
+    return ops.stack([_combine(seed[:, 0], number), seed[:, 1]], axis=1)
 
 
 def split(seed, count):
@@ -73,7 +73,7 @@ def uniform(shape, seed, low=0.0, high=1.0):
         seed: [2] or [batch, 2] integers, or `Rows`.
     """
     if isinstance(seed, Rows):
-        return seed.taken(uniform, shape, low, high)
+        return seed.gather(uniform, shape, low, high)
     if ops.ndim(seed) == 1:
         return tf.random.stateless_uniform(shape, seed, low, high)
     return low + (high - low) * _unit(shape, seed)
@@ -82,7 +82,7 @@ def uniform(shape, seed, low=0.0, high=1.0):
 def normal(shape, seed):
     """Returns float32 values of the standard normal distribution; the arguments are those of `uniform`."""
     if isinstance(seed, Rows):
-        return seed.taken(normal, shape)
+        return seed.gather(normal, shape)
     if ops.ndim(seed) == 1:
         return tf.random.stateless_normal(shape, seed)
     between = 2.0 * _unit(shape, seed) + 2.0**-BITS - 1.0  # in (-1, 1), symmetric round 0
@@ -91,14 +91,14 @@ def normal(shape, seed):
 
 def _unit(shape, seeds):
     """Values of a shape in [0, 1), multiples of 2**-24: a hash of the seed, the example's number and the place."""
-    key = tf.bitcast(_combined(seeds[:, 0], seeds[:, 1]), tf.uint32)[:, None]
+    key = tf.bitcast(_combine(seeds[:, 0], seeds[:, 1]), tf.uint32)[:, None]
     place = tf.bitcast(tf.range(math.prod(shape[1:])), tf.uint32) * WEYL
     bits = _hash(_hash(place + key) + _hash(key))
     kept = tf.bitcast(tf.bitwise.right_shift(bits, DROPPED), tf.int32)
     return tf.reshape(tf.cast(kept, tf.float32) * 2.0**-BITS, shape)
 
 
-def _combined(one, other):
+def _combine(one, other):
     """An int32 that differs where one of two int32 does."""
     one, other = (tf.bitcast(ops.cast(each, "int32"), tf.uint32) for each in (one, other))
     return tf.bitcast(_hash(tf.bitwise.bitwise_xor(_hash(one), other)), tf.int32)

@@ -42,7 +42,7 @@ def _norm(values):
     return scale * ops.sqrt(ops.sum(ops.square(values / scale), axis=axes, keepdims=True))
 
 
-def in_units_of_255(length):
+def suggest_255(length):
     """Asks, behind a space, whether a length of 1 or more was meant for images of 0 to 255."""
     return f" Did you mean {length:g} / 255?" if length >= 1 else ""
 
@@ -78,7 +78,7 @@ class Threat:
         if length > furthest * (1 + ROUNDING):
             raise ValueError(
                 f"`{name}` must be at most {furthest:g}, the largest {type(self).__name__} distance of two images in "
-                f"[0, 1]. Received: {name}={length:g}.{in_units_of_255(length)}"
+                f"[0, 1]. Received: {name}={length:g}.{suggest_255(length)}"
             )
 
     def widest(self, shape):
@@ -107,7 +107,7 @@ class Threat:
         inside = self._into_ball(candidates - images, self._radius(images, epsilon))
         return ops.clip(images + inside, 0.0, 1.0)
 
-    def rim(self, images, seed, epsilon=None):
+    def sample_boundary(self, images, seed, epsilon=None):
         """Random points at the full distance from the images, then clipped to [0, 1]; a seed as in `randomness`."""
         return ops.clip(images + self._direction(images, seed) * self._radius(images, epsilon), 0.0, 1.0)
 

@@ -499,14 +499,14 @@ def test_what_is_kept_of_a_network_is_gone_with_its_variables():
     from keras_mart import memory
 
     network = linear_network(np.eye(3), np.zeros(3))
-    kept = memory.of(network)
-    assert memory.of(network) is kept
+    kept = memory.cache_of(network)
+    assert memory.cache_of(network) is kept
     network.layers[-1].kernel = network.layers[-1].kernel  # the same
-    assert memory.of(network) is kept
+    assert memory.cache_of(network) is kept
     network.layers[-1].trainable = False  # another attribute
-    assert memory.of(network) is kept
+    assert memory.cache_of(network) is kept
     network.add(keras.layers.ReLU())
-    assert memory.of(network) is not kept
+    assert memory.cache_of(network) is not kept
 
 
 @pytest.mark.parametrize("threat", [km.Linf(0.05), km.L2(0.5)], ids=repr)
@@ -591,7 +591,7 @@ def test_a_direction_that_float16_carries_back_is_scaled_exactly():
     with tf.GradientTape() as tape:
         logits = tf.zeros([4, 3])
         tape.watch(logits)
-        passed = gradients.kept_alive(logits)
+        passed = gradients.with_scaled_gradient(logits)
     scaled = tape.gradient(passed, logits, output_gradients=tf.constant(upstream)).numpy()
     factors = np.exp2(-np.floor(np.log2([3e-30, 1, 700, 1])))
     np.testing.assert_array_equal(scaled, upstream * factors[:, None].astype("float32"))

@@ -285,7 +285,7 @@ def test_when_auto_pgd_looks_back():
     # Of 100 steps: windows 22, then each 3 shorter, at least 6.
     after = {100: [22, 41, 57, 70, 80, 87, 93, 99], 40: [8, 15, 21, 26, 30, 33, 35, 37, 39], 4: [1, 2, 3, 4], 1: [1]}
     for steps, expected in after.items():
-        windows = np.array(apgd._windows(steps))
+        windows = np.array(apgd._checkpoint_windows(steps))
         assert list(np.flatnonzero(windows) + 1) == expected
         np.testing.assert_array_equal(windows[windows > 0], np.diff([0, *expected]))
 
@@ -321,10 +321,10 @@ def official_auto_pgd(threat, images, start, steps, rho):
             return np.sign(gradient) if isinstance(threat, km.Linf) else gradient / np.linalg.norm(gradient)
 
         point = old = best = start[i].astype("float64")
-        best_value = best_then = value(point)
+        best_value = best_at_checkpoint = value(point)
         fooled[i] = point[0] > 0.5
         history = {-1: 0.0}
-        step_size, window, since, halved_then = 2 * threat.epsilon, max(int(0.22 * steps), 1), 0, True
+        step_size, window, since, halved_at_checkpoint = 2 * threat.epsilon, max(int(0.22 * steps), 1), 0, True
         for step in range(steps):
             momentum, old = point - old, point
             share = 0.75 if step else 1.0
@@ -338,8 +338,8 @@ def official_auto_pgd(threat, images, start, steps, rho):
             since += 1
             if since == window:
                 rises = sum(history[step - k] > history[step - k - 1] for k in range(window))
-                halved = rises <= rho * window or (not halved_then and best_then >= best_value)
-                halved_then, best_then = halved, best_value
+                halved = rises <= rho * window or (not halved_at_checkpoint and best_at_checkpoint >= best_value)
+                halved_at_checkpoint, best_at_checkpoint = halved, best_value
                 if halved:
                     step_size, point = step_size / 2, best
                 window, since = max(window - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1)), 0
@@ -354,7 +354,7 @@ def test_auto_pgd_is_the_official_algorithm(threat, steps, rho):
     images[2] = [0.95, 0.02, 0.5]  # the box cuts its ball
     attack = km.APGDCE(threat, steps, rho=rho)
     found = apgd.ascend(attack, functools.partial(hill, maths=ops), tf.constant(images), None, tf.constant([1, 2]))
-    start = threat.rim(tf.constant(images), [1, 2]).numpy()
+    start = threat.sample_boundary(tf.constant(images), [1, 2]).numpy()
     best, fooled, adversarial = official_auto_pgd(threat, images, start, steps, rho)
     np.testing.assert_allclose(found[0], best, atol=1e-5)
     np.testing.assert_array_equal(found[1], fooled)
@@ -373,7 +373,7 @@ def test_auto_pgd_returns_a_misclassified_image_it_has_left(threat):
     slope, images, labels = [[1.0], [-1.0], [0.5]], tf.fill([20, 3], 0.5), tf.zeros([20], "int32")
     network = linear_network(np.hstack([np.zeros_like(slope), slope]), [0, -0.25])
     found = Contrary(threat, 5).perturb(network, images, labels, tf.constant([1, 2]))
-    there_at_first = np.asarray(losses.margin(labels, network(threat.rim(images, [1, 2])))) > 0
+    there_at_first = np.asarray(losses.margin(labels, network(threat.sample_boundary(images, [1, 2])))) > 0
     assert 5 < np.sum(there_at_first) < 15
     np.testing.assert_array_equal(np.asarray(losses.margin(labels, network(found))) > 0, there_at_first)
 
@@ -426,7 +426,7 @@ def test_the_nearest_point_of_a_hyperplane_in_the_box(threat):
     value[32] = 1
     normal[33:40] *= 1e-4
     value[33:40] *= 1e-4
-    offset = fab.to_hyperplane(threat, tf.constant(images), tf.constant(normal), tf.constant(value)).numpy()
+    offset = fab.offset_to_hyperplane(threat, tf.constant(images), tf.constant(normal), tf.constant(value)).numpy()
     expected = nearest(threat, images.astype("float64"), normal.astype("float64"), value.astype("float64"))
     np.testing.assert_allclose(offset, expected, atol=ROUNDING)
     left = np.abs(value + np.sum(normal * offset, axis=1)) < ROUNDING * (1 + np.abs(value))
@@ -575,7 +575,7 @@ FIVE, ONES = tf.constant([[0.5], [0.52], [0.45], [0.55], [0.1]]), tf.ones([5], "
 class Recording:
     """Returns images that were fixed beforehand, and remembers which examples it was shown, in which round."""
 
-    carries = False
+    reuses_candidates = False
 
     def __init__(self, *answers, rounds=1):
         self.answers, self.shown, self.seeds = answers, [], []
@@ -634,7 +634,7 @@ def test_each_round_of_an_attack_has_other_seeds(monkeypatch, eagerly):
 class Creeping(Recording):
     """Two rounds, each of which goes on from where the last one ended."""
 
-    carries = True
+    reuses_candidates = True
 
     def in_round(self, network, images, labels, seeds, number, candidates):
         return candidates + 0.06
@@ -700,7 +700,7 @@ def test_auto_attack_is_its_stages_on_the_survivors(network, labels, eagerly):
     correct = np.flatnonzero(margins(X, np.arange(8)) < 0)
     expected[correct] = first(network, X[correct], labels[correct])
     left = correct[margins(expected[correct], correct) < 0]
-    seeds = randomness.fold_in(randomness.of_examples(seed, tf.constant(left, "int32")), 1)  # of the second stage
+    seeds = randomness.fold_in(randomness.example_seeds(seed, tf.constant(left, "int32")), 1)  # of the second stage
     found = second.in_round(network, tf.constant(X[left]), tf.constant(labels[left], "int32"), seeds).numpy()
     broken = left[margins(found, left) > 0]
     better = margins(found, left) > margins(expected[left], left)

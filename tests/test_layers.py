@@ -224,6 +224,6 @@ def test_each_replica_keeps_its_own_statistics_as_with_keras(two_replicas):
 
 
 def test_on_a_gpu_it_is_as_keras_has_it(monkeypatch):
-    assert layers.fuses(built(layers.BatchNormalization), tf.zeros(SHAPE))
+    assert layers.can_fuse(built(layers.BatchNormalization), tf.zeros(SHAPE))
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind=None: ["a GPU"])
-    assert not layers.fuses(built(layers.BatchNormalization), tf.zeros(SHAPE))
+    assert not layers.can_fuse(built(layers.BatchNormalization), tf.zeros(SHAPE))

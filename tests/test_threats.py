@@ -65,7 +65,7 @@ def test_distance():
 
 
 @both
-@pytest.mark.parametrize("method", ["project", "sample", "rim"])
+@pytest.mark.parametrize("method", ["project", "sample", "sample_boundary"])
 def test_scalar_epsilon_equals_one_per_example(method, threat, images, candidates):
     def points(epsilon):
         arguments = (candidates, images) if method == "project" else (images, [1, 2])
@@ -84,7 +84,7 @@ def test_scalar_epsilon_equals_one_per_example(method, threat, images, candidate
 def test_epsilon_zero_leaves_the_image(threat, images, candidates):
     np.testing.assert_array_equal(threat.project(candidates, images), images)
     np.testing.assert_array_equal(threat.sample(images, [1, 2]), images)
-    np.testing.assert_array_equal(threat.rim(images, [1, 2]), images)
+    np.testing.assert_array_equal(threat.sample_boundary(images, [1, 2]), images)
 
 
 # --- sample ---
@@ -119,18 +119,18 @@ def test_l2_sample_is_uniform():
     np.testing.assert_allclose(np.mean((unit / radius[:, None]) ** 4, axis=0), 1 / 5, atol=0.006)
 
 
-# --- rim ---
+# --- sample_boundary ---
 
 
 @both
 def test_the_rim_is_at_the_full_distance(threat, images):
-    rim = threat.rim(grey(100), [1, 2])
-    np.testing.assert_allclose(threat.distance(rim, grey(100)), EPSILON, rtol=1e-5)
-    np.testing.assert_array_equal(threat.rim(grey(100), [1, 2]), rim)
-    assert np.abs(threat.rim(grey(100), [1, 3]) - rim).max() > 0.1 * EPSILON
-    assert np.linalg.norm(np.mean(rim - 0.5, axis=0)) < EPSILON / 3  # in all directions
-    assert len(np.unique(np.abs(rim - 0.5))) > 100  # not only to the corners
-    assert_inside(threat, threat.rim(images, [1, 2]), images)  # where [0, 1] cuts too
+    points = threat.sample_boundary(grey(100), [1, 2])
+    np.testing.assert_allclose(threat.distance(points, grey(100)), EPSILON, rtol=1e-5)
+    np.testing.assert_array_equal(threat.sample_boundary(grey(100), [1, 2]), points)
+    assert np.abs(threat.sample_boundary(grey(100), [1, 3]) - points).max() > 0.1 * EPSILON
+    assert np.linalg.norm(np.mean(points - 0.5, axis=0)) < EPSILON / 3  # in all directions
+    assert len(np.unique(np.abs(points - 0.5))) > 100  # not only to the corners
+    assert_inside(threat, threat.sample_boundary(images, [1, 2]), images)  # where [0, 1] cuts too
 
 
 # --- ascend ---

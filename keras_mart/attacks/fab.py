@@ -65,7 +65,7 @@ class FABT(base.Rounds):
             return losses.logit_difference(labels, logits(current), target)
 
         def step(_, current, nearest, distance):
-            normal, value, _ = gradients.gradient_of(gradients.unmarked(difference), current)
+            normal, value, _ = gradients.gradient_of(gradients.values_only(difference), current)
             moved = self._move(current, images, normal, value)
             away = self.threat.distance(moved, images)
             fooled = ops.argmax(logits(moved), axis=-1) != labels
@@ -84,8 +84,8 @@ class FABT(base.Rounds):
         """The next image: beyond the boundary where `value`, linear with gradient `normal`, would be 0."""
         axes = tuple(range(1, len(images.shape)))
         value_at_images = value + ops.sum(normal * (images - current), axis=axes)
-        from_current = to_hyperplane(self.threat, current, normal, value)
-        from_images = to_hyperplane(self.threat, images, normal, value_at_images)
+        from_current = offset_to_hyperplane(self.threat, current, normal, value)
+        from_images = offset_to_hyperplane(self.threat, images, normal, value_at_images)
         near, far = (
             ops.maximum(self.threat.distance(images + each, images), SMALLEST_STEP)
             for each in (from_current, from_images)
@@ -95,7 +95,7 @@ class FABT(base.Rounds):
         return ops.clip(moved, 0.0, 1.0)
 
 
-def to_hyperplane(threat, images, normal, value):
+def offset_to_hyperplane(threat, images, normal, value):
     """The smallest offset, in the threat's norm, that brings a linear function to 0 inside [0, 1].
 
     The offset shifts each value against the sign of its normal, by min(t * pace, room): pace 1 in Linf and |normal|

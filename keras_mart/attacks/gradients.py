@@ -44,7 +44,7 @@ def _gradient_of(objective, images):
     return tf.ensure_shape(gradient, images.shape), ops.stop_gradient(values), marks
 
 
-def unmarked(objective):
+def values_only(objective):
     """An objective of values alone as `gradient_of` takes it; its booleans are all false."""
 
     def marked(images):
@@ -55,7 +55,7 @@ def unmarked(objective):
 
 
 @tf.custom_gradient
-def kept_alive(logits):
+def with_scaled_gradient(logits):
     """Returns [batch, classes] float32 logits, whose gradient float16 can carry back through the network.
 
     The gradient that comes back is multiplied, for each example, by the power of two that brings its largest entry

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mart import distribution, folding, memory
-from keras_mart.attacks.gradients import kept_alive
+from keras_mart.attacks.gradients import with_scaled_gradient
 
 # Whether XLA compiles what is traced of a network, where that was said.
 _XLA = weakref.WeakKeyDictionary()
@@ -29,29 +29,29 @@ def network_of(model):
     return getattr(model, "judged_network", model.network) if getattr(model, "wraps_network", False) else model
 
 
-def inference(network, as_it_is=False, training=False):
+def inference(network, exact=False, training=False):
     """Maps [batch, ...] images to [batch, classes] float32 logits, in evaluation mode or in training mode.
 
-    Attacks see a network through its fast view; what is reported of a network is asked of it `as_it_is`. Gradients
-    of a network with float16 layers are scaled where they enter it (`gradients.kept_alive`).
+    Attacks see a network through its fast view; what is reported of a network is asked of it `exact`. Gradients
+    of a network with float16 layers are scaled where they enter it (`gradients.with_scaled_gradient`).
     """
     if training:
         logits = folding.training_view(network)
     else:
-        logits = functools.partial(network, training=False) if as_it_is else folding.view(network)
+        logits = functools.partial(network, training=False) if exact else folding.view(network)
     is_half = any(layer.compute_dtype == "float16" for layer in (network, *memory.layers(network)))
 
     def in_float32(images):
         outputs = ops.cast(logits(images), "float32")
-        return kept_alive(outputs) if is_half else outputs
+        return with_scaled_gradient(outputs) if is_half else outputs
 
     return in_float32
 
 
-def traced(network, key, function, signature, as_it_is=False):
+def traced(network, key, function, signature, exact=False):
     """`function(logits, *tensors)` as a `tf.function`, traced once for each network, key and signature.
 
-    A network whose layers or variables changed is traced again (`memory.of`). One that was made under a strategy of
+    A network whose layers or variables changed is traced again (`memory.cache_of`). One that was made under a strategy of
     several replicas runs on all of them, outside other functions: each does its share of the batch.
 
     Args:
@@ -59,23 +59,23 @@ def traced(network, key, function, signature, as_it_is=False):
         key: hashable, tells this function from others.
         function: takes what `inference` returns and then tensors; returns [batch, ...] tensors.
         signature: list of `tf.TensorSpec`.
-        as_it_is: as in `inference`.
+        exact: as in `inference`.
     """
-    traces = memory.of(network)
+    traces = memory.cache_of(network)
     replicas = distribution.replicas_here(getattr(network, "distribute_strategy", None))
     several = replicas > 1 and not tf.inside_function()
-    key = ("trace", key, as_it_is or not folding.enabled(), uses_xla(network), several, *signature)
+    key = ("trace", key, exact or not folding.enabled(), uses_xla(network), several, *signature)
     if key not in traces:
         # A trace that held its network would keep it alive for ever. A partial, not a closure: TensorFlow warns of
         # retracing where many traced functions share their code.
-        called = functools.partial(_call, function, weakref.ref(network), as_it_is)
+        called = functools.partial(_call, function, weakref.ref(network), exact)
         compiled = tf.function(called, input_signature=signature, autograph=False, jit_compile=uses_xla(network))
         traces[key] = _on_replicas(compiled, network.distribute_strategy, replicas, signature) if several else compiled
     return traces[key]
 
 
-def _call(function, network, as_it_is, *tensors):
-    return function(inference(network(), as_it_is), *tensors)
+def _call(function, network, exact, *tensors):
+    return function(inference(network(), exact), *tensors)
 
 
 def _on_replicas(function, strategy, replicas, signature):

@@ -18,7 +18,7 @@ class NFGSM(base.Climb):
         x' = clip(x + eta + step_size * direction(gradient at x + eta), 0, 1)
 
     An attack for training, at the price of one gradient: a method trains on images that may lie outside the ball, in
-    Linf up to noise * epsilon + step_size away. Called on a model, in validation and in evaluation its images are
+    Linf up to noise * epsilon + step_size away. CallableAttack on a model, in validation and in evaluation its images are
     projected into the ball, as those of every attack; it is a weak one there.
 
     Differences: the official code takes the gradient in training mode, as methods do with `attack_mode="training"`. It
@@ -57,7 +57,7 @@ class NFGSM(base.Climb):
     def maximise(self, objective, x, epsilon=None, seed=None, score=None):
         seeds = randomness.split(base.as_seed(seed), 2)
         noisy = self.threat.sample(x, seeds[0], self.scaled(self.noise * self.threat.epsilon, epsilon))
-        gradient, *_ = gradients.gradient_of(gradients.unmarked(objective), noisy)
+        gradient, *_ = gradients.gradient_of(gradients.values_only(objective), noisy)
         moved = self.threat.ascend(noisy, gradient, self.scaled(self.step_size, epsilon), seeds[1])
         return ops.stop_gradient(ops.clip(moved, 0.0, 1.0))
 

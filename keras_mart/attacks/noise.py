@@ -35,4 +35,4 @@ class Noise(base.Climb):
         def draw(seed):
             return self.threat.sample(x, seed, epsilon)
 
-        return base.worst_of(self.samples, draw, score or objective, x, base.as_seed(seed))
+        return base.worst_of_runs(self.samples, draw, score or objective, x, base.as_seed(seed))

@@ -24,7 +24,7 @@ def check_step_size(attack):
     if step_size > DIAMETER * epsilon * (1 + threats.ROUNDING) > 0:
         raise ValueError(
             f"`step_size` must be at most 2 epsilon, as wide as the ball. Received: step_size={step_size:g}, "
-            f"epsilon={epsilon:g}.{threats.in_units_of_255(step_size)}"
+            f"epsilon={epsilon:g}.{threats.suggest_255(step_size)}"
         )
 
 
@@ -82,14 +82,14 @@ class PGD(base.Climb):
         def run(seed):
             return self._run(objective, x, epsilon, seed)
 
-        return base.worst_of(self.restarts, run, score or objective, x, base.as_seed(seed))
+        return base.worst_of_runs(self.restarts, run, score or objective, x, base.as_seed(seed))
 
     def _run(self, objective, x, epsilon, seed):
         step_size = self.scaled(self.step_size, epsilon)
-        unmarked = gradients.unmarked(objective)
+        values_only = gradients.values_only(objective)
 
         def step(number, candidates):
-            gradient, *_ = gradients.gradient_of(unmarked, candidates)
+            gradient, *_ = gradients.gradient_of(values_only, candidates)
             moved = self.threat.ascend(candidates, gradient, step_size, randomness.fold_in(seed, number))
             return (self.threat.project(moved, x, epsilon),)
 

@@ -52,7 +52,7 @@ class Square(base.Rounds):
     p_init: float = 0.8
 
     gradients = 0
-    carries = True
+    reuses_candidates = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -115,7 +115,7 @@ def _linf(epsilon, images, seed):
     """(start, change): stripes, and images with a square changed, the same one for all; another for each `count`."""
     height, width, channels = images.shape[1:]
     start_seed, seed = randomness.split(seed, 2)
-    common = randomness.shared(seed)
+    common = randomness.shared_seed(seed)
     least, most = ops.maximum(images - epsilon, 0.0), ops.minimum(images + epsilon, 1.0)
 
     def start():
@@ -137,7 +137,7 @@ def _l2(epsilon, images, seed):
     """(start, change) as in `_linf`: tiles of bumps, and images with the norm of one window moved to another."""
     batch, height, width, channels = (ops.shape(images)[0], *images.shape[1:])
     start_seed, seed = randomness.split(seed, 2)
-    common_start, common = map(randomness.shared, (start_seed, seed))
+    common_start, common = map(randomness.shared_seed, (start_seed, seed))
 
     def signs(seed):
         return _signs((batch, 1, 1, channels), seed)

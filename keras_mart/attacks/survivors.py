@@ -12,18 +12,18 @@ from keras_mart import checks, losses, randomness
 from keras_mart.attacks.inference import traced, uses_xla
 
 # The class predicted by logits that are NaN: no label equals it.
-NOTHING = -1
+NO_CLASS = -1
 
 
 class Examples(NamedTuple):
-    """Arrays: [examples, ...] images, [examples] int32 labels, [examples, 2] int32 seeds (`randomness.of_examples`)."""
+    """Arrays: [examples, ...] images, [examples] int32 labels, [examples, 2] int32 seeds (`randomness.example_seeds`)."""
 
     images: np.ndarray
     labels: np.ndarray
     seeds: np.ndarray
 
 
-class Judgement(NamedTuple):
+class Predictions(NamedTuple):
     """What a network says to images: [batch] predicted classes, [batch] logit margins."""
 
     predicted: np.ndarray
@@ -36,11 +36,11 @@ class Found(NamedTuple):
     rows: np.ndarray
     images: object
     found: object
-    judged: Judgement
+    judged: Predictions
 
 
 @dataclasses.dataclass
-class Standing:
+class AttackState:
     """How examples stand under an attack.
 
     Attributes:
@@ -63,10 +63,10 @@ class Standing:
             self.candidates[rows] = candidates
 
 
-class Called:
+class CallableAttack:
     """A callable of (network, images, labels, seed=[2] integers) as the loop takes attacks."""
 
-    spares = carries = minimises = False
+    skips_misclassified = reuses_candidates = minimises = False
 
     def __init__(self, function):
         self.function = function
@@ -77,7 +77,7 @@ class Called:
         return 1
 
     def in_round(self, network, images, labels, seeds, number=0, candidates=None):
-        seed = randomness.fold_in(randomness.shared(seeds), seeds[0, 1])  # another one for each batch
+        seed = randomness.fold_in(randomness.shared_seed(seeds), seeds[0, 1])  # another one for each batch
         return self.function(network, images, labels, seed=seed)
 
 
@@ -89,7 +89,7 @@ def run_round(network, attack, examples, which, size, number=0, candidates=None)
 
     Args:
         network: a Keras classifier that returns logits.
-        attack: an `Attack` or a `Called`, in one of its rounds.
+        attack: an `Attack` or a `CallableAttack`, in one of its rounds.
         examples: `Examples`.
         which: places of the examples to attack.
         size: number of examples in a batch.
@@ -100,12 +100,12 @@ def run_round(network, attack, examples, which, size, number=0, candidates=None)
         `Found` of each batch.
     """
     for rows, count in batches(network, which, size):
-        images, labels = prepared(examples.images[rows]), tf.constant(examples.labels[rows])
+        images, labels = as_float32(examples.images[rows]), tf.constant(examples.labels[rows])
         seeds = tf.constant(examples.seeds[rows])
         before = images if candidates is None or number == 0 else tf.constant(candidates[rows])
         found = attack.in_round(network, images, labels, seeds, number, before)
-        judged = judge(network, found, labels)
-        judged = Judgement(*(each[:count] for each in judged))
+        judged = predict(network, found, labels)
+        judged = Predictions(*(each[:count] for each in judged))
         yield Found(rows[:count], images[:count], found[:count], judged)
 
 
@@ -128,23 +128,23 @@ def attack_survivors(network, attack, images, labels, seeds):
     """
     if tf.is_symbolic_tensor(images):
         raise ValueError(f"An attack in rounds runs eagerly, not inside a tf.function. Received: {attack}")
-    natural, classes = judge(network, images, labels), checks.classes(network, images)
+    natural, classes = predict(network, images, labels), checks.classes(network, images)
     images, labels = np.asarray(images), np.asarray(labels)
     best = images.copy()
-    standing = Standing(labels, natural.predicted.copy(), natural.predicted == labels)
-    margins = np.where(standing.left, -np.inf, natural.margins)  # whatever is found counts more than the natural image
+    state = AttackState(labels, natural.predicted.copy(), natural.predicted == labels)
+    margins = np.where(state.left, -np.inf, natural.margins)  # whatever is found counts more than the natural image
     for _, stage, stage_seeds in stages(attack, seeds):
         examples = Examples(images, labels, np.asarray(stage_seeds))
-        standing.candidates = images.copy() if stage.carries else None
+        state.candidates = images.copy() if stage.reuses_candidates else None
         for number in range(stage.rounds(classes)):
-            which = np.flatnonzero(standing.left)
+            which = np.flatnonzero(state.left)
             for rows, _, found, judged in run_round(
-                network, stage, examples, which, len(labels), number, standing.candidates
+                network, stage, examples, which, len(labels), number, state.candidates
             ):
                 fooled = judged.predicted != labels[rows]  # also at a margin of 0, where another class may be predicted
                 better = fooled | (judged.margins > margins[rows])
                 best[rows[better]], margins[rows[better]] = np.asarray(found)[better], judged.margins[better]
-                standing.take(rows, judged.predicted, found if stage.carries else None)
+                state.take(rows, judged.predicted, found if stage.reuses_candidates else None)
     return tf.constant(best)
 
 
@@ -163,20 +163,20 @@ def batches(network, which, size):
         yield which[start:end], end - start
 
 
-def prepared(images):
+def as_float32(images):
     """Returns [batch, ...] images as a float32 tensor, in [0, 1] to the last bit."""
     return tf.clip_by_value(tf.cast(images, "float32"), 0.0, 1.0)
 
 
-def judge(network, images, labels):
-    """Returns the `Judgement` of images: float32 [batch, ...], and int32 [batch] labels."""
+def predict(network, images, labels):
+    """Returns the `Predictions` of images: float32 [batch, ...], and int32 [batch] labels."""
     signature = [tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32")]
-    predicted, margins = traced(network, "judge", _judgement, signature, as_it_is=True)(images, labels)
-    return Judgement(predicted.numpy(), margins.numpy())
+    predicted, margins = traced(network, "predict", _predictions, signature, exact=True)(images, labels)
+    return Predictions(predicted.numpy(), margins.numpy())
 
 
-def _judgement(logits, images, labels):
+def _predictions(logits, images, labels):
     outputs = logits(images)
     unknown = ops.any(ops.isnan(outputs), axis=-1)
     predicted = ops.cast(ops.argmax(outputs, axis=-1), "int32")
-    return ops.where(unknown, NOTHING, predicted), losses.margin(labels, outputs)
+    return ops.where(unknown, NO_CLASS, predicted), losses.margin(labels, outputs)

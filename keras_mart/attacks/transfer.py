@@ -48,7 +48,7 @@ class Transfer(Attack):
 
     @property
     def gradients(self):
-        return None if self.attack.spares and self.attack.gradients != 0 else self.attack.gradients
+        return None if self.attack.skips_misclassified and self.attack.gradients != 0 else self.attack.gradients
 
     def check_images(self, shape):
         self.attack.check_images(shape)
