@@ -66,7 +66,7 @@ def test_two_transfers_are_not_the_same():
         (lambda: km.Transfer(source(4), PGD)(conv_network(), X, Y), "as many classes .*, 3. Received: 4"),
         (lambda: km.Transfer(source(3, (5, 5, 1)), PGD)(conv_network(), X, Y), r"\(None, 5, 5, 1\).*source .*8, 6, 6"),
         (lambda: km.AT(conv_network(), attack=km.Transfer(source(), PGD)), "able to climb the objective of AT"),
-        (lambda: keras.saving.serialize_keras_object(km.Transfer(source(), PGD)), "is not serialised"),
+        (lambda: keras.saving.serialize_keras_object(km.Transfer(source(), PGD)), "cannot be serialised"),
         (lambda: km.Noise(THREAT, 0), "`samples` must be a positive integer. Received: samples=0"),
     ],
 )

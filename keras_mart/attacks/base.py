@@ -256,7 +256,7 @@ def _trace_key(attack):
     hidden = sorted(vars(attack).keys() - {field.name for field in dataclasses.fields(attack)})
     if hidden:
         raise ValueError(
-            "Every attribute of an attack must be a field of its frozen dataclass, since attacks are compared by fields. "
+            "An attribute of an attack must be a field of its frozen dataclass, since attacks are compared by fields. "
             f"Received: {type(attack).__name__}, which also has {', '.join(hidden)}"
         )
     return attack

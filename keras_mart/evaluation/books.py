@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_mart import distribution
-from keras_mart.attacks.survivors import CallableAttack, AttackState, stages
+from keras_mart.attacks.survivors import AttackState, CallableAttack, stages
 from keras_mart.evaluation.table import Table
 from keras_mart.threats import ROUNDING
 
@@ -118,7 +118,7 @@ class Books:
             self.distances[step.row][rows] = np.where(fooled, part["distances"], np.inf)
             within = part["distances"] <= step.epsilon * (1 + ROUNDING)
             predicted = np.where(within, predicted, self.labels[rows])
-        self.standing.take(rows, predicted, part.get("candidates"))
+        self.standing.update(rows, predicted, part.get("candidates"))
         self.seconds[step.row] += float(part["seconds"])
         if self.gradients[step.row] is not None:
             self.gradients[step.row] += int(step.attack.gradients) * len(rows)
