@@ -74,7 +74,7 @@ class Threat:
         Args:
             length: in input units.
             name: the name of the length in the message.
-            shape: [batch, ...] of the images; without it, the length must be too large for images of any shape.
+            shape: [batch, ...] of the images; without it, only lengths that are too large for every shape are rejected.
         """
         largest = self._largest_distance(shape)
         if length > largest * (1 + ROUNDING):
