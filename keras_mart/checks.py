@@ -393,12 +393,12 @@ def classes(classifier, image_values):
     Raises:
         ValueError: it does not return logits.
     """
-    known = memory.of(classifier)
+    known = memory.cache_of(classifier)
     if "classes" not in known:
         _does_not_squash(classifier)
         probe = keras.ops.cast(image_values[:PROBED_IMAGES], "float32")
         found = logits(classifier(probe, training=False))
-        known = memory.of(classifier)  # the call may have built it
+        known = memory.cache_of(classifier)  # the call may have built it
         known["classes"] = found
     return known["classes"]
 

@@ -1,21 +1,22 @@
-"""The training losses and attack objectives, as pure functions of logits: [batch, classes] in, [batch] out.
+"""Training losses and attack objectives, as pure functions from [batch, classes] logits to [batch] values.
 
-Logits may come in any float precision; every loss is computed in float32. With p = softmax(natural) and
-q = softmax(adversarial), y is the label. The training losses share one order of arguments,
-`(labels, natural, adversarial, ...)`, so that a method calls its own by position.
+Logits may have any float precision; every loss is computed in float32. In the formulas p = softmax(natural),
+q = softmax(adversarial), and y is the label. The training losses have the same order of arguments,
+`(labels, natural, adversarial, ...)`, and are called by position.
 
-Labels are [batch] integers, or soft: [batch, classes] shares t_k that sum to 1, as MixUp and label smoothing make them.
-The training losses of soft labels are the expectation of the loss over a label drawn from t,
+Labels are [batch] integers, or soft: [batch, classes] shares t_k that sum to 1, as MixUp and label smoothing produce.
+For soft labels a training loss is the expectation over a label drawn from t,
 
     loss(t, ...) = sum over k of t_k loss(k, ...)
 
-which is the only function linear in t that is loss(y, ...) for the one-hot t of y. Margins and ratios of logits, which
-attacks climb, take the class with the largest share for the label.
+which is the only function linear in t that equals loss(y, ...) for the one-hot t of y. Margins and ratios of logits,
+the objectives of attacks, use the class with the largest share as the label.
 """
 
 from keras import ops
 
 from keras_mart.checks import are_soft
+from keras_mart.typing import ArrayLike, Scalar, Tensor
 
 __all__ = [
     "alp",
@@ -51,7 +52,7 @@ __all__ = [
 BOOST_OFFSET = 1.0001
 # Keeps the ratios of logit differences finite (github.com/fra31/auto-attack, autopgd_base.py).
 RATIO_OFFSET = 1e-12
-# Subtracted from the label's logit to take it out of a maximum over the other classes.
+# Subtracted from the label's logit to exclude it from a maximum over the classes.
 EXCLUDED = 1e9
 
 
@@ -59,15 +60,15 @@ def _float32(logits):
     return ops.cast(logits, "float32")
 
 
-def hard(labels):
-    """Returns [batch] int32 labels: of soft ones the class with the largest share."""
+def hard(labels: ArrayLike) -> Tensor:
+    """Returns [batch] int32 labels: for soft labels the class with the largest share."""
     labels = ops.convert_to_tensor(labels)
     if are_soft(labels):
         return ops.argmax(labels, axis=-1)
     return ops.reshape(ops.cast(labels, "int32"), (-1,))
 
 
-def smoothed(labels, classes, smoothing):
+def smoothed(labels: ArrayLike, classes: int, smoothing: Scalar) -> Tensor:
     """Returns [batch, classes] soft labels: (1 - smoothing) t + smoothing / classes.
 
     Reference: Szegedy et al., arXiv 1512.00567, section 7.
@@ -75,27 +76,27 @@ def smoothed(labels, classes, smoothing):
     return (1.0 - smoothing) * shares(labels, classes) + smoothing / classes
 
 
-def shares(labels, classes):
-    """Returns [batch, classes] the share that each class has of the label, 1 of its own where it is an integer."""
+def shares(labels: ArrayLike, classes: int) -> Tensor:
+    """Returns the [batch, classes] shares of soft labels; integer labels are one-hot encoded."""
     labels = ops.convert_to_tensor(labels)
     return ops.cast(labels, "float32") if are_soft(labels) else ops.one_hot(hard(labels), classes, dtype="float32")
 
 
-def _of_label(labels, values):
-    """[batch] the entry of [batch, classes] values that belongs to the label; of a soft one their mean."""
+def _at_label(labels, values):
+    """Returns the [batch] entries of [batch, classes] values at the labels; for soft labels the weighted mean."""
     return ops.sum(shares(labels, ops.shape(values)[-1]) * values, axis=-1)
 
 
-def _others(labels, logits):
-    """[batch, classes] the logits with the label's own pushed out of reach of a maximum."""
+def _without_label(labels, logits):
+    """Returns the [batch, classes] logits with that of the label lowered, so that it is never the maximum."""
     return logits - EXCLUDED * shares(hard(labels), ops.shape(logits)[-1])
 
 
-def cross_entropy(labels, logits):
-    """CE(p, y) = -log p_y, computed as log(1 + exp(soft margin)).
+def cross_entropy(labels: ArrayLike, logits: ArrayLike) -> Tensor:
+    """Computes the cross-entropy, CE(p, y) = -log p_y, as log(1 + exp(soft margin)).
 
-    Equal to the usual form, but for a confident example, whose 1 - p_y rounds to 0 in float32, its gradient keeps
-    the label's part: attacks do not lose their way. Of soft labels it is -sum of t_k log p_k, computed as
+    This equals the usual form, but keeps the label's part of the gradient for a confident example, whose 1 - p_y rounds
+    to 0 in float32, so that attacks can still follow it. For soft labels it is -sum of t_k log p_k, computed as
     CE(p, y) + z_y - sum of t_k z_k, where y has the largest share.
 
     Args:
@@ -106,34 +107,34 @@ def cross_entropy(labels, logits):
     if not are_soft(ops.convert_to_tensor(labels)):
         return value
     logits = _float32(logits)
-    return value + _of_label(hard(labels), logits) - _of_label(labels, logits)
+    return value + _at_label(hard(labels), logits) - _at_label(labels, logits)
 
 
-def margin(labels, logits):
-    """Logit margin: max over k != y of z_k, minus z_y. Positive where the example is misclassified.
+def margin(labels: ArrayLike, logits: ArrayLike) -> Tensor:
+    """Computes the logit margin: max over k != y of z_k, minus z_y. Positive if the example is misclassified.
 
     The objective of Carlini and Wagner (arXiv 1608.04644, f_6), without its confidence offset.
     """
     labels, logits = hard(labels), _float32(logits)
-    return ops.max(_others(labels, logits), axis=-1) - _of_label(labels, logits)
+    return ops.max(_without_label(labels, logits), axis=-1) - _at_label(labels, logits)
 
 
-def soft_margin(labels, logits):
-    """Soft logit margin: logsumexp over k != y of z_k, minus z_y. Negative where p_y > 1/2.
+def soft_margin(labels: ArrayLike, logits: ArrayLike) -> Tensor:
+    """Computes the soft logit margin: logsumexp over k != y of z_k, minus z_y. Negative if p_y > 1/2.
 
-    MMA (arXiv 1812.02637, equation 8): its zero is the boundary that MMA's bisection looks for.
+    MMA (arXiv 1812.02637, equation 8) searches for its zero by bisection.
     """
     labels, logits = hard(labels), _float32(logits)
-    return ops.logsumexp(_others(labels, logits), axis=-1) - _of_label(labels, logits)
+    return ops.logsumexp(_without_label(labels, logits), axis=-1) - _at_label(labels, logits)
 
 
-def dlr(labels, logits):
-    """Difference of logits ratio: the logit margin over the gap between the largest and the third largest logit.
+def dlr(labels: ArrayLike, logits: ArrayLike) -> Tensor:
+    """Computes the difference of logits ratio (DLR): the logit margin over the largest minus the third largest logit.
 
-    Like the margin, positive where the example is misclassified; unlike it and the cross-entropy, unchanged when all
-    logits are multiplied by one factor.
+    Positive if the example is misclassified, like the margin; unlike margin and cross-entropy, it does not change if
+    all logits are multiplied by the same factor.
 
-    Differences: with 2 classes, where there is no third logit, the margin itself.
+    Differences: with 2 classes, where there is no third logit, it is the margin.
 
     Reference: Croce and Hein, arXiv 2003.01690, equation 6.
     """
@@ -144,15 +145,15 @@ def dlr(labels, logits):
     return margin(labels, logits) / (largest[:, 0] - largest[:, 2] + RATIO_OFFSET)
 
 
-def targeted_dlr(labels, logits, targets):
-    """Targeted difference of logits ratio: (z_t - z_y) / (z_1st - (z_3rd + z_4th) / 2), t the target.
+def targeted_dlr(labels: ArrayLike, logits: ArrayLike, targets: ArrayLike) -> Tensor:
+    """Computes the targeted DLR: (z_t - z_y) / (z_1st - (z_3rd + z_4th) / 2), where t is the target.
 
-    Differences: with 2 or 3 classes, where there is no fourth logit, the difference z_t - z_y itself.
+    Differences: with 2 or 3 classes, where there is no fourth logit, it is the difference z_t - z_y.
 
     Args:
         labels: [batch] integers.
         logits: [batch, classes].
-        targets: [batch] integers, other than the labels.
+        targets: [batch] integers that differ from the labels.
 
     Reference: Croce and Hein, arXiv 2003.01690, equation 7.
     """
@@ -164,51 +165,51 @@ def targeted_dlr(labels, logits, targets):
     return difference / (largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + RATIO_OFFSET)
 
 
-def logit_difference(labels, logits, targets):
-    """z_t - z_y, the target's logit minus the label's: zero at the boundary between the two classes."""
+def logit_difference(labels: ArrayLike, logits: ArrayLike, targets: ArrayLike) -> Tensor:
+    """Computes the logit difference of target and label, z_t - z_y: zero at the boundary between the two classes."""
     logits = _float32(logits)
-    return _of_label(targets, logits) - _of_label(hard(labels), logits)
+    return _at_label(targets, logits) - _at_label(hard(labels), logits)
 
 
-def kl_divergence(natural, adversarial):
-    """KL(p, q) = sum over k of p_k log(p_k / q_k). Gradients flow through both arguments."""
+def kl_divergence(natural: ArrayLike, adversarial: ArrayLike) -> Tensor:
+    """Computes KL(p, q) = sum over k of p_k log(p_k / q_k). Gradients flow through both arguments."""
     log_p = ops.log_softmax(_float32(natural))
     log_q = ops.log_softmax(_float32(adversarial))
     return ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
 
 
-def boosted_cross_entropy(labels, adversarial):
-    """BCE(q, y) = -log q_y - log(1 - max over k != y of q_k), MART's first term.
+def boosted_cross_entropy(labels: ArrayLike, adversarial: ArrayLike) -> Tensor:
+    """Computes the boosted cross-entropy, MART's first term: BCE(q, y) = -log q_y - log(1 - max over k != y of q_k).
 
-    The maximum is the largest probability, q_1st, unless that is the label's own; then it is the second, q_2nd. So for
-    soft labels, where t_1st is the share of the most probable class,
+    The maximum is the largest probability, q_1st, unless that belongs to the label; then it is the second, q_2nd. For
+    soft labels, where t_1st is the share of the most probable class, this gives
 
         sum over k of t_k BCE(q, k) = CE(q, t) - (1 - t_1st) log(1 - q_1st) - t_1st log(1 - q_2nd)
 
-    Differences: none from the official code but for its 1e-12 inside the logarithms, which the 1.0001 it
-    writes for 1 makes unneeded.
+    Differences from the official code: only its 1e-12 inside the logarithms, which its 1.0001 in place of 1 makes
+    unnecessary.
     """
     probabilities = ops.softmax(_float32(adversarial))
     top = ops.argmax(probabilities, axis=-1)
-    first, second = _of_label(top, probabilities), ops.max(_others(top, probabilities), axis=-1)
-    share = _of_label(top, shares(labels, ops.shape(probabilities)[-1]))
+    first, second = _at_label(top, probabilities), ops.max(_without_label(top, probabilities), axis=-1)
+    share = _at_label(top, shares(labels, ops.shape(probabilities)[-1]))
     boost = (1.0 - share) * ops.log(BOOST_OFFSET - first) + share * ops.log(BOOST_OFFSET - second)
     return cross_entropy(labels, adversarial) - boost
 
 
-def misclassification_weight(labels, natural):
-    """1 - p_y, MART's weight: near 1 where the natural example is misclassified; of soft labels 1 - sum of t_k p_k."""
-    return 1.0 - _of_label(labels, ops.softmax(_float32(natural)))
+def misclassification_weight(labels: ArrayLike, natural: ArrayLike) -> Tensor:
+    """Computes MART's weight: 1 - p_y, near 1 for a misclassified example; for soft labels 1 - sum of t_k p_k."""
+    return 1.0 - _at_label(labels, ops.softmax(_float32(natural)))
 
 
-def mart(labels, natural, adversarial, beta):
-    """MART: BCE(q, y) + beta * KL(p, q) * (1 - p_y).
+def mart(labels: ArrayLike, natural: ArrayLike, adversarial: ArrayLike, beta: Scalar) -> Tensor:
+    """Computes the MART loss: BCE(q, y) + beta * KL(p, q) * (1 - p_y).
 
     Nothing is detached: gradients flow through p in the divergence and in the weight, as in the official code.
 
-    Soft labels t, which the paper does not have: the divergence does not depend on the label, and the weight is linear
-    in it, so that the expectation over labels drawn from t is BCE(q, t) + beta * KL(p, q) * (1 - sum of t_k p_k), with
-    BCE(q, t) as `boosted_cross_entropy` derives it. A one-hot t gives the paper's form.
+    Soft labels t are not in the paper. The divergence does not depend on the label and the weight is linear in it, so
+    that the expectation over labels drawn from t is BCE(q, t) + beta * KL(p, q) * (1 - sum of t_k p_k), with BCE(q, t)
+    as in `boosted_cross_entropy`. A one-hot t gives the paper's form.
 
     Args:
         labels: [batch] integers, or [batch, classes] soft labels.
@@ -225,16 +226,16 @@ def mart(labels, natural, adversarial, beta):
     return boosted_cross_entropy(labels, adversarial) + beta * weighted_divergence
 
 
-def trades(labels, natural, adversarial, beta):
-    """TRADES: CE(p, y) + beta * KL(p, q), with the gradient through both p and q.
+def trades(labels: ArrayLike, natural: ArrayLike, adversarial: ArrayLike, beta: Scalar) -> Tensor:
+    """Computes the TRADES loss: CE(p, y) + beta * KL(p, q), with gradients through both p and q.
 
-    Reference: Zhang et al., arXiv 1901.08573, equation 5 with its code's choice of the surrogate loss.
+    Reference: Zhang et al., arXiv 1901.08573, equation 5 with the surrogate loss of its official code.
     """
     return cross_entropy(labels, natural) + beta * kl_divergence(natural, adversarial)
 
 
-def squared_distance(left, right):
-    """Squared L2 distance over classes: sum over k of (left_k - right_k)^2."""
+def squared_distance(left: ArrayLike, right: ArrayLike) -> Tensor:
+    """Computes the squared L2 distance over classes: sum over k of (left_k - right_k)^2."""
     return ops.sum(ops.square(_float32(left) - _float32(right)), axis=-1)
 
 
@@ -242,16 +243,16 @@ def _probability_distance(natural, adversarial):
     return squared_distance(ops.softmax(_float32(natural)), ops.softmax(_float32(adversarial)))
 
 
-def alp(labels, natural, adversarial, beta):
-    """ALP as the MART paper tabulates it: CE(q, y) + beta * |p - q|^2, on probabilities (its table 1)."""
+def alp(labels: ArrayLike, natural: ArrayLike, adversarial: ArrayLike, beta: Scalar) -> Tensor:
+    """Computes the ALP loss of the MART paper's table 1: CE(q, y) + beta * |p - q|^2, on probabilities."""
     return cross_entropy(labels, adversarial) + beta * _probability_distance(natural, adversarial)
 
 
-def alp_original(labels, natural, adversarial, beta):
-    """ALP as its own paper has it: (CE(p, y) + CE(q, y)) / 2 + beta * squared distance of the logits.
+def alp_original(labels: ArrayLike, natural: ArrayLike, adversarial: ArrayLike, beta: Scalar) -> Tensor:
+    """Computes the ALP loss of its own paper: (CE(p, y) + CE(q, y)) / 2 + beta * squared distance of the logits.
 
-    Differences: the official code attacks a least-likely target and smooths labels; the paper, followed here,
-    does neither.
+    Differences: the official code attacks a least-likely target and smooths labels; this follows the paper, which does
+    neither.
 
     Reference: Kannan et al., arXiv 1803.06373.
     """
@@ -259,20 +260,20 @@ def alp_original(labels, natural, adversarial, beta):
     return mixed + beta * squared_distance(natural, adversarial)
 
 
-def clp(labels, natural, adversarial, beta):
-    """CLP as the MART paper tabulates it: CE(p, y) + beta * |p - q|^2, on probabilities (its table 1)."""
+def clp(labels: ArrayLike, natural: ArrayLike, adversarial: ArrayLike, beta: Scalar) -> Tensor:
+    """Computes the CLP loss of the MART paper's table 1: CE(p, y) + beta * |p - q|^2, on probabilities."""
     return cross_entropy(labels, natural) + beta * _probability_distance(natural, adversarial)
 
 
-def clp_original(labels, natural, noisy, beta):
-    """CLP as its own paper has it: CE(noisy) + beta * squared distance of the logits of pairs of examples.
+def clp_original(labels: ArrayLike, natural: ArrayLike, noisy: ArrayLike, beta: Scalar) -> Tensor:
+    """Computes the CLP loss of its own paper: CE(noisy) + beta * squared distance of the logits of pairs of examples.
 
-    The pairs are neighbours (0, 1), (2, 3), ...; a shuffled batch makes them random, and an even split over
-    replicas keeps them together. The odd one out has no partner and no pairing term.
+    The pairs are neighbours (0, 1), (2, 3), ...: random in a shuffled batch, and kept together by an even split over
+    replicas. In a batch of odd size the last example has no partner and no pairing term.
 
     Args:
         labels: [batch] integers.
-        natural: unused, there to keep the common order of arguments.
+        natural: unused, for the common order of arguments.
         noisy: [batch, classes] logits on images with Gaussian noise.
         beta: weight of the pairing term.
 
@@ -288,19 +289,21 @@ def clp_original(labels, natural, noisy, beta):
 MMA_NATURAL_SHARE = 1 / 3
 
 
-def mma(labels, natural, adversarial, epsilon, max_epsilon):
-    """MMA: CE(p, y) / 3 + 2/3 * CE(q, y) * [epsilon < max_epsilon].
+def mma(
+    labels: ArrayLike, natural: ArrayLike, adversarial: ArrayLike, epsilon: Scalar | ArrayLike, max_epsilon: Scalar
+) -> Tensor:
+    """Computes the MMA loss: CE(p, y) / 3 + 2/3 * CE(q, y) * [epsilon < max_epsilon].
 
-    `adversarial` are logits at the boundary found for a correct example, on the natural image itself for a
-    misclassified one (whose epsilon is 0). An example whose boundary lies at or beyond `max_epsilon` is far
-    enough and adds nothing.
+    For a correctly classified example, `adversarial` are the logits at the boundary found; for a misclassified one,
+    whose epsilon is 0, those of the natural image. An example whose boundary lies at or beyond `max_epsilon` adds no
+    boundary term.
 
     Args:
         labels: [batch] integers.
         natural: [batch, classes] logits on the natural images.
         adversarial: [batch, classes] logits at the boundary.
-        epsilon: scalar or [batch], the distance of the boundary.
-        max_epsilon: the hinge, d_max of the paper.
+        epsilon: scalar or [batch], the distance to the boundary.
+        max_epsilon: the hinge threshold, d_max in the paper.
 
     Reference: Ding et al., arXiv 1812.02637, equation 10, with the constants of its official code.
     """
@@ -309,14 +312,17 @@ def mma(labels, natural, adversarial, epsilon, max_epsilon):
     return MMA_NATURAL_SHARE * cross_entropy(labels, natural) + (1 - MMA_NATURAL_SHARE) * boundary
 
 
-def hat(labels, natural, adversarial, helper, helper_labels, beta, gamma):
-    """HAT: CE(p, y) + beta * KL(p, q) + gamma * CE(helper, k), with the gradient through all logits.
+def hat(
+    labels: ArrayLike, natural: ArrayLike, adversarial: ArrayLike, helper: ArrayLike, helper_labels: ArrayLike,
+    beta: Scalar, gamma: Scalar,
+) -> Tensor:  # fmt: skip
+    """Computes the HAT loss: CE(p, y) + beta * KL(p, q) + gamma * CE(helper, k), with gradients through all logits.
 
     Args:
         labels: [batch] integers, or [batch, classes] soft labels.
         natural, adversarial: [batch, classes] logits on the natural and the adversarial images.
         helper: [batch, classes] logits on the helper images.
-        helper_labels: [batch] integers k, what the teacher takes the adversarial images for.
+        helper_labels: [batch] integers k, the classes that the teacher predicts for the adversarial images.
         beta, gamma: weights of the second and the third term.
 
     Reference: Rade and Moosavi-Dezfooli, arXiv 2203.13639, with the order of terms of its official code.
@@ -324,34 +330,41 @@ def hat(labels, natural, adversarial, helper, helper_labels, beta, gamma):
     return trades(labels, natural, adversarial, beta) + gamma * cross_entropy(helper_labels, helper)
 
 
-def soft_cross_entropy(natural, adversarial):
-    """-sum over k of p_k log q_k, with p held fixed: its gradient is that of KL(p, q) with respect to q."""
+def soft_cross_entropy(natural: ArrayLike, adversarial: ArrayLike) -> Tensor:
+    """Computes the cross-entropy with soft targets: -sum over k of p_k log q_k, with p held fixed.
+
+    Its gradient is that of KL(p, q) with respect to q.
+    """
     fixed = ops.stop_gradient(ops.softmax(_float32(natural)))
     return -ops.sum(fixed * ops.log_softmax(_float32(adversarial)), axis=-1)
 
 
-def weighted_pair_distance(labels, natural, adversarial, class_means):
-    """Sum over i, j of m_i m_j ((z_i - z_j) - (z'_i - z'_j))^2 / 4, m being the class mean of the label.
+def weighted_pair_distance(
+    labels: ArrayLike, natural: ArrayLike, adversarial: ArrayLike, class_means: Tensor
+) -> Tensor:
+    """Computes sum over i, j of m_i m_j ((z_i - z_j) - (z'_i - z'_j))^2 / 4, where m is the class mean of the label.
 
-    As the m_i sum to 1, that is half the variance, under m, of the classes' differences d = z - z': no [classes,
-    classes] values for each example. For soft labels t it is sum over k of t_k Var(d under m of k), computed as the
-    variance under the mixture of the m less that of their means.
+    Since the m_i sum to 1, this is half the variance, under m, of the differences d = z - z'; it is computed in this
+    form, without [classes, classes] values for each example. For soft labels t it is half the sum over k of t_k Var(d
+    under m of k), computed as the variance under the mixture of the m minus the variance of their means.
 
     Args:
         labels: [batch] integers, or [batch, classes] soft labels.
         natural, adversarial: [batch, classes] logits z, z'.
-        class_means: [classes, classes], a row m for each label, which sums to 1.
+        class_means: [classes, classes], for each label a row m that sums to 1.
     """
-    of_classes = shares(labels, ops.shape(natural)[-1])
-    mixture = ops.matmul(of_classes, class_means)
+    label_shares = shares(labels, ops.shape(natural)[-1])
+    mixture = ops.matmul(label_shares, class_means)
     difference = _float32(natural) - _float32(adversarial)
     centred = difference - ops.sum(mixture * difference, axis=-1, keepdims=True)
-    between = ops.sum(of_classes * ops.square(ops.matmul(centred, ops.transpose(class_means))), axis=-1)
+    between = ops.sum(label_shares * ops.square(ops.matmul(centred, ops.transpose(class_means))), axis=-1)
     return (ops.sum(mixture * ops.square(centred), axis=-1) - between) / 2
 
 
-def dkl(labels, natural, adversarial, class_means, alpha, beta):
-    """DKL: CE(p, y) + alpha * CE(p held fixed, q) + beta * `weighted_pair_distance`.
+def dkl(
+    labels: ArrayLike, natural: ArrayLike, adversarial: ArrayLike, class_means: Tensor, alpha: Scalar, beta: Scalar
+) -> Tensor:
+    """Computes the DKL loss: CE(p, y) + alpha * CE(p held fixed, q) + beta * `weighted_pair_distance`.
 
     Args:
         labels: [batch] integers, or [batch, classes] soft labels.
@@ -369,14 +382,14 @@ def dkl(labels, natural, adversarial, class_means, alpha, beta):
     )
 
 
-def rslad(labels, natural, adversarial, teacher, alpha):
-    """RSLAD: (1 - alpha) * KL(t, p) + alpha * KL(t, q), t = softmax(teacher) being held fixed.
+def rslad(labels: ArrayLike, natural: ArrayLike, adversarial: ArrayLike, teacher: ArrayLike, alpha: Scalar) -> Tensor:
+    """Computes the RSLAD loss: (1 - alpha) * KL(t, p) + alpha * KL(t, q), with t = softmax(teacher) held fixed.
 
     Args:
-        labels: unused, there to keep the common order of arguments.
+        labels: unused, for the common order of arguments.
         natural, adversarial: [batch, classes] logits on the natural and the adversarial images.
         teacher: [batch, classes] logits of the teacher on the natural images.
-        alpha: share of the adversarial images.
+        alpha: weight of the adversarial term.
 
     Reference: Zi et al., arXiv 2108.07969, equation 6.
     """
@@ -384,28 +397,32 @@ def rslad(labels, natural, adversarial, teacher, alpha):
     return (1 - alpha) * kl_divergence(teacher, natural) + alpha * kl_divergence(teacher, adversarial)
 
 
-def misalignment(left, right):
-    """[batch] 1 - cos of the angle between [batch, ...] gradients, 0 where one of them is 0."""
+def misalignment(left: Tensor, right: Tensor) -> Tensor:
+    """Returns [batch] 1 - cos of the angle between [batch, ...] gradients, 0 if one of them is 0."""
     axes = tuple(range(1, len(left.shape)))
 
-    def direction(gradient):  # scaled before it is squared, where small ones would underflow
+    def direction(gradient):  # scaled first, since squares of small values would underflow
         largest = ops.stop_gradient(ops.max(ops.abs(gradient), axis=axes, keepdims=True))
         scaled = gradient / ops.where(largest > 0, largest, 1.0)
         length = ops.sum(ops.square(scaled), axis=axes, keepdims=True)
         return scaled / ops.sqrt(ops.where(largest > 0, length, 1.0)), ops.reshape(largest > 0, (-1,))
 
-    (left, one), (right, other) = direction(left), direction(right)
-    return ops.where(one & other, 1.0 - ops.sum(left * right, axis=axes), 0.0)
+    (left, left_defined), (right, right_defined) = direction(left), direction(right)
+    return ops.where(left_defined & right_defined, 1.0 - ops.sum(left * right, axis=axes), 0.0)
 
 
-def grad_align(labels, natural, adversarial, gradient, nearby_gradient, beta):
-    """GradAlign: CE(q, y) + beta * (1 - cos of the angle between the gradients of the cross-entropy at two images).
+def grad_align(
+    labels: ArrayLike, natural: ArrayLike, adversarial: ArrayLike, gradient: Tensor, nearby_gradient: Tensor,
+    beta: Scalar,
+) -> Tensor:  # fmt: skip
+    """Computes the GradAlign loss: CE(q, y) + beta * (1 - cos of the angle between the gradients at two images).
 
     Args:
         labels: [batch] integers, or [batch, classes] soft labels.
-        natural: unused, there to keep the common order of arguments.
+        natural: unused, for the common order of arguments.
         adversarial: [batch, classes] logits on the adversarial images.
-        gradient, nearby_gradient: [batch, ...] gradients with respect to the image, at x and at a point nearby.
+        gradient, nearby_gradient: [batch, ...] gradients of the cross-entropy with respect to the image, at x and at a
+            nearby point.
         beta: weight of the second term.
 
     Reference: Andriushchenko and Flammarion, arXiv 2007.02617, equation 3.

@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_mart import checks
 from keras_mart.attacks.inference import network_of
-from keras_mart.attacks.survivors import judge, prepared
+from keras_mart.attacks.survivors import as_float32, predict
 from keras_mart.evaluation import Table, examples
 from keras_mart.evaluation.precision import with_precision
 from keras_mart.evaluation.report import words
@@ -170,7 +170,7 @@ def gallery(model, images, labels, attack, *, limit=SHOWN, class_names=None, see
     images, labels = examples.read(network, (np.asarray(images), np.asarray(labels)), limit)
     if images.ndim != 4:
         raise ValueError(f"`images` must be [batch, height, width, channels]. Received: shape {images.shape}")
-    natural = prepared(images)
+    natural = as_float32(images)
     adversarial = attack(network, natural, labels, seed=seed)
     change = np.asarray(adversarial - natural)
     factor = magnification(change)
@@ -181,7 +181,7 @@ def gallery(model, images, labels, attack, *, limit=SHOWN, class_names=None, see
     for ax, label in zip(axes[0], labels, strict=True):
         ax.set_title(f"label {called(label)}", fontsize="medium")
     for of_row, each in zip(axes[::2], (natural, adversarial), strict=True):
-        for ax, found, label in zip(of_row, judge(network, each, labels).predicted, labels, strict=True):
+        for ax, found, label in zip(of_row, predict(network, each, labels).predicted, labels, strict=True):
             sign, colour = ("✓", "tab:green") if found == label else ("✗", "tab:red")
             ax.set_xlabel(f"{sign} {called(found)}", color=colour)
     return figure

@@ -1,12 +1,12 @@
-"""Random numbers from seeds: of a whole batch from one, or of each example from its own, wherever it lies in a batch.
+"""Stateless random numbers, from one seed for a whole batch or from one seed for each example.
 
-A seed is [2] integers, as TensorFlow's stateless random numbers take it, or [batch, 2] integers: a seed that all
-examples share, and the number of the example. What is drawn from the latter does not depend on what else is in the
-batch. Or it is a `Rows`, for a part of a batch.
+A seed is [2] integers, as for TensorFlow's stateless random numbers, or [batch, 2] integers: a seed that all examples
+share, and the number of the example. Numbers drawn from the latter do not depend on the other examples in the batch.
+For a part of a batch, a seed is a `Rows`.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from keras import ops
@@ -19,45 +19,45 @@ BITS, DROPPED = 24, 8
 
 
 class Rows(NamedTuple):
-    """A seed for some rows of a batch: they get the numbers that a [2] seed draws for them in the whole batch.
+    """A seed for some rows of a batch, which get the same numbers as in the whole batch.
 
     seed: [2] integers.
-    size: of the whole batch.
+    size: number of examples in the whole batch.
     rows: [part] int32.
     """
 
-    seed: object
-    size: object
-    rows: object
+    seed: Any
+    size: Any
+    rows: Any
 
-    def taken(self, draw, shape, *limits):
-        """The rows of what `draw` draws for the whole batch; `shape` is that of the rows."""
+    def gather(self, draw, shape, *limits):
+        """Returns the rows of the numbers that `draw` draws for the whole batch; `shape` is that of the result."""
         return tf.gather(draw((self.size, *shape[1:]), self.seed, *limits), self.rows)
 
 
-def of_examples(seed, numbers):
-    """Returns [batch, 2] seeds: what a [2] seed comes to, and the [batch] int32 numbers of the examples."""
-    return ops.stack([ops.ones_like(numbers) * _combined(seed[0], seed[1]), numbers], axis=1)
+def example_seeds(seed, numbers):
+    """Returns [batch, 2] seeds: a hash of a [2] seed, and the [batch] int32 numbers of the examples."""
+    return ops.stack([ops.ones_like(numbers) * _combine(seed[0], seed[1]), numbers], axis=1)
 
 
-def shared(seed):
-    """Returns the [2] seed of what is alike for all examples of a batch."""
+def shared_seed(seed):
+    """Returns the [2] seed for random numbers that all examples of a batch share."""
     if isinstance(seed, Rows):
         return seed.seed
     return seed if ops.ndim(seed) == 1 else ops.stack([seed[0, 0], 0])
 
 
 def fold_in(seed, number):
-    """Returns another seed of the same shape for each number, an integer or an integer tensor."""
+    """Returns a seed of the same shape, different for each number, an integer or an integer tensor."""
     if isinstance(seed, Rows):
         return seed._replace(seed=fold_in(seed.seed, number))
     if ops.ndim(seed) == 1:
         return tf.random.fold_in(seed, number)
-    return ops.stack([_combined(seed[:, 0], number), seed[:, 1]], axis=1)
+    return ops.stack([_combine(seed[:, 0], number), seed[:, 1]], axis=1)
 
 
 def split(seed, count):
-    """Returns a list of so many other seeds of the same shape."""
+    """Returns a list of `count` new seeds of the same shape."""
     if isinstance(seed, Rows):
         return [seed._replace(seed=each) for each in split(seed.seed, count)]
     if ops.ndim(seed) == 1:
@@ -69,11 +69,11 @@ def uniform(shape, seed, low=0.0, high=1.0):
     """Returns float32 values of a shape, drawn uniformly from [low, high).
 
     Args:
-        shape: its first axis is that of the examples where there is a seed for each.
+        shape: with one seed for each example, the first axis is the batch.
         seed: [2] or [batch, 2] integers, or `Rows`.
     """
     if isinstance(seed, Rows):
-        return seed.taken(uniform, shape, low, high)
+        return seed.gather(uniform, shape, low, high)
     if ops.ndim(seed) == 1:
         return tf.random.stateless_uniform(shape, seed, low, high)
     return low + (high - low) * _unit(shape, seed)
@@ -82,24 +82,24 @@ def uniform(shape, seed, low=0.0, high=1.0):
 def normal(shape, seed):
     """Returns float32 values of the standard normal distribution; the arguments are those of `uniform`."""
     if isinstance(seed, Rows):
-        return seed.taken(normal, shape)
+        return seed.gather(normal, shape)
     if ops.ndim(seed) == 1:
         return tf.random.stateless_normal(shape, seed)
-    between = 2.0 * _unit(shape, seed) + 2.0**-BITS - 1.0  # in (-1, 1), symmetric round 0
-    return math.sqrt(2.0) * tf.math.erfinv(between)
+    symmetric = 2.0 * _unit(shape, seed) + 2.0**-BITS - 1.0  # in (-1, 1)
+    return math.sqrt(2.0) * tf.math.erfinv(symmetric)
 
 
 def _unit(shape, seeds):
-    """Values of a shape in [0, 1), multiples of 2**-24: a hash of the seed, the example's number and the place."""
-    key = tf.bitcast(_combined(seeds[:, 0], seeds[:, 1]), tf.uint32)[:, None]
-    place = tf.bitcast(tf.range(math.prod(shape[1:])), tf.uint32) * WEYL
-    bits = _hash(_hash(place + key) + _hash(key))
+    """Returns values in [0, 1), multiples of 2**-24: a hash of seed, example number and position in the example."""
+    key = tf.bitcast(_combine(seeds[:, 0], seeds[:, 1]), tf.uint32)[:, None]
+    position = tf.bitcast(tf.range(math.prod(shape[1:])), tf.uint32) * WEYL
+    bits = _hash(_hash(position + key) + _hash(key))
     kept = tf.bitcast(tf.bitwise.right_shift(bits, DROPPED), tf.int32)
     return tf.reshape(tf.cast(kept, tf.float32) * 2.0**-BITS, shape)
 
 
-def _combined(one, other):
-    """An int32 that differs where one of two int32 does."""
+def _combine(one, other):
+    """Hashes two int32 into one that changes if either does."""
     one, other = (tf.bitcast(ops.cast(each, "int32"), tf.uint32) for each in (one, other))
     return tf.bitcast(_hash(tf.bitwise.bitwise_xor(_hash(one), other)), tf.int32)
 

@@ -1,62 +1,64 @@
-"""The balls an adversary may move in: `Linf` and `L2`, always cut with the image range [0, 1].
+"""The balls of allowed perturbations: `Linf` and `L2`, always intersected with the image range [0, 1].
 
-A threat knows its norm and its size. Images are [batch, ...] float32 in [0, 1]; an `epsilon` given to a method
-stands in for the threat's own and is a scalar or [batch], one ball for each example.
+Images are [batch, ...] float32 in [0, 1]. An `epsilon` passed to a method replaces the threat's own; it is a scalar or
+[batch], one radius for each example.
 """
 
 import dataclasses
 import math
 import numbers
+from typing import Any, Self
 
 import keras
 import tensorflow as tf
 from keras import ops
 
 from keras_mart import randomness
+from keras_mart.typing import ArrayLike, Scalar, Shape, Tensor
 
 __all__ = ["L2", "Linf", "Threat"]
 
-# Below this L2 norm a gradient counts as zero: dividing by it would only blow up rounding noise.
+# A gradient of smaller L2 norm counts as zero: dividing by it would only amplify rounding noise.
 SMALLEST_NORM = 1e-37
-# A length may be longer than the longest by this share.
+# The relative tolerance by which a length may exceed a limit.
 ROUNDING = 1e-6
 
 
 def per_example(value, images):
-    """A scalar or [batch] value, shaped to broadcast over [batch, ...] images."""
+    """Returns a scalar or [batch] value in a shape that broadcasts over [batch, ...] images."""
     value = ops.cast(value, images.dtype)
     return ops.reshape(value, (-1,) + (1,) * (len(images.shape) - 1)) if len(value.shape) == 1 else value
 
 
 def choose(condition, images, others):
-    """[batch, ...] the images where the [batch] condition holds, elsewhere the others."""
-    # On a CPU it copies whole examples, where `where` looks at each value of a condition that it broadcasts.
+    """Returns [batch, ...] the images where the [batch] condition is true, elsewhere the others."""
+    # Faster than `where` on a CPU: it copies whole examples instead of broadcasting the condition.
     return tf.raw_ops.Select(condition=condition, x=images, y=others)
 
 
 def _norm(values):
-    """[batch, 1, ...] the L2 norm of each example, computed without underflow of its squares."""
+    """Returns the [batch, 1, ...] L2 norm of each example, computed without underflow of its squares."""
     axes = tuple(range(1, len(values.shape)))
     largest = ops.max(ops.abs(values), axis=axes, keepdims=True)
     scale = ops.where(largest > SMALLEST_NORM, largest, 1.0)
     return scale * ops.sqrt(ops.sum(ops.square(values / scale), axis=axes, keepdims=True))
 
 
-def in_units_of_255(length):
-    """Asks, behind a space, whether a length of 1 or more was meant for images of 0 to 255."""
+def suggest_255(length):
+    """Returns, for a length of 1 or more, a question to append to a message: was it meant for images of 0 to 255?"""
     return f" Did you mean {length:g} / 255?" if length >= 1 else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Threat:
-    """A ball of radius `epsilon` round each image, in a norm that the subclass gives.
+    """A ball of radius `epsilon` around each image; the subclass defines the norm.
 
     Args:
-        epsilon: radius in input units (images in [0, 1]); 0 leaves the natural image.
+        epsilon: radius in input units (images in [0, 1]); a ball of radius 0 contains only the natural image.
 
     Raises:
-        ValueError: `epsilon` is negative or not finite, or the ball holds every image; in `L2` that is found out when
-            an attack meets the first images.
+        ValueError: `epsilon` is negative or not finite, or larger than any distance of two images; for `L2` the latter
+            is raised when an attack gets the first images.
     """
 
     epsilon: float
@@ -66,82 +68,113 @@ class Threat:
             raise ValueError(f"`epsilon` must be finite and not negative. Received: epsilon={self.epsilon!r}")
         object.__setattr__(self, "epsilon", float(self.epsilon))
 
-    def check_length(self, length, name, shape=None):
-        """Raises ValueError for a length that is farther than images of [0, 1] lie apart, such as 8 for 8 / 255.
+    def check_length(self, length: float, name: str, shape: Shape | None = None) -> None:
+        """Raises ValueError for a length larger than any distance of two images in [0, 1], such as 8 for 8 / 255.
 
         Args:
             length: in input units.
-            name: what the message calls it.
-            shape: [batch, ...] of the images; without it, only what is too long for images of any shape is found.
+            name: the name of the length in the message.
+            shape: [batch, ...] of the images; without it, only lengths that are too large for every shape are rejected.
         """
-        furthest = self._furthest(shape)
-        if length > furthest * (1 + ROUNDING):
+        largest = self._largest_distance(shape)
+        if length > largest * (1 + ROUNDING):
             raise ValueError(
-                f"`{name}` must be at most {furthest:g}, the largest {type(self).__name__} distance of two images in "
-                f"[0, 1]. Received: {name}={length:g}.{in_units_of_255(length)}"
+                f"`{name}` must be at most {largest:g}, the largest {type(self).__name__} distance of two images in "
+                f"[0, 1]. Received: {name}={length:g}.{suggest_255(length)}"
             )
 
-    def widest(self, shape):
-        """Returns the ball of this norm that holds all images of a shape, [batch, ...]."""
-        return type(self)(self._furthest(shape))
+    def widest(self, shape: Shape) -> Self:
+        """Returns the ball of this norm that contains all images of a shape, [batch, ...]."""
+        return type(self)(self._largest_distance(shape))
 
-    def _furthest(self, shape):
-        """The largest distance of two images in [0, 1] of a shape, or of any shape where it is `None`."""
+    def _largest_distance(self, shape):
+        """Returns the largest distance of two images in [0, 1] of a shape; `None` means of any shape."""
         return math.inf
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"epsilon": self.epsilon}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         return cls(**config)
+
+    def _project_offsets(self, offsets, radius):
+        """Returns the nearest [batch, ...] offsets of at most this length."""
+        raise NotImplementedError
+
+    def _uniform(self, images, seed):
+        """Returns random offsets for images, drawn uniformly from the unit ball."""
+        raise NotImplementedError
+
+    def _direction(self, images, seed):
+        """Returns random offsets for images, of length 1."""
+        raise NotImplementedError
 
     def _radius(self, images, epsilon):
         return per_example(self.epsilon if epsilon is None else epsilon, images)
 
-    def project(self, candidates, images, epsilon=None):
-        """[batch, ...] candidates moved to the nearest point of the ball round images, then clipped to [0, 1].
+    def ascend(self, candidates: Tensor, gradient: Tensor, step_size: Scalar, seed: ArrayLike | None = None) -> Tensor:
+        """Moves candidates by `step_size` in the direction of steepest ascent in this norm.
+
+        Args:
+            candidates: [batch, ...] images.
+            gradient: [batch, ...].
+            step_size: scalar or [batch], in input units.
+            seed: of random directions for zero gradients, as in `randomness`; `None` for none.
+        """
+        raise NotImplementedError
+
+    def distance(self, candidates: Tensor, images: Tensor) -> Tensor:
+        """Returns the [batch] distance of each candidate from its image."""
+        raise NotImplementedError
+
+    def dual(self, gradient: Tensor) -> Tensor:
+        """Returns the [batch] dual norm of each gradient: the largest increase of a function per unit of distance."""
+        raise NotImplementedError
+
+    def project(self, candidates: Tensor, images: Tensor, epsilon: Scalar | None = None) -> Tensor:
+        """Projects [batch, ...] candidates onto the ball around images, then clips them to [0, 1].
 
         The result lies in both. In `L2` it need not be the nearest such point.
         """
-        inside = self._into_ball(candidates - images, self._radius(images, epsilon))
-        return ops.clip(images + inside, 0.0, 1.0)
+        offsets = self._project_offsets(candidates - images, self._radius(images, epsilon))
+        return ops.clip(images + offsets, 0.0, 1.0)
 
-    def rim(self, images, seed, epsilon=None):
-        """Random points at the full distance from the images, then clipped to [0, 1]; a seed as in `randomness`."""
+    def sample_boundary(self, images: Tensor, seed: ArrayLike, epsilon: Scalar | None = None) -> Tensor:
+        """Draws random points on the boundary of the ball, then clips them to [0, 1]; a seed as in `randomness`."""
         return ops.clip(images + self._direction(images, seed) * self._radius(images, epsilon), 0.0, 1.0)
 
-    def sample(self, images, seed, epsilon=None):
-        """Points drawn uniformly from the ball, then clipped to [0, 1]; a seed as in `randomness`."""
+    def sample(self, images: Tensor, seed: ArrayLike, epsilon: Scalar | None = None) -> Tensor:
+        """Draws points uniformly from the ball, then clips them to [0, 1]; a seed as in `randomness`."""
         offsets = self._uniform(images, seed) * self._radius(images, epsilon)
         return self.project(images + offsets, images, epsilon)
 
 
 @keras.saving.register_keras_serializable("keras_mart")
 class Linf(Threat):
-    """The ball of all images that differ by at most `epsilon` in each value: |x' - x|_inf <= epsilon."""
+    """The maximum-norm ball: images that differ by at most `epsilon` in each value, |x' - x|_inf <= epsilon."""
 
     def __post_init__(self):
         super().__post_init__()
         self.check_length(self.epsilon, "epsilon")
 
-    def _furthest(self, shape):
+    def _largest_distance(self, shape):
         return 1.0
 
-    def ascend(self, candidates, gradient, step_size, seed=None):
-        """Candidates moved by `step_size` (scalar or [batch]) along the sign of the gradient."""
+    def ascend(self, candidates: Tensor, gradient: Tensor, step_size: Scalar, seed: ArrayLike | None = None) -> Tensor:
+        """Moves candidates by `step_size` (scalar or [batch]) along the sign of the gradient."""
         del seed  # the sign is defined everywhere
         return candidates + per_example(step_size, candidates) * ops.sign(gradient)
 
-    def distance(self, candidates, images):
-        """[batch] the largest absolute difference of each candidate from its image."""
+    def distance(self, candidates: Tensor, images: Tensor) -> Tensor:
+        """Returns the [batch] largest absolute difference of each candidate from its image."""
         return ops.max(ops.abs(candidates - images), axis=tuple(range(1, len(images.shape))))
 
-    def dual(self, gradient):
-        """[batch] the dual norm of each gradient: how fast a function rises at most, for each unit of distance."""
+    def dual(self, gradient: Tensor) -> Tensor:
+        """Returns the [batch] L1 norm of each gradient."""
         return ops.sum(ops.abs(gradient), axis=tuple(range(1, len(gradient.shape))))
 
-    def _into_ball(self, offsets, radius):
+    def _project_offsets(self, offsets, radius):
         return ops.clip(offsets, -radius, radius)
 
     def _uniform(self, images, seed):
@@ -155,19 +188,19 @@ class Linf(Threat):
 
 @keras.saving.register_keras_serializable("keras_mart")
 class L2(Threat):
-    """The Euclidean ball: the square root of the summed squared differences is at most `epsilon`."""
+    """The Euclidean ball: |x' - x|_2 <= epsilon."""
 
-    def _furthest(self, shape):
+    def _largest_distance(self, shape):
         return math.inf if shape is None or None in shape[1:] else math.sqrt(math.prod(shape[1:]))
 
-    def ascend(self, candidates, gradient, step_size, seed=None):
-        """Candidates moved by `step_size` along the normalised gradient, a random direction where it is zero.
+    def ascend(self, candidates: Tensor, gradient: Tensor, step_size: Scalar, seed: ArrayLike | None = None) -> Tensor:
+        """Moves candidates by `step_size` along the normalised gradient, or in a random direction if it is zero.
 
         Args:
             candidates: [batch, ...] images.
             gradient: [batch, ...].
             step_size: scalar or [batch], in input units.
-            seed: of the random directions, as in `randomness`; without it an example with a zero gradient stays.
+            seed: of the random directions, as in `randomness`; without it examples with a zero gradient do not move.
         """
         norm = _norm(gradient)
         zero = norm <= SMALLEST_NORM
@@ -176,15 +209,15 @@ class L2(Threat):
             direction = ops.where(zero, self._direction(candidates, seed), direction)
         return candidates + per_example(step_size, candidates) * direction
 
-    def distance(self, candidates, images):
-        """[batch] the Euclidean distance of each candidate from its image."""
+    def distance(self, candidates: Tensor, images: Tensor) -> Tensor:
+        """Returns the [batch] Euclidean distance of each candidate from its image."""
         return ops.reshape(_norm(candidates - images), (-1,))
 
-    def dual(self, gradient):
-        """[batch] the dual norm of each gradient, which is the Euclidean norm again."""
+    def dual(self, gradient: Tensor) -> Tensor:
+        """Returns the [batch] Euclidean norm of each gradient; the norm is its own dual."""
         return ops.reshape(_norm(gradient), (-1,))
 
-    def _into_ball(self, offsets, radius):
+    def _project_offsets(self, offsets, radius):
         norm = _norm(offsets)
         return ops.where(norm > radius, offsets * (radius / ops.maximum(norm, SMALLEST_NORM)), offsets)
 

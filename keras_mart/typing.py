@@ -1,6 +1,6 @@
 """Type aliases of the public interface. To a type checker, the classes of Keras and TensorFlow are `Any`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -9,3 +9,7 @@ import tensorflow as tf
 Tensor: TypeAlias = tf.Tensor  # what functions of tensors return
 ArrayLike: TypeAlias = np.ndarray | tf.Tensor | Sequence  # what functions of tensors take
 Data: TypeAlias = tf.data.Dataset | tuple[ArrayLike, ...]  # (images, labels) batches, or arrays of both
+Scalar: TypeAlias = float | tf.Tensor  # a Python number, or a tensor in a traced step
+Seed: TypeAlias = int | ArrayLike | None  # None: a fresh one
+Shape: TypeAlias = tf.TensorShape | Sequence[int | None]
+ImageFunction: TypeAlias = Callable[[tf.Tensor], tf.Tensor]  # maps images to logits, or to an objective's values

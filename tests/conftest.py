@@ -1,4 +1,4 @@
-"""What several tests share."""
+"""Fixtures and helpers of several test files."""
 
 import inspect
 
@@ -14,7 +14,7 @@ tf.config.set_logical_device_configuration(CPU, [tf.config.LogicalDeviceConfigur
 
 @pytest.fixture(scope="session")
 def two_replicas():
-    """A strategy over both devices. One for the session: TensorFlow's collectives of two strategies collide."""
+    """A strategy over both devices; one for the session, since the collectives of two strategies collide."""
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
@@ -24,7 +24,7 @@ def seeded():
 
 
 def linear_network(weights, bias, shape=None, **options):
-    """Logits = image values times [values, classes] weights plus [classes] bias, for [values] images or of `shape`."""
+    """Returns a network with logits images @ weights + bias, for images of [values] or of `shape`."""
     weights, bias = np.asarray(weights, "float32"), np.asarray(bias, "float32")
     dense = keras.layers.Dense(len(bias), **options)
     network = keras.Sequential([keras.Input(shape or (len(weights),)), keras.layers.Flatten(), dense])
@@ -33,7 +33,7 @@ def linear_network(weights, bias, shape=None, **options):
 
 
 def conv_network(shape=(6, 6, 1), classes=3):
-    """A functional network with seeded weights and what has a state besides: BatchNormalization and Dropout."""
+    """Returns a functional network with seeded weights, BatchNormalization and Dropout."""
     keras.utils.set_random_seed(0)
     images = keras.Input(shape)
     features = keras.layers.Conv2D(4, 3, strides=2)(images)
@@ -43,14 +43,14 @@ def conv_network(shape=(6, 6, 1), classes=3):
 
 
 def images_and_labels(examples=8, shape=(6, 6, 1), classes=3, low=0.0, high=1.0):
-    """Seeded float32 images in [low, high] and integer labels."""
+    """Returns seeded float32 images in [low, high] and integer labels."""
     random = np.random.default_rng(0)
     images = random.uniform(low, high, size=(examples, *shape)).astype("float32")
     return images, random.integers(classes, size=examples)
 
 
 class Plain(keras.Model):
-    """Logits of 3 classes from a subclass as many write it: without a config, and without `training`."""
+    """A subclassed network as users often write it: without a config and without `training`; 3 classes."""
 
     def __init__(self):
         super().__init__()
@@ -61,7 +61,7 @@ class Plain(keras.Model):
 
 
 class Counting(keras.layers.Layer):
-    """Counts how often Python passes: once for each time it is traced or called eagerly."""
+    """Counts how often Python calls it: once for each trace and each eager call."""
 
     calls = 0
 
@@ -77,6 +77,6 @@ def supported(cases):
 
 
 def relative(got, expected):
-    """The norm of the error over that of what is expected."""
+    """Returns the norm of the error over the norm of the expected value."""
     got, expected = np.asarray(got, "float64"), np.asarray(expected, "float64")
     return np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30)

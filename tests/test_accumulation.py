@@ -165,7 +165,7 @@ def test_rows_of_what_a_seed_draws(draw):
         return np.stack([draw((size, 2), each) for each in seeds])
 
     np.testing.assert_array_equal(drawn(of_rows, 3), drawn(seed, 5)[:, rows])
-    np.testing.assert_array_equal(randomness.shared(of_rows), seed)
+    np.testing.assert_array_equal(randomness.shared_seed(of_rows), seed)
 
 
 def test_what_is_refused(two_replicas):

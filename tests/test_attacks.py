@@ -1,4 +1,4 @@
-"""The attacks: what every one keeps, and how far they get where the best adversarial example is known."""
+"""The attacks: a contract for all of them, and results where the best adversarial example is known."""
 
 import gc
 import re
@@ -45,11 +45,11 @@ def every_attack(test):
 
 @pytest.fixture(scope="module")
 def network():
-    """One for all tests, so that each attack is traced once."""
+    """Shared by all tests, so that each attack is traced once."""
     return keras.Sequential([keras.Input(X.shape[1:]), Counting(), conv_network()])
 
 
-# --- what every attack keeps ---
+# --- the contract of every attack ---
 
 
 @every_attack
@@ -83,9 +83,9 @@ def test_an_attack_that_keeps_more_than_its_fields_is_refused():
     class Mine(km.PGD):
         def __init__(self, threat, sharpness):
             super().__init__(threat)
-            self.sharpness = sharpness  # which equality, and so the trace, would not know of
+            self.sharpness = sharpness  # not part of equality, and so of the trace's key
 
-    with pytest.raises(ValueError, match=r"fields of a frozen dataclass.* Received: Mine, which keeps sharpness"):
+    with pytest.raises(ValueError, match=r"field of its frozen dataclass.* Received: Mine, which also has sharpness"):
         Mine(THREATS[0], 5)(conv_network(), X, Y)
 
 
@@ -98,7 +98,7 @@ def test_a_network_with_other_variables_is_traced_again():
     dense.enable_lora(1)
     dense.lora_kernel_a.assign(np.float32([[1], [0], [0]]))
     dense.lora_kernel_b.assign(np.float32([[-4, 0, 0]]))
-    # Before, the first value of an image spoke for class 0, now it speaks against it.
+    # The first value of an image was evidence for class 0 before, and is evidence against it now.
     table = km.evaluate(network, (images, labels), {"fgsm": attack}, verbose=0)
     assert table["natural"] == pytest.approx(2 / 3)
     after = attack(network, images, labels)
@@ -140,7 +140,7 @@ def test_a_network_is_collected_after_an_attack():
     assert reference() is None
 
 
-# --- what a network and its data may be ---
+# --- networks and data ---
 
 
 class Subclassed(keras.Model):
@@ -224,7 +224,7 @@ def test_constructor_errors(build, message):
         build()
 
 
-# --- how far they get ---
+# --- strength ---
 
 INTERIOR, BINARY = images_and_labels(8, (12,), classes=2, low=0.3, high=0.7)  # no ball below reaches 0 or 1
 WEIGHTS = np.random.default_rng(1).normal(size=(12, 2)).astype("float32")
@@ -239,7 +239,7 @@ CONVERGED = {
 
 
 def uphill(labels, weights=WEIGHTS):
-    """[batch, values] the gradient of the margin of a linear network with two classes."""
+    """Returns the [batch, values] gradient of the margin of a linear network with two classes."""
     return (weights[:, 1 - labels] - weights[:, labels]).T
 
 
@@ -255,7 +255,7 @@ def test_reaches_the_best_margin_of_a_linear_network(name, threat):
 
 
 def moved(attack, images, labels, weights=WEIGHTS):
-    """How far training's images have moved uphill in each value of a linear network, in multiples of epsilon."""
+    """Returns how far `maximise` moves each value uphill on a linear network, in multiples of epsilon."""
 
     def objective(candidates):
         return losses.cross_entropy(labels, ops.matmul(candidates, weights))
@@ -268,13 +268,13 @@ MANY = np.full((500, 12), 0.5, "float32"), np.arange(500) % 2
 
 
 def test_fgsm_rs_is_a_pgd_of_one_step():
-    # Fast adversarial training (2001.03994): u in [-1, 1], a step of 1.25, back into the ball: 1 in 5 of 8 cases.
+    # Fast adversarial training (2001.03994): u in [-1, 1], a step of 1.25, projection: the result is 1 in 5 of 8 cases.
     found = moved(km.PGD(km.Linf(0.1), 1, step_size=0.125), *MANY)
     assert found.min() == pytest.approx(0.25, abs=0.01) and found.max() == pytest.approx(1, abs=1e-5)
     assert np.mean(found > 1 - 1e-5) == pytest.approx(5 / 8, abs=0.03)
 
 
-def test_n_fgsm_steps_from_noise_and_is_projected_outside_of_training_only():
+def test_n_fgsm_steps_from_noise_and_is_projected_only_outside_training():
     attack = km.NFGSM(km.Linf(0.1))
     found = moved(attack, *MANY)  # u in [-2, 2] and a step of 1
     assert found.min() == pytest.approx(-1, abs=0.01) and found.max() == pytest.approx(3, abs=0.01)
@@ -284,14 +284,14 @@ def test_n_fgsm_steps_from_noise_and_is_projected_outside_of_training_only():
     halved = attack.maximise(lambda candidates: ops.sum(candidates, axis=1), tf.constant(MANY[0]), 0.05, seed=1)
     assert np.max(halved) == pytest.approx(0.5 + 3 * 0.05, abs=1e-3)
     assert np.max(attack.maximise(lambda candidates: ops.sum(candidates, axis=1), tf.ones((9, 12)), seed=1)) == 1
-    judged = attack(linear_network(WEIGHTS, [0, 0]), *MANY, seed=1)
-    assert km.Linf(1).distance(judged, MANY[0]).numpy().max() <= 0.1 + ROUNDING
+    projected = attack(linear_network(WEIGHTS, [0, 0]), *MANY, seed=1)
+    assert km.Linf(1).distance(projected, MANY[0]).numpy().max() <= 0.1 + ROUNDING
 
 
 @pytest.mark.parametrize("confidence, steepness", [(30, 1), (0, 200)], ids=["underflow", "overflow"])
 @pytest.mark.parametrize("name", CONVERGED)
 def test_a_float16_gradient_neither_underflows_nor_overflows(name, confidence, steepness):
-    # Logits (confidence, 0) on a grey image: times 1 the gradient of 30 underflows, times 1024 that of 200 overflows.
+    # Logits (confidence, 0) on a grey image: at scale 1 the gradient of 30 underflows, at 1024 that of 200 overflows.
     weights = steepness * WEIGHTS[:, 1]
     network = linear_network(
         np.stack([0 * weights, weights], 1), [confidence, -weights.sum() / 2], dtype="mixed_float16"
@@ -305,14 +305,14 @@ def test_a_float16_gradient_neither_underflows_nor_overflows(name, confidence, s
 def test_a_gradient_that_is_not_finite_counts_as_none(threat):
     slope, grey = np.array([[np.nan], [np.inf], [1.0]], "float32"), tf.fill([3, 4], 0.5)
     found = km.FGSM(threat).maximise(lambda images: ops.sum(slope * images, axis=1), grey)
-    # What L2 does without a gradient is to move in a random direction.
+    # Without a gradient, L2 moves in a random direction.
     moved = [0, 0, threat.epsilon] if isinstance(threat, km.Linf) else [threat.epsilon] * 3
     np.testing.assert_allclose(threat.distance(found, grey), moved, atol=ROUNDING)
 
 
 def test_cw_climbs_the_margin_and_pgd_the_cross_entropy():
-    # At 0.5 the others have logits 0.5 and 0.4 and slopes 1 and -3: the larger one rises to the right, their sum of
-    # exponentials to the left.
+    # At 0.5 the other classes have logits 0.5 and 0.4 and slopes 1 and -3: the larger logit rises to the right, their
+    # sum of exponentials to the left.
     network = linear_network([[0, 1, -3]], [0, 0, 1.9])
     threat, images, labels = km.Linf(0.01), [[0.5]], [0]
     np.testing.assert_allclose(km.CW(threat, start="zero")(network, images, labels), [[0.51]], atol=ROUNDING)
@@ -321,10 +321,10 @@ def test_cw_climbs_the_margin_and_pgd_the_cross_entropy():
 
 
 def two_hills():
-    """Ten classes, label 0, one value: left of 0.5 the larger cross-entropy, right of it a misclassification.
+    """Ten classes, label 0, one value: a larger cross-entropy left of 0.5, a misclassification right of it.
 
-    At 0.1 the nine others have logits -0.2 and the cross-entropy is ln(1 + 9 exp(-0.2)) = 2.12; at 0.9 one has 0.4,
-    the rest -5, and it is ln(1 + exp(0.4) + 8 exp(-5)) = 0.93.
+    At 0.1 the nine other classes have logits -0.2 and the cross-entropy is ln(1 + 9 exp(-0.2)) = 2.12; at 0.9 one has
+    0.4, the rest -5, and it is ln(1 + exp(0.4) + 8 exp(-5)) = 0.93.
     """
     hidden = keras.layers.Dense(2, activation="relu")
     network = keras.Sequential([keras.Input((1,)), hidden, keras.layers.Dense(10)])
@@ -334,7 +334,7 @@ def two_hills():
     return network, np.full((16, 1), 0.5, "float32"), np.zeros(16, "int32")
 
 
-def test_restarts_keep_what_the_network_gives_no_number_for():
+def test_restarts_keep_images_with_nan_scores():
     def objective(candidates):
         values = ops.sum(candidates, axis=(1, 2, 3))
         return ops.where(values > ops.sum(X, axis=(1, 2, 3)) + 1, float("nan"), values)
@@ -354,7 +354,7 @@ def test_restarts_keep_the_worst_of_each_example():
         return objective(attack.maximise(objective, tf.constant(images), seed=1))
 
     one, two, many = map(found, (1, 2, 10))
-    assert np.min(one) < 1 and np.max(one) > 2  # one run climbs either hill
+    assert np.min(one) < 1 and np.max(one) > 2  # single runs end on either hill
     assert np.all(one <= many + ROUNDING) and np.all(two <= many + ROUNDING)
     np.testing.assert_allclose(many, np.log(1 + 9 * np.exp(-0.2)), rtol=1e-4)
 
@@ -401,7 +401,7 @@ def test_bisection_finds_the_distance_of_a_linear_boundary():
     ("steps", "share"), [(1, 2.0), (2, 1.25), (5, 0.5), (10, 0.25), (20, 0.125), (25, 0.1), (100, 0.1)]
 )
 @pytest.mark.parametrize("kind", [km.PGD, km.CW])
-def test_steps_that_no_one_chose_reach_the_far_side(kind, steps, share):
+def test_default_steps_reach_the_far_side(kind, steps, share):
     assert kind(km.Linf(0.4), steps).step_size == pytest.approx(0.4 * share)
 
 
@@ -452,13 +452,13 @@ def fitted(model):
     return model.fit(X, Y, verbose=0)
 
 
-def test_the_longest_lengths_are_taken():
+def test_the_largest_lengths_are_accepted():
     for threat in (km.Linf(1), km.L2(6.0)):
         assert km.PGD(threat, 2, step_size=2 * threat.epsilon)(conv_network(), X, Y).shape == X.shape
-    assert km.PGD(km.Linf(0), step_size=0.1).step_size == 0.1  # of a ball without size steps do not matter
+    assert km.PGD(km.Linf(0), step_size=0.1).step_size == 0.1  # in a ball of radius 0 the step size does not matter
 
 
-# --- networks that change, and images as others have them ---
+# --- changed networks, and channels-first images ---
 
 
 CHANGES = {
@@ -470,7 +470,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_network_is_asked_again(change):
+def test_a_changed_network_is_traced_again(change):
     def build():
         keras.utils.set_random_seed(0)
         inner = keras.Sequential([keras.Input(X.shape[1:]), keras.layers.Flatten(), keras.layers.Rescaling(1.0)])
@@ -495,18 +495,18 @@ def test_a_changed_network_is_asked_again(change):
         attack["pgd"](network, X, labels + 1)
 
 
-def test_what_is_kept_of_a_network_is_gone_with_its_variables():
+def test_the_cache_of_a_network_is_dropped_with_its_variables():
     from keras_mart import memory
 
     network = linear_network(np.eye(3), np.zeros(3))
-    kept = memory.of(network)
-    assert memory.of(network) is kept
-    network.layers[-1].kernel = network.layers[-1].kernel  # the same
-    assert memory.of(network) is kept
-    network.layers[-1].trainable = False  # another attribute
-    assert memory.of(network) is kept
+    cache = memory.cache_of(network)
+    assert memory.cache_of(network) is cache
+    network.layers[-1].kernel = network.layers[-1].kernel  # the same variable
+    assert memory.cache_of(network) is cache
+    network.layers[-1].trainable = False  # attributes are not watched
+    assert memory.cache_of(network) is cache
     network.add(keras.layers.ReLU())
-    assert memory.of(network) is not kept
+    assert memory.cache_of(network) is not cache
 
 
 @pytest.mark.parametrize("threat", [km.Linf(0.05), km.L2(0.5)], ids=repr)
@@ -552,7 +552,7 @@ def fitted_on(model, data):
 
 
 @pytest.mark.parametrize(("off", "shown"), [(1 + 2.4e-6, r"to 1\.0000023|to 1\.0000024"), (-2e-6, "from -1.99.*e-06")])
-def test_more_than_rounding_is_refused_with_digits_enough(off, shown):
+def test_more_than_rounding_is_refused_with_enough_digits(off, shown):
     images = X.copy()
     images[0, 0, 0, 0] = off
     with pytest.raises(ValueError, match=shown):
@@ -561,7 +561,7 @@ def test_more_than_rounding_is_refused_with_digits_enough(off, shown):
 
 # --- loops ---
 
-# FAB's projection ends where its equation is solved.
+# Name to (attack, number of loops, number of loops of unknown length: FAB's projections end when they have converged).
 LOOPS = {
     "pgd": (km.PGD(km.Linf(0.1), 7, restarts=3), 2, 0),
     "l2": (km.PGD(km.L2(0.5), 7), 1, 0),
@@ -573,8 +573,8 @@ LOOPS = {
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_a_compiled_attack_knows_how_often_its_loops_turn(name):
-    """Otherwise a GPU asks the host at every turn."""
+def test_loops_of_a_compiled_attack_have_a_known_length(name):
+    """Otherwise a GPU waits for the host in every iteration."""
     attack, loops, unknown = LOOPS[name]
     network = linear_network(np.random.default_rng(0).normal(size=(36, 3)), np.zeros(3), X.shape[1:])
     arguments = [tf.constant(X), tf.constant(Y, tf.int32), tf.constant([1, 2])]
@@ -586,12 +586,12 @@ def test_a_compiled_attack_knows_how_often_its_loops_turn(name):
     assert (len(whiles), sum("known_trip_count" not in line for line in whiles)) == (loops, unknown)
 
 
-def test_a_direction_that_float16_carries_back_is_scaled_exactly():
+def test_a_gradient_for_float16_is_scaled_exactly():
     upstream = np.float32([[3e-30, -1e-31, 0], [0, 0, 0], [700, 1, -1], [-1, 1, 0]])
     with tf.GradientTape() as tape:
         logits = tf.zeros([4, 3])
         tape.watch(logits)
-        passed = gradients.kept_alive(logits)
+        passed = gradients.with_scaled_gradient(logits)
     scaled = tape.gradient(passed, logits, output_gradients=tf.constant(upstream)).numpy()
     factors = np.exp2(-np.floor(np.log2([3e-30, 1, 700, 1])))
     np.testing.assert_array_equal(scaled, upstream * factors[:, None].astype("float32"))
@@ -608,7 +608,7 @@ class NotCompilable(keras.layers.Layer):
 
 @pytest.mark.parametrize("preferred", [False, True])
 @pytest.mark.parametrize("choice", ["auto", True, False])
-def test_xla_compiles_attacks_on_a_model_as_it_was_told_to(choice, preferred, monkeypatch):
+def test_xla_compiles_attacks_as_compile_says(choice, preferred, monkeypatch):
     monkeypatch.setattr("keras_mart.distribution.prefers_xla", lambda: preferred)
     layers = [NotCompilable(), keras.layers.Flatten(), keras.layers.Dense(3)]
     model = km.Standard(keras.Sequential([keras.Input(X.shape[1:]), *layers]))
@@ -622,5 +622,5 @@ def test_xla_compiles_attacks_on_a_model_as_it_was_told_to(choice, preferred, mo
     else:
         with pytest.raises(tf.errors.InvalidArgumentError, match="XLA"):
             evaluate()
-    model.compile("sgd", jit_compile=False)  # another choice is heeded
+    model.compile("sgd", jit_compile=False)  # a changed choice takes effect
     assert evaluate().examples == len(X)

@@ -1,4 +1,4 @@
-"""Auto-PGD, FAB, Square and AutoAttack: what every attack keeps, and each against an exact answer."""
+"""Auto-PGD, FAB, Square and AutoAttack: the contract of every attack, and comparisons with exact results."""
 
 import functools
 
@@ -31,7 +31,7 @@ ATTACKS = SHORT | {
     "fmn": functools.partial(km.FMN, steps=5),
     "autoattack": functools.partial(km.AutoAttack, version=("apgd-dlr", "apgd-t", "fab-t", "square")),
 }
-IN_ROUNDS = ("apgd-t", "fab-t", "square", "autoattack")  # these leave alone what is misclassified as it is
+IN_ROUNDS = ("apgd-t", "fab-t", "square", "autoattack")  # these keep natural images that are misclassified
 
 
 def every_attack(test):
@@ -52,20 +52,20 @@ def short_rounds_and_stages(monkeypatch):
 
 @pytest.fixture
 def eagerly():
-    """What runs once is not worth its tracing."""
+    """Runs functions eagerly: tracing does not pay for a single call."""
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
 
 
-# --- what every attack keeps ---
+# --- the contract of every attack ---
 
 X, _ = images_and_labels(8, (5, 5, 1))
 
 
 @pytest.fixture(scope="module")
 def network():
-    """One for all tests, so that each attack is traced once."""
+    """Shared by all tests, so that each attack is traced once."""
     return keras.Sequential([keras.Input(X.shape[1:]), Counting(), conv_network(X.shape[1:])])
 
 
@@ -94,14 +94,14 @@ def test_contract(name, threat, network, labels):
         np.testing.assert_array_equal(found[2], X[2])
         np.testing.assert_array_equal(found[5], X[5])
     calls = Counting.calls
-    for batch in (5, 1):  # also where fewer and fewer examples are left
+    for batch in (5, 1):  # also when ever fewer examples remain
         few = ATTACKS[name](threat)(network, X[:batch], labels[:batch], seed=1)
         assert_keeps_the_rules(few, X[:batch], threat)
     assert Counting.calls == calls
 
 
 def linear(classes, flat=False, dtype="float32"):
-    """A network, images for it, and the labels that it finds right."""
+    """Returns a network, images, and the labels that it predicts."""
     weights = np.random.default_rng(1).normal(size=(25, classes))
     images = X.reshape(8, -1) if flat else X
     network = linear_network(weights, np.zeros(classes), images.shape[1:], dtype=dtype)
@@ -177,27 +177,27 @@ def test_errors(build, message):
         build()
 
 
-# --- linear networks, on which the best adversarial example is known ---
+# --- linear networks, whose best adversarial examples are known ---
 
 
 def nearest(threat, images, normal, value):
-    """The smallest offset that brings a linear function to 0 inside [0, 1], by bisection in float64; else the corner.
+    """Returns the smallest offset at which a linear function is 0 inside [0, 1], else the corner, by float64 bisection.
 
-    Each value moves against its normal at the pace that is best for the norm, until it meets 0 or 1.
+    Each value moves against its normal at the optimal speed for the norm, until it reaches 0 or 1.
     """
     direction = -np.sign(value)[:, None] * np.sign(normal)
-    pace = np.abs(normal) if isinstance(threat, km.L2) else np.ones_like(normal)
-    room = np.where(direction > 0, 1 - images, images)
+    speed = np.abs(normal) if isinstance(threat, km.L2) else np.ones_like(normal)
+    slack = np.where(direction > 0, 1 - images, images)
     low, high = np.zeros(len(images)), np.full(len(images), 1e6)
     for _ in range(200):
         middle = (low + high) / 2
-        reached = np.sum(np.abs(normal) * np.minimum(middle[:, None] * pace, room), axis=1) >= np.abs(value)
+        reached = np.sum(np.abs(normal) * np.minimum(middle[:, None] * speed, slack), axis=1) >= np.abs(value)
         low, high = np.where(reached, low, middle), np.where(reached, middle, high)
-    return direction * np.minimum(high[:, None] * pace, room)
+    return direction * np.minimum(high[:, None] * speed, slack)
 
 
 def linear_case(classes, interior):
-    """24 images, of 12 values in the interior of the box or on its walls too; two are misclassified."""
+    """Returns a network, 24 images of 12 values inside [0, 1] or also at its limits, and labels, two of them wrong."""
     random = np.random.default_rng(2)
     images = random.uniform(0.3, 0.7, size=(24, 12)) if interior else random.normal(0.5, 0.5, size=(24, 12))
     images = np.clip(images, 0, 1).astype("float32")
@@ -208,7 +208,7 @@ def linear_case(classes, interior):
 
 
 def exact_distance(threat, network, images, labels):
-    """[batch] how far the nearest misclassified image is; 0 where the natural one is, infinite where there is none."""
+    """Returns the [batch] distance of the nearest misclassified image, infinite if there is none."""
     weights, bias = (np.asarray(each, "float64") for each in network.get_weights())
     distances = []
     for number, label in enumerate(labels):
@@ -221,12 +221,12 @@ def exact_distance(threat, network, images, labels):
     return np.array(distances)
 
 
-DUAL = {km.Linf: 1, km.L2: 2}  # the order of the norm that a slope is measured in
+DUAL = {km.Linf: 1, km.L2: 2}  # the order of the dual norm
 both = pytest.mark.parametrize("norm", [km.Linf, km.L2])
 
 
 def dividing(distances):
-    """An epsilon that about half of the distances exceed, none of them nearer to it than 3%."""
+    """Returns an epsilon that about half of the distances exceed, and that differs from all of them by at least 3%."""
     ordered = np.sort(distances)
     ratios = ordered[9:16] / ordered[8:15]
     at = 8 + np.argmax(ratios)
@@ -239,12 +239,12 @@ def dividing(distances):
 def test_fab_finds_the_nearest_adversarial_image(norm, interior):
     network, images, labels = linear_case(2, interior)
     expected = exact_distance(norm(0), network, images, labels)
-    if interior:  # there it is the margin over the dual norm
+    if interior:  # the distance is the margin over the dual norm
         normal = np.subtract(*network.get_weights()[0].T)
         margins = np.maximum(-losses.margin(labels, network(images)), 0)
         np.testing.assert_allclose(expected, margins / np.linalg.norm(normal, DUAL[norm]), atol=1e-6)
     found = norm(0).distance(km.FABT(norm(1.0 if norm is km.Linf else 3.0), 30)(network, images, labels), images)
-    # It goes beyond the boundary on purpose: by half a per cent of the way at last, a little more along the walls.
+    # FAB deliberately goes beyond the boundary: by half a per cent of the way in the end, a little more at the limits.
     assert np.all(found >= (1 - 1e-4) * expected) and np.all(found <= (1.006 if interior else 1.015) * expected)
 
 
@@ -259,8 +259,8 @@ TO_THE_END = {
 
 @pytest.mark.parametrize(
     "name, classes, interior",
-    # The cross-entropy and the ratio of more than two classes may rise another way than to the boundary. Where the box
-    # cuts the L2 ball, what is clipped loses length, and ascent does not reach the best corner; FAB does.
+    # With more than two classes, the cross-entropy and the ratio may rise in a different direction than the boundary.
+    # Where [0, 1] cuts the L2 ball, clipped steps are shorter, and ascent does not reach the best corner; FAB does.
     [("apgd-ce", 2, True), ("apgd-dlr", 2, True), ("apgd-t", 4, True), ("fab-t", 4, True), ("fab-t", 4, False),
      ("autoattack", 4, False)],
 )  # fmt: skip
@@ -270,39 +270,39 @@ def test_breaks_what_can_be_broken(norm, name, classes, interior):
     distances = exact_distance(norm(0), network, images, labels)
     threat = norm(dividing(distances))
     found = TO_THE_END[name](threat)(network, images, labels, seed=1)
-    holds = distances > threat.epsilon
-    np.testing.assert_array_equal(np.argmax(network(found), axis=1) == labels, holds)
-    if name.startswith("apgd-") and classes == 2:  # of the others the nearest to the boundary
+    robust = distances > threat.epsilon
+    np.testing.assert_array_equal(np.argmax(network(found), axis=1) == labels, robust)
+    if name.startswith("apgd-") and classes == 2:  # the robust ones come as near to the boundary as possible
         slope = np.subtract(*network.get_weights()[0].T)
         best = losses.margin(labels, network(images)) + threat.epsilon * np.linalg.norm(slope, DUAL[norm])
-        np.testing.assert_allclose(losses.margin(labels, network(found))[holds], best[holds], atol=2e-3)
+        np.testing.assert_allclose(losses.margin(labels, network(found))[robust], best[robust], atol=2e-3)
 
 
 # --- Auto-PGD ---
 
 
-def test_when_auto_pgd_looks_back():
-    # Of 100 steps: windows 22, then each 3 shorter, at least 6.
+def test_the_checkpoints_of_auto_pgd():
+    # For 100 steps: a window of 22, then each 3 shorter, down to 6.
     after = {100: [22, 41, 57, 70, 80, 87, 93, 99], 40: [8, 15, 21, 26, 30, 33, 35, 37, 39], 4: [1, 2, 3, 4], 1: [1]}
     for steps, expected in after.items():
-        windows = np.array(apgd._windows(steps))
+        windows = np.array(apgd._checkpoint_windows(steps))
         assert list(np.flatnonzero(windows) + 1) == expected
         np.testing.assert_array_equal(windows[windows > 0], np.diff([0, *expected]))
 
 
-# Not on the lattice of halved steps, where rounding would decide.
+# Not on the grid of halved steps, where rounding would decide.
 CENTRES = [[0.4257, 0.4526, 0.5542], [0.5148, 0.4269, 0.4882], [0.9137, 0.1149, 0.5127], [0.4293, 0.4661, 0.4541]]
 CENTRES = np.array(CENTRES, "float32")
 STEEPNESS, HEIGHTS = np.array([1.0, 3.0, 10.0], "float32"), np.array([-0.2, 0.012, 1.0, 0.05], "float32")
 
 
 def hill(images, maths=np):
-    """[batch] a quadratic, with values below 0, round 0 and above; an image right of 0.5 is 'misclassified'."""
+    """A [batch] quadratic with values below, around and above 0; images right of 0.5 are 'misclassified'."""
     return HEIGHTS - maths.sum(STEEPNESS * (images - CENTRES) ** 2, axis=1), images[:, 0] > 0.5
 
 
 def official_auto_pgd(threat, images, start, steps, rho):
-    """One run of the official code on `hill`, example by example, in NumPy."""
+    """Runs the algorithm of the official code on `hill`, example by example, in NumPy."""
 
     def project(x, point):
         offset = point - x
@@ -321,10 +321,10 @@ def official_auto_pgd(threat, images, start, steps, rho):
             return np.sign(gradient) if isinstance(threat, km.Linf) else gradient / np.linalg.norm(gradient)
 
         point = old = best = start[i].astype("float64")
-        best_value = best_then = value(point)
+        best_value = best_at_checkpoint = value(point)
         fooled[i] = point[0] > 0.5
         history = {-1: 0.0}
-        step_size, window, since, halved_then = 2 * threat.epsilon, max(int(0.22 * steps), 1), 0, True
+        step_size, window, since, halved_at_checkpoint = 2 * threat.epsilon, max(int(0.22 * steps), 1), 0, True
         for step in range(steps):
             momentum, old = point - old, point
             share = 0.75 if step else 1.0
@@ -337,9 +337,9 @@ def official_auto_pgd(threat, images, start, steps, rho):
                 best, best_value = point, history[step]
             since += 1
             if since == window:
-                rises = sum(history[step - k] > history[step - k - 1] for k in range(window))
-                halved = rises <= rho * window or (not halved_then and best_then >= best_value)
-                halved_then, best_then = halved, best_value
+                increases = sum(history[step - k] > history[step - k - 1] for k in range(window))
+                halved = increases <= rho * window or (not halved_at_checkpoint and best_at_checkpoint >= best_value)
+                halved_at_checkpoint, best_at_checkpoint = halved, best_value
                 if halved:
                     step_size, point = step_size / 2, best
                 window, since = max(window - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1)), 0
@@ -351,10 +351,10 @@ def official_auto_pgd(threat, images, start, steps, rho):
 @pytest.mark.parametrize("threat", [km.Linf(0.1), km.L2(0.15)], ids=repr)
 def test_auto_pgd_is_the_official_algorithm(threat, steps, rho):
     images = np.full((4, 3), 0.5, "float32")
-    images[2] = [0.95, 0.02, 0.5]  # the box cuts its ball
+    images[2] = [0.95, 0.02, 0.5]  # its ball is cut by [0, 1]
     attack = km.APGDCE(threat, steps, rho=rho)
     found = apgd.ascend(attack, functools.partial(hill, maths=ops), tf.constant(images), None, tf.constant([1, 2]))
-    start = threat.rim(tf.constant(images), [1, 2]).numpy()
+    start = threat.sample_boundary(tf.constant(images), [1, 2]).numpy()
     best, fooled, adversarial = official_auto_pgd(threat, images, start, steps, rho)
     np.testing.assert_allclose(found[0], best, atol=1e-5)
     np.testing.assert_array_equal(found[1], fooled)
@@ -373,9 +373,9 @@ def test_auto_pgd_returns_a_misclassified_image_it_has_left(threat):
     slope, images, labels = [[1.0], [-1.0], [0.5]], tf.fill([20, 3], 0.5), tf.zeros([20], "int32")
     network = linear_network(np.hstack([np.zeros_like(slope), slope]), [0, -0.25])
     found = Contrary(threat, 5).perturb(network, images, labels, tf.constant([1, 2]))
-    there_at_first = np.asarray(losses.margin(labels, network(threat.rim(images, [1, 2])))) > 0
-    assert 5 < np.sum(there_at_first) < 15
-    np.testing.assert_array_equal(np.asarray(losses.margin(labels, network(found))) > 0, there_at_first)
+    fooled_at_start = np.asarray(losses.margin(labels, network(threat.sample_boundary(images, [1, 2])))) > 0
+    assert 5 < np.sum(fooled_at_start) < 15
+    np.testing.assert_array_equal(np.asarray(losses.margin(labels, network(found))) > 0, fooled_at_start)
 
 
 @both
@@ -419,14 +419,14 @@ def test_the_nearest_point_of_a_hyperplane_in_the_box(threat):
     random = np.random.default_rng(0)
     images = np.clip(random.normal(0.5, 0.4, size=(60, 9)), 0, 1).astype("float32")
     normal = random.normal(size=(60, 9)).astype("float32")
-    normal[:20, :4], normal[20:24] = 0, 0  # without influence; no hyperplane at all
+    normal[:20, :4], normal[20:24] = 0, 0  # values without influence; no hyperplane
     value = random.normal(size=60).astype("float32")
-    value[24:28], value[28:32], value[20] = 0, 100, 0  # on it already; beyond the corner
-    images[32] = normal[32] > 0  # in the corner away from 0
+    value[24:28], value[28:32], value[20] = 0, 100, 0  # already on it; beyond the corner
+    images[32] = normal[32] > 0  # in the corner furthest from the hyperplane
     value[32] = 1
     normal[33:40] *= 1e-4
     value[33:40] *= 1e-4
-    offset = fab.to_hyperplane(threat, tf.constant(images), tf.constant(normal), tf.constant(value)).numpy()
+    offset = fab.offset_to_hyperplane(threat, tf.constant(images), tf.constant(normal), tf.constant(value)).numpy()
     expected = nearest(threat, images.astype("float64"), normal.astype("float64"), value.astype("float64"))
     np.testing.assert_allclose(offset, expected, atol=ROUNDING)
     left = np.abs(value + np.sum(normal * offset, axis=1)) < ROUNDING * (1 + np.abs(value))
@@ -474,7 +474,7 @@ def test_square_never_loses_what_it_has_gained(threat, network, labels):
 
 
 @every_threat
-def test_square_is_done_with_what_is_fooled_but_for_what_the_network_says_otherwise(threat, network, labels):
+def test_square_does_not_change_examples_that_it_has_fooled(threat, network, labels):
     def after(queries, number, candidates):
         logits = lambda images: network(images, training=False)  # noqa: E731
         arguments = (tf.constant(X), labels, tf.constant([number, 1]), tf.constant(number), candidates)
@@ -485,8 +485,8 @@ def test_square_is_done_with_what_is_fooled_but_for_what_the_network_says_otherw
     fooled = some > 0
     assert np.any(fooled)
     np.testing.assert_array_equal(more[fooled], some[fooled])
-    # A round gets none that is fooled, unless rounding has the fast view say so: these are to be got further.
-    for number in range(20, 24):  # of small squares, which get further almost everywhere
+    # A round only gets examples that are not fooled, unless the fast view rounds differently: it must change these.
+    for number in range(20, 24):  # with small squares, which make progress on almost every example
         found, further = after(5000, number, found)
     assert np.all(further[more > 0] >= more[more > 0]) and np.any(further[more > 0] > more[more > 0])
 
@@ -499,16 +499,16 @@ def test_linf_squares():
     stripes = start().numpy()
     np.testing.assert_allclose(np.abs(stripes - 0.5), 0.1, atol=1e-6)
     np.testing.assert_array_equal(stripes, np.repeat(stripes[:, :1], 10, axis=1))  # vertical
-    assert len(np.unique(stripes[:, 0], axis=0)) == 3  # of each example its own
+    assert len(np.unique(stripes[:, 0], axis=0)) == 3  # different ones for each example
     for area, side in [(0.8, 9), (0.4, 6), (0.05, 2), (0.001, 1)]:  # round(sqrt(area * 100)), at least 1
-        squares = change(GREY, area, side).numpy() - 0.5  # from the middle nothing is cut
+        squares = change(GREY, area, side).numpy() - 0.5  # from the middle nothing is clipped
         np.testing.assert_allclose(np.unique(np.abs(squares).round(6)), [0, 0.1], atol=1e-6)
         rows, columns = np.nonzero(squares[0, :, :, 0])
         assert np.ptp(rows) + 1 == np.ptp(columns) + 1 == side and len(rows) == side**2
-        np.testing.assert_array_equal(squares, np.repeat(squares[:1], 3, axis=0))  # one for all examples
+        np.testing.assert_array_equal(squares, np.repeat(squares[:1], 3, axis=0))  # the same for all examples
         for channel in range(2):
             assert len(np.unique(squares[0, rows, columns, channel])) == 1
-        from_below = change(GREY - 0.1, area, side) - 0.5  # a square goes all the way across
+        from_below = change(GREY - 0.1, area, side) - 0.5  # a square crosses the whole ball
         np.testing.assert_allclose(np.abs(from_below), 0.1, atol=1e-6)
 
 
@@ -517,7 +517,7 @@ def test_l2_squares_have_full_length():
     start, change = square._l2(threat.epsilon, GREY, tf.constant([1, 2]))
     candidates = start()
     np.testing.assert_allclose(threat.distance(candidates, GREY), threat.epsilon, rtol=1e-5)
-    assert np.all(np.abs(candidates - 0.5) > 1e-4)  # tiles all over
+    assert np.all(np.abs(candidates - 0.5) > 1e-4)  # tiles cover the image
     for number, area in enumerate([0.8, 0.2, 0.05, 0.001]):
         changed = change(candidates, area, number)
         np.testing.assert_allclose(threat.distance(changed, GREY), threat.epsilon, rtol=1e-5)
@@ -535,12 +535,12 @@ def test_queries_are_numbered_from_round_to_round(monkeypatch, eagerly):
     seen = []
     monkeypatch.setattr(km.Square, "_area", lambda attack, query: seen.append(int(query)) or 0.1)
     network, images, labels = linear(2)
-    km.Square(km.Linf(1e-4), 19)(network, images, labels)  # breaks nothing; 8, 8 and 3 queries
+    km.Square(km.Linf(1e-4), 19)(network, images, labels)  # fools no example; 8, 8 and 3 queries
     assert seen == list(range(19))
 
 
 def official_eta(size):
-    """The official code's pattern: rectangles that grow round the middle of each half."""
+    """Returns the pattern of the official code: rectangles that grow around the middle of each half."""
     halves = []
     for height in (size // 2, size - size // 2):
         delta = np.zeros((height, size))
@@ -565,7 +565,7 @@ def test_the_bumps_are_the_official_pattern(size):
     assert seen == {True, False}
 
 
-# --- attacks one after the other ---
+# --- attacks in sequence ---
 
 # One value, three classes: below 0.4 class 0, up to 0.6 class 1, above class 2.
 STEPS = ([[0.0, 10.0, 20.0]], [0.0, -4.0, -10.0])
@@ -573,9 +573,9 @@ FIVE, ONES = tf.constant([[0.5], [0.52], [0.45], [0.55], [0.1]]), tf.ones([5], "
 
 
 class Recording:
-    """Returns images that were fixed beforehand, and remembers which examples it was shown, in which round."""
+    """Returns fixed images, and records which examples it was given in each round."""
 
-    carries = False
+    reuses_candidates = False
 
     def __init__(self, *answers, rounds=1):
         self.answers, self.shown, self.seeds = answers, [], []
@@ -600,14 +600,14 @@ def run(**stages):
     return survivors.attack_survivors(linear_network(*STEPS), Compound(**stages), FIVE, ONES, SEEDS)
 
 
-def test_later_attacks_see_what_the_earlier_left():
+def test_later_attacks_get_the_survivors_of_earlier_ones():
     first, second, third = Recording(0.7, 0.55, 0.48, 0.1, 0), Recording(0, 0.53, 0.1, 0, 0), Recording(*[0.9] * 5)
     found = run(first=first, second=second)
     assert first.shown == [[0, 1, 2, 3]] and second.shown == [[1, 2]]
-    # 0.55 is nearer to a boundary than 0.53 is.
+    # 0.55 is nearer to a boundary than 0.53.
     np.testing.assert_allclose(found, [[0.7], [0.55], [0.1], [0.1], [0.1]])
     run(first=third, second=second)
-    assert len(second.shown) == 1  # nothing was left
+    assert len(second.shown) == 1  # no example was left
 
 
 def test_each_stage_has_other_seeds_of_the_same_examples():
@@ -632,25 +632,25 @@ def test_each_round_of_an_attack_has_other_seeds(monkeypatch, eagerly):
 
 
 class Creeping(Recording):
-    """Two rounds, each of which goes on from where the last one ended."""
+    """Two rounds, the second of which starts where the first ended."""
 
-    carries = True
+    reuses_candidates = True
 
     def in_round(self, network, images, labels, seeds, number, candidates):
         return candidates + 0.06
 
 
-def test_a_round_goes_on_where_the_last_one_ended():
-    # 0.55 is broken at 0.61 and spared from then on.
+def test_a_round_starts_where_the_last_one_ended():
+    # 0.55 is misclassified at 0.61 and not attacked again.
     np.testing.assert_allclose(run(creeping=Creeping(rounds=2)), [[0.62], [0.64], [0.57], [0.61], [0.1]], atol=1e-6)
 
 
-def test_filled_batches_give_the_same(monkeypatch):
+def test_padded_batches_give_the_same_result(monkeypatch):
     network, images, labels = linear_case(4, True)
     threat = km.Linf(dividing(exact_distance(km.Linf(0), network, images, labels)))
     attack = km.FABT(threat, 10)
     expected = attack(network, images, labels)
-    monkeypatch.setattr(survivors, "uses_xla", lambda network: True)  # in this module only: nothing is compiled
+    monkeypatch.setattr(survivors, "uses_xla", lambda network: True)  # only in this module: nothing is compiled
     np.testing.assert_allclose(attack(network, images, labels), expected, atol=ROUNDING)
     first, second = Recording(0.7, 0.5, 0.5, 0.5, 0), Recording(0.9, 0.9, 0.1, 0.1, 0)
     found = run(first=first, second=second)
@@ -658,7 +658,7 @@ def test_filled_batches_give_the_same(monkeypatch):
     np.testing.assert_allclose(found, [[0.7], [0.9], [0.1], [0.1], [0.1]])
 
 
-def test_a_tie_does_not_hide_what_a_later_attack_finds():
+def test_a_tie_does_not_hide_a_later_success():
     network = linear_network(np.eye(3), np.zeros(3))
     images, labels = tf.constant([[0.2, 0.8, 0.1]]), tf.constant([1], "int32")
 
@@ -675,7 +675,7 @@ def test_a_tie_does_not_hide_what_a_later_attack_finds():
 
 
 def test_the_versions_of_auto_attack(monkeypatch):
-    monkeypatch.undo()  # the real ones
+    monkeypatch.undo()  # use the real stages
     threat = km.Linf(0.1)
     standard, random = km.AutoAttack(threat), km.AutoAttack(threat, version="rand")
     assert tuple(standard.stages) == ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -700,10 +700,10 @@ def test_auto_attack_is_its_stages_on_the_survivors(network, labels, eagerly):
     correct = np.flatnonzero(margins(X, np.arange(8)) < 0)
     expected[correct] = first(network, X[correct], labels[correct])
     left = correct[margins(expected[correct], correct) < 0]
-    seeds = randomness.fold_in(randomness.of_examples(seed, tf.constant(left, "int32")), 1)  # of the second stage
+    seeds = randomness.fold_in(randomness.example_seeds(seed, tf.constant(left, "int32")), 1)  # the second stage's
     found = second.in_round(network, tf.constant(X[left]), tf.constant(labels[left], "int32"), seeds).numpy()
     broken = left[margins(found, left) > 0]
     better = margins(found, left) > margins(expected[left], left)
     expected[left[better]] = found[better]
-    assert 6 == len(correct) > len(left) > len(broken) > 0  # each stage has its share
+    assert 6 == len(correct) > len(left) > len(broken) > 0  # each stage fools some examples
     np.testing.assert_allclose(attack(network, X, labels, seed=seed), expected, atol=ROUNDING)

@@ -1,5 +1,7 @@
-"""FMN: against the exact answer on linear networks, and what epsilon does not decide. The contract of every attack,
-which it keeps too, is in test_autoattack.py."""
+"""FMN: against exact distances on linear networks, and independence of epsilon.
+
+The contract of every attack is in test_autoattack.py.
+"""
 
 import dataclasses
 
@@ -19,13 +21,13 @@ LINF = km.Linf(0.1)
 
 
 def distance_found(attack, network, images, labels):
-    """[batch] how far the image is that the attack finds, infinite where that one is classified correctly."""
+    """Returns the [batch] distance of the images found, infinite for images that are classified correctly."""
     found = attack(network, images, labels)
     fooled = np.argmax(network(found), axis=1) != labels
     return np.where(fooled, attack.threat.distance(found, images), np.inf)
 
 
-# With more classes and walls the steepest class is not always the nearest: there it is a fifth farther for one of 22.
+# With 4 classes and limits the steepest class is not always the nearest: one of 22 examples is a fifth farther.
 @pytest.mark.parametrize("classes, interior", [(2, True), (2, False), (4, True)])
 @both
 def test_finds_the_nearest_adversarial_image(norm, classes, interior):
@@ -36,8 +38,8 @@ def test_finds_the_nearest_adversarial_image(norm, classes, interior):
 
 
 @both
-def test_goes_along_the_walls(norm):
-    """The margin rises most where nothing can move: 8 of 12 values lie on the wall that the gradient points to."""
+def test_moves_along_the_limits(norm):
+    """The margin rises most along values that cannot move: the gradient of 8 of 12 points out of [0, 1]."""
     weights = np.array([[-1.0, 1.0]] * 8 + [[0.1, -0.1], [-0.2, 0.2], [0.3, -0.3], [-0.1, 0.1]])
     images = np.array([[1.0] * 8 + [0.5, 0.4, 0.6, 0.5], [1.0] * 8 + [0.5, 0.4, 0.3, 0.7]], "float32")
     network = linear_network(weights, [16.1, 0.0])
@@ -53,7 +55,7 @@ def test_epsilon_decides_only_what_is_returned(norm):
     network, images, labels = linear_case(2, False)
     attack = km.FMN(WIDEST[norm], 20)
     nearest = attack(network, images, labels)
-    np.testing.assert_array_equal(nearest[:2], images[:2])  # misclassified as they are
+    np.testing.assert_array_equal(nearest[:2], images[:2])  # misclassified from the start
     distances = np.asarray(attack.threat.distance(nearest, images))
     threat = norm(dividing(distances))
     found = dataclasses.replace(attack, threat=threat)(network, images, labels)
@@ -82,7 +84,7 @@ def test_one_step_counts_and_no_seed_matters(norm):
 
 
 def images_met(attack, network, images, labels):
-    """([batch, ...] what the attack returns, [times, batch, ...] all images that it asked the network about)."""
+    """Returns ([batch, ...] images that the attack returns, [times, batch, ...] all images that it tries)."""
     met = []
 
     def logits(candidates):
@@ -99,11 +101,11 @@ def test_returns_the_nearest_of_those_met(norm):
     found, met = images_met(attack, network, images, labels)
     fooled = np.array([np.argmax(network(each), axis=1) != labels for each in met])
     away = np.where(fooled, [attack.threat.distance(each, images) for each in met], np.inf)
-    assert np.any(away[-1] > np.min(away, axis=0))  # the last is not always the nearest
+    assert np.any(away[-1] > np.min(away, axis=0))  # the last image is not always the nearest
     nearest = np.array(met)[np.argmin(away, axis=0), np.arange(24)]
     beyond = np.clip(images + 1.001 * (nearest - images), 0, 1)
     np.testing.assert_allclose(found, np.where(np.min(away, axis=0)[:, None] < np.inf, beyond, images), atol=1e-6)
-    assert len(met) == attack.gradients + 1  # the last without a gradient
+    assert len(met) == attack.gradients + 1  # no gradient for the last
 
 
 @both

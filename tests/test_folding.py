@@ -1,4 +1,4 @@
-"""The views of a network: equal to the network, really folded, and of the weights as they are at the time."""
+"""The views of a network: same outputs, really folded, and always of the current weights."""
 
 import random
 
@@ -15,8 +15,8 @@ from keras_mart.attacks.inference import inference
 
 SHAPE = (6, 6, 3)
 X, Y = images_and_labels(shape=SHAPE)
-ROUNDING = 1e-5  # relative, of float32 through a dozen layers
-KINKS = 1e-2  # relative, of gradients: rounding may carry a unit or two across the kink of their ReLU
+ROUNDING = 1e-5  # relative, of float32 after a dozen layers
+KINKS = 1e-2  # relative, of gradients: rounding may move a unit or two across the kink of their ReLU
 HALF_ROUNDING = {"mixed_bfloat16": 2.0**-8, "mixed_float16": 2.0**-11}
 
 
@@ -28,7 +28,7 @@ def as_by_default():
 
 
 def shake(network):
-    """Fills every weight, so that neither fresh statistics nor zero biases hide a mistake."""
+    """Sets all weights to random values, so that initial statistics and zero biases hide no mistake."""
     generator = np.random.default_rng(1)
     for variable in network.variables:
         if "float" not in variable.dtype:  # a seed
@@ -42,7 +42,7 @@ def shake(network):
 
 
 def logits_and_gradient(function, images):
-    """Logits, and the images' gradient of their sum, each with another weight: one sum alone may cancel."""
+    """Returns logits, and the images' gradient of their weighted sum; an unweighted sum might cancel."""
     images = tf.constant(images)
     with tf.GradientTape() as tape:
         tape.watch(images)
@@ -62,7 +62,7 @@ def assert_same(function, expected, images):
 
 
 def count(function, shape, kinds=("Mul",)):
-    """How many operations of these kinds the function has on batches: on what has the open batch size."""
+    """Returns the number of operations of these kinds on batches, that is, on tensors of unknown batch size."""
     graph = tf.function(function).get_concrete_function(tf.TensorSpec([None, *shape])).graph
     found = [op for op in graph.get_operations() if op.type in kinds and op.outputs[0].shape.rank]
     return sum(op.outputs[0].shape[0] is None for op in found)
@@ -70,8 +70,8 @@ def count(function, shape, kinds=("Mul",)):
 
 # --- equal in evaluation mode, and folded ---
 
-# With how many of their normalisations are left: those behind an addition, a pooling or a concatenation, or behind a
-# convolution that others read too. Each is one multiplication of a batch, and in these networks there is no other.
+# With the number of normalisations that cannot be folded: those after an addition, a pooling or a concatenation, or
+# after a convolution with other consumers. Each is one multiplication of a batch; these networks have no others.
 NETWORKS = {
     "resnet18": (lambda: km.zoo.resnet18(input_shape=(8, 8, 3)), 0),
     "wide_resnet": (lambda: km.zoo.wide_resnet(10, 1, input_shape=(8, 8, 3)), 4),
@@ -97,7 +97,7 @@ def test_view_is_the_network(name):
 
 
 def random_network(seed):
-    """A graph of all that may stand round a convolution; its first block, at least, can be folded."""
+    """Returns a network with random operations around convolutions; at least its first block can be folded."""
     pick = random.Random(seed)
     flip = lambda: pick.random() < 0.5  # noqa: E731
 
@@ -225,7 +225,9 @@ def masked_by_an_argument(images):
 
 def masked(images):
     x = layers.Masking(0.0)(layers.Reshape((36, 3))(layers.ReLU(threshold=0.6)(images)))
-    pooled = layers.GlobalAveragePooling1D()(layers.Dense(4)(x))  # of what the mask, which Dense hands on, leaves
+    pooled = layers.GlobalAveragePooling1D()(
+        layers.Dense(4)(x)
+    )  # of the positions that the mask, which Dense passes on, leaves
     return layers.BatchNormalization()(pooled)
 
 
@@ -240,7 +242,7 @@ def mask_given_and_handed_on(images):
 
 
 def pooled_in_float32(x):
-    # Of another dtype than its inputs, the pooling finds the mask on them only: its call in the graph has none.
+    # The pooling has a different dtype than its inputs, so that only these carry the mask, not its call in the graph.
     return layers.GlobalAveragePooling1D(dtype="float32")(layers.Dense(4, dtype="mixed_bfloat16")(x))
 
 
@@ -262,7 +264,7 @@ class Subclassed(keras.Model):
 
 
 class Doubled(keras.Model):
-    """Functional, with a call of its own."""
+    """A functional model with its own `call`."""
 
     def call(self, inputs, training=None, mask=None):
         return super().call(2 * inputs, training=training)
@@ -274,7 +276,7 @@ class DoubledSequential(keras.Sequential):
 
 
 class Halved(layers.Conv2D):
-    """A kind of convolution that is not just one."""
+    """A convolution whose `call` does more."""
 
     def call(self, inputs):
         return super().call(inputs) / 2
@@ -344,10 +346,10 @@ def test_a_network_without_a_shape_yet():
     view = folding.view(network)
     view(tf.constant(X))
     assert_same(view, in_evaluation(shake(network)), X)
-    assert count(folding.view(network), SHAPE) == 0  # it has one now
+    assert count(folding.view(network), SHAPE) == 0  # it can be folded now
 
 
-# --- the weights as they are at the time ---
+# --- current weights ---
 
 
 def test_a_trace_follows_the_weights():
@@ -392,13 +394,13 @@ def test_the_view_is_no_part_of_the_model(tmp_path):
 
 
 def deep(policy, norm=layers.BatchNormalization):
-    """Convolutions with normalisations of many scales; its answer is in half precision where its layers are."""
+    """Returns convolutions with normalisations of many scales; logits have the dtype of the policy."""
     keras.config.set_dtype_policy(policy)
     try:
         x = images = keras.Input(SHAPE)
         for filters in (8, 12, 16):
             x = norm(epsilon=1e-5)(layers.Conv2D(filters, 3, padding="same", use_bias=False)(x))
-            x = layers.Activation("elu")(x)  # no kink, where rounding could turn a gradient on or off
+            x = layers.Activation("elu")(x)  # no kink at which rounding could turn a gradient on or off
         return keras.Model(images, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
     finally:
         keras.config.set_dtype_policy("float32")
@@ -428,7 +430,7 @@ def test_an_activation_that_reads_a_variable_in_half_precision():
 
 
 def casts_in_loops(network, attack):
-    """Shapes of what the attack's loops cast from float32, as often as it does so."""
+    """Returns the shapes of all tensors that the loops of an attack cast from float32."""
     trace = tf.function(lambda images, labels: attack.perturb(inference(network), images, labels, (0, 0)))
     graph = trace.get_concrete_function(tf.TensorSpec([None, *SHAPE]), tf.TensorSpec([None], "int32")).graph
     nodes = [node for function in graph.as_graph_def(add_shapes=True).library.function for node in function.node_def]
@@ -468,8 +470,8 @@ def test_compiled_by_xla():
 
 
 def trained(function, network, images):
-    """Logits, gradients of the weights, and the variables after a call that may update the statistics."""
-    before = [variable.numpy() for variable in network.variables]  # the seeds of Dropout too
+    """Returns logits, gradients of the weights, and the variables after a call, which may update the statistics."""
+    before = [variable.numpy() for variable in network.variables]  # including the seeds of Dropout
     with tf.GradientTape() as tape:
         logits = tf.cast(function(tf.constant(images)), "float32")
         loss = tf.reduce_sum(tf.nn.log_softmax(logits)[:, 0])
@@ -491,7 +493,7 @@ def assert_trains_the_same(view, network, training=True):
 
 
 def nested_frozen_dropping():
-    """A frozen and a learning normalisation, one inside a nested model, one too small an epsilon to be fused."""
+    """A network with frozen, trainable and nested normalisations, one with an epsilon too small to be fused."""
     inner = keras.Sequential(
         [keras.Input((4, 4, 4)), layers.Conv2D(4, 3), layers.BatchNormalization(epsilon=1e-5), layers.ReLU()]
     )
@@ -547,18 +549,18 @@ SAYING = {
 @pytest.mark.parametrize("fixed", [None, True, False])
 @pytest.mark.parametrize("name", SAYING)
 def test_a_call_in_the_graph_may_say_training(name, fixed, enabled):
-    """What says that it does not train does not; nothing else says anything."""
+    """Only an explicit `training=False` makes a layer run in evaluation mode."""
     said = {} if fixed is None else {"training": fixed}
     layer = SAYING[name]()
     network = shake(functional(lambda images: layer(layers.Conv2D(4, 3)(images), **said)))
     folding.enable() if enabled else folding.disable()
     assert_same(folding.view(network), in_evaluation(network), X)
-    # A Dropout, whose `training` is False by default, says so in every graph.
+    # The default of Dropout, `training=False`, is recorded in every graph.
     assert_trains_the_same(folding.training_view(network), network, fixed is not False or name == "dropout")
 
 
 class Noisy(layers.Layer):
-    """Says of a layer inside that it trains, as randomised defences do."""
+    """Calls an inner layer with `training=True`, as randomised defences do."""
 
     def __init__(self):
         super().__init__()
@@ -620,8 +622,8 @@ def test_activity_regularisation_counts(policy):
 def test_training_is_the_same():
     def ten_steps():
         keras.utils.set_random_seed(0)
-        # A ball whose step is smooth in the gradient: the other's takes its sign, which rounding can turn, and then
-        # two runs part for good. What is left of rounding grows as training goes on, by ten or so a few steps.
+        # L2, whose step is smooth in the gradient; Linf takes the sign, which rounding can flip, so that two runs
+        # diverge. The remaining rounding errors grow in training, by a factor of about ten every few steps.
         model = km.MART(conv_network(SHAPE), km.PGD(km.L2(0.5), 3, start="zero"), seed=0)
         model.compile(keras.optimizers.SGD(0.1))
         losses = [model.train_on_batch(X, Y)[0] for _ in range(10)]

@@ -1,4 +1,4 @@
-"""The faster layers against Keras's own: results, gradients, statistics; and where they step aside."""
+"""The faster layers against Keras's: results, gradients, statistics; and the cases left to Keras."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from keras_mart import layers
 
 SHAPE = (8, 5, 6, 3)
 RANDOM = np.random.default_rng(0)
-# Means unlike zero, as behind a ReLU: a variance from squares alone would lose digits there. Exact in half precision.
+# Non-zero means, as after a ReLU: E[x^2] - E[x]^2 would lose digits there. Exact in half precision.
 X = np.round(8 * RANDOM.normal(2, 1, SHAPE)).astype("float32") / 8
 OUTER = np.round(8 * RANDOM.normal(0, 1, SHAPE)).astype("float32") / 8
 ROUNDING = {"float64": 1e-12, "float32": 1e-5, "mixed_bfloat16": 2.0**-8, "mixed_float16": 2.0**-11}
@@ -19,7 +19,7 @@ NORMALISATIONS = (layers.BatchNormalization, keras.layers.BatchNormalization)
 
 
 def built(cls, shape=SHAPE, trainable=True, **options):
-    """A layer with seeded weights that leave no default in place."""
+    """Returns a layer with seeded weights, none at its default."""
     layer = cls(**{"epsilon": 1e-5} | options)
     layer.build((None, *shape[1:]))
     random = np.random.default_rng(1)
@@ -30,7 +30,7 @@ def built(cls, shape=SHAPE, trainable=True, **options):
 
 
 def outcome(layer, images, outer=None, call=None, **arguments):
-    """All that comes of a call, by name: outputs, gradients of what the outputs weigh by `outer`, variables after."""
+    """Returns the results of a call by name: outputs, gradients of the sum of outputs times `outer`, new variables."""
     images = tf.cast(images, layer.compute_dtype)
     outer = tf.ones_like(images) if outer is None else tf.cast(outer, layer.compute_dtype)
     with tf.GradientTape() as tape:
@@ -53,7 +53,7 @@ def assert_same(got, expected, rounding):
 
 
 def operations(function, shape, dtype):
-    """The operations that a function of images is traced to."""
+    """Returns the operations in the trace of a function of images."""
     return tf.function(function).get_concrete_function(tf.TensorSpec(shape, dtype)).graph.get_operations()
 
 
@@ -78,7 +78,7 @@ def test_is_keras_own(options, dtype, training):
 
 
 def by_hand(layer, images, outer, training):
-    """What `outcome` returns, but for the variables, in float64."""
+    """Returns what `outcome` does, except the variables, computed in float64."""
     gamma, beta, mean, variance = (weight.astype("float64") for weight in layer.get_weights())
     axes = (0, 1, 2)
     if training:
@@ -177,7 +177,7 @@ def network(cls):
 @pytest.mark.parametrize("first, second", [NORMALISATIONS, NORMALISATIONS[::-1]], ids=["to keras", "from keras"])
 def test_weights_are_keras_own(first, second, tmp_path):
     source, target, other = network(first), network(second), network(second)
-    source(X, training=True)  # statistics unlike the initial ones
+    source(X, training=True)  # changes the statistics
     target.set_weights(source.get_weights())
     source.save_weights(tmp_path / "network.weights.h5")
     other.load_weights(tmp_path / "network.weights.h5")
@@ -224,6 +224,6 @@ def test_each_replica_keeps_its_own_statistics_as_with_keras(two_replicas):
 
 
 def test_on_a_gpu_it_is_as_keras_has_it(monkeypatch):
-    assert layers.fuses(built(layers.BatchNormalization), tf.zeros(SHAPE))
+    assert layers.can_fuse(built(layers.BatchNormalization), tf.zeros(SHAPE))
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind=None: ["a GPU"])
-    assert not layers.fuses(built(layers.BatchNormalization), tf.zeros(SHAPE))
+    assert not layers.can_fuse(built(layers.BatchNormalization), tf.zeros(SHAPE))

@@ -1,4 +1,4 @@
-"""The losses against a float64 transcription of each formula, worked values, and finite differences."""
+"""The losses against a float64 transcription of each formula, hand-computed values, and finite differences."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_mart import losses
 
-EXAMPLES = 7  # odd: the last one of CLP's pairs has no partner
+EXAMPLES = 7  # odd: the last example has no partner for CLP
 BETA, MAX_EPSILON = 1.5, 0.1
 ALPHA, GAMMA = 0.75, 0.5
 EPSILON = np.array([0.0, 0.02, 0.0999, 0.1, 0.2, 0.05, 0.0], "float32")  # MMA's: below MAX_EPSILON, at it, above
@@ -128,7 +128,7 @@ two_and_five_classes = pytest.mark.parametrize("classes", [2, 5])
 
 
 def arguments(formula, labels, natural, adversarial):
-    """What the package's function takes, and the transcription of the same name."""
+    """Returns the arguments of the package's function and of the transcription of the same name."""
     if formula is kl_divergence:
         return natural, adversarial
     if formula is mma:
@@ -236,7 +236,7 @@ def test_low_precision_logits_are_computed_in_float32(formula, dtype):
     np.testing.assert_array_equal(values, loss(formula, labels, *(tf.cast(each, "float32") for each in logits)))
 
 
-# --- the objectives of AutoAttack, whose targets make them calls of their own ---
+# --- the objectives of AutoAttack, which take targets ---
 
 
 def dlr(y, z):
@@ -255,7 +255,7 @@ def targeted_dlr(y, z, targets):
 
 
 def objective_case(formula, classes, dtype="float32"):
-    """The arguments, among them labels that have the largest logit, the second and others."""
+    """Returns arguments in which the label has the largest, the second largest or another logit."""
     labels, logits, _ = labels_and_logits(classes, dtype)
     targets = (labels + 1 + np.arange(EXAMPLES) % (classes - 1)) % classes
     return (labels, logits) if formula is dlr else (labels, logits, targets)
@@ -318,7 +318,7 @@ def finite_differences(formula, labels, *logits):
     """Central differences of the summed float64 transcription, with respect to both logits."""
     logits = np.array(logits, "float64")
     gradient = np.zeros_like(logits)
-    held = {"held": logits[0].copy()} if formula is dkl else {}  # the p that has no gradient
+    held = {"held": logits[0].copy()} if formula is dkl else {}  # the p held fixed
     for entry in np.ndindex(logits.shape):
         for sign in (1, -1):
             moved = logits.copy()
@@ -338,7 +338,7 @@ def test_gradients_flow_through_natural_and_adversarial_logits(formula, classes)
 @two_and_five_classes
 @every_loss
 def test_saturated_logits(formula, classes):
-    # The label's logit or another's far above or below the rest, in all pairs of natural and adversarial logits.
+    # The label's or another logit is far above or below the rest, in all pairs of natural and adversarial logits.
     corners = np.zeros((4, classes), "float32")
     corners[[0, 1, 2, 3], [0, 0, 1, 1]] = [1e4, -1e4, 1e4, -1e4]
     natural, adversarial = (tf.constant(corners[rows]) for rows in np.indices((4, 4)).reshape(2, -1))
@@ -359,7 +359,7 @@ def misalignment(left, right):
 def test_gradients_are_aligned_or_not():
     left, right = np.random.default_rng(0).normal(size=(2, 6, 4, 3, 2))
     left[1] = -3 * right[1]
-    tiny = left * 10.0 ** -np.arange(0, 30, 5).reshape(-1, 1, 1, 1)  # whose squares underflow
+    tiny = left * 10.0 ** -np.arange(0, 30, 5).reshape(-1, 1, 1, 1)  # squares of these underflow
     moving = tf.constant(right, "float32")
     labels, _, logits = (each[:6] for each in labels_and_logits(3))
     with tf.GradientTape() as tape:

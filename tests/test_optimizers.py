@@ -1,4 +1,4 @@
-"""SGD against PyTorch's update written out in NumPy, warm-up, what is left out of the decay, and what Keras does."""
+"""SGD against PyTorch's update in NumPy and against Keras, exclusions from weight decay, and warm-up."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from keras.optimizers import schedules
 import keras_mart as km
 from keras_mart.optimizers import SGD, Warmup
 
-RATES = (0.1, 0.1, 0.01, 0.01)  # a step schedule: PyTorch's and Keras's momentum part at the third step
+RATES = (0.1, 0.1, 0.01, 0.01)  # a step schedule: PyTorch's and Keras's momentum differ from the third step on
 WEIGHT_DECAY = 0.3
 
 
@@ -83,7 +83,7 @@ def test_excluded_variables_do_not_decay():
     variables = [keras.Variable([1.0], name=name) for name in ("kernel", "bias", "scale", "offset")]
     optimizer = SGD(0.1, weight_decay=0.5)
     optimizer.exclude_from_weight_decay(var_names=["kernel"])
-    optimizer.exclude_from_weight_decay(var_list=[variables[2]], var_names=["^bia", "set"])  # in place of it
+    optimizer.exclude_from_weight_decay(var_list=[variables[2]], var_names=["^bia", "set"])  # replaces it
     optimizer.apply([tf.zeros(1)] * 4, variables)
     np.testing.assert_allclose([each.numpy()[0] for each in variables], [0.95, 1.0, 1.0, 1.0], atol=1e-6)
     with pytest.raises(ValueError, match=r"must be called before the optimizer is built\. Received: an optimizer"):
@@ -122,7 +122,7 @@ def test_config_round_trip():
     assert (again.momentum, again.nesterov, again.weight_decay, again.clipnorm) == (0.9, True, 3.5e-3, 1.0)
 
 
-def test_a_saved_model_goes_on_where_it_stopped(tmp_path):
+def test_a_saved_model_resumes_where_it_stopped(tmp_path):
     random = np.random.default_rng(0)
     images, targets = random.normal(size=(8, 3)), random.normal(size=(8, 1))
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
@@ -154,7 +154,7 @@ def test_refuses_a_negative_weight_decay(weight_decay):
         (schedules.PolynomialDecay(0.4, 4, end_learning_rate=0.0), 2, [0, 0.2, 0.4, 0.3, 0.2, 0.1]),
     ],
 )
-def test_the_rate_rises_in_a_straight_line_to_the_first_of_the_schedule(schedule, steps, expected):
+def test_the_rate_rises_linearly_to_the_first_of_the_schedule(schedule, steps, expected):
     rate = Warmup(schedule, steps)
     np.testing.assert_allclose([float(rate(step)) for step in range(6)], expected, atol=1e-7)
 
@@ -170,14 +170,14 @@ def test_warm_up_is_that_of_kerass_cosine_decay():
 @pytest.mark.parametrize("schedule", [0.1, schedules.CosineDecay(0.1, 3)], ids=["constant", "cosine"])
 def test_an_optimizer_is_saved_with_its_warm_up_and_follows_it(schedule, scaled):
     optimizer = SGD(Warmup(schedule, 2))
-    if scaled:  # as Keras has it in mixed_float16
+    if scaled:  # as Keras does in mixed_float16
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=8.0)
     optimizer = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     variable = keras.Variable([0.0])
     for expected in (0.0, -0.05, -0.15):  # rates 0, 0.05, 0.1
         optimizer.apply([tf.constant([8.0 if scaled else 1.0])], [variable])
         np.testing.assert_allclose(variable.numpy(), [expected], atol=1e-7)
-    if scaled:  # an overflow is no step
+    if scaled:  # an overflow does not count as a step
         optimizer.apply([tf.constant([np.inf])], [variable])
         assert int(optimizer.iterations) == 3
 
@@ -190,16 +190,16 @@ def test_an_optimizer_is_saved_with_its_warm_up_and_follows_it(schedule, scaled)
         ("cosine", 1, r"`schedule` must be a LearningRateSchedule or a float\. Received: schedule='cosine'"),
     ],
 )
-def test_refuses_what_is_no_warm_up(schedule, steps, message):
+def test_refuses_invalid_warm_ups(schedule, steps, message):
     with pytest.raises(ValueError, match=message):
         Warmup(schedule, steps)
 
 
-# What `compile(decay_all=False)` leaves out
+# Exclusions by `compile(decay_all=False)`
 
 
 def after_one_step(kind, decay, path, precision, strategy):
-    """Names and values of the weights after a step of a model that was saved and loaded before it."""
+    """Returns names and values of the weights of a saved and loaded model after one step."""
     images, labels = images_and_labels()
     with (strategy or tf.distribute.get_strategy()).scope():
         keras.utils.set_random_seed(0)

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 import keras_mart
-from keras_mart.optimizers import of_summed_gradients
+from keras_mart.optimizers import applying_summed_gradients
 
 PACKAGE = pathlib.Path(keras_mart.__file__).parent
 # Each name, the class that has it, and its parameters.
@@ -154,10 +154,10 @@ def test_keras_updates_through_what_is_replaced(two_replicas):
     together = []
 
     def step():
-        with of_summed_gradients(optimizer, lambda function: together.append(function) or function):
+        with applying_summed_gradients(optimizer, lambda function: together.append(function) or function):
             optimizer.apply([tf.ones(1)], [variable])
 
     two_replicas.run(step)
-    changed = f"Keras {keras.__version__} updates otherwise: see `of_summed_gradients` in optimizers.py."
+    changed = f"Keras {keras.__version__} updates otherwise: see `applying_summed_gradients` in optimizers.py."
     assert together, changed
     np.testing.assert_array_equal(variable.numpy(), [0.0], err_msg=changed)  # -1: the gradients were summed once more

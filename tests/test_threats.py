@@ -1,4 +1,4 @@
-"""The balls by their properties: what is inside, what is nearest, how it is sampled and climbed."""
+"""The balls: projection, sampling and ascent, tested by their properties."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from conftest import images_and_labels
 from keras_mart.threats import L2, Linf
 
 EPSILON, STEP, ROUNDING = 0.2, 0.05, 1e-6
-# Uniform samples of so few dimensions that their statistics are sharp, of an image away from 0 and 1.
+# Few dimensions, so that the statistics of uniform samples are sharp; around an image away from 0 and 1.
 SAMPLES, DIMENSIONS = 20_000, 3
 both = pytest.mark.parametrize("threat", [Linf(EPSILON), L2(EPSILON)], ids=repr)
 
@@ -19,13 +19,13 @@ both = pytest.mark.parametrize("threat", [Linf(EPSILON), L2(EPSILON)], ids=repr)
 @pytest.fixture
 def images():
     images, _ = images_and_labels(16, (4, 4, 1))
-    images[0], images[1] = 0, 1  # corners of the box
+    images[0], images[1] = 0, 1  # corners of [0, 1]
     return tf.constant(images)
 
 
 @pytest.fixture
 def candidates(images):
-    """From inside the ball to far away, in all directions."""
+    """Points from inside the ball to far away, in all directions."""
     offsets = np.random.default_rng(1).normal(size=images.shape) * np.logspace(-3, 2, 16).reshape(-1, 1, 1, 1)
     return images + offsets.astype("float32")
 
@@ -53,7 +53,7 @@ def test_project_is_inside_and_idempotent(threat, images, candidates):
 def test_project_moves_no_further_than_it_must(threat):
     inside, outside = grey(4) + 0.1 * EPSILON, grey(4) + tf.constant([0.0, 0.3, -0.4])
     np.testing.assert_allclose(threat.project(inside, grey(4)), inside, atol=ROUNDING)
-    # Outside: each value cut in Linf, the offset (0, 0.3, -0.4) of length 0.5 shortened to 0.2 in L2.
+    # Outside: Linf clips each value, L2 shortens the offset (0, 0.3, -0.4) of length 0.5 to 0.2.
     nearest = {Linf: [0.5, 0.7, 0.3], L2: [0.5, 0.62, 0.34]}[type(threat)]
     np.testing.assert_allclose(threat.project(outside, grey(4)), [nearest] * 4, atol=ROUNDING)
 
@@ -65,7 +65,7 @@ def test_distance():
 
 
 @both
-@pytest.mark.parametrize("method", ["project", "sample", "rim"])
+@pytest.mark.parametrize("method", ["project", "sample", "sample_boundary"])
 def test_scalar_epsilon_equals_one_per_example(method, threat, images, candidates):
     def points(epsilon):
         arguments = (candidates, images) if method == "project" else (images, [1, 2])
@@ -84,7 +84,7 @@ def test_scalar_epsilon_equals_one_per_example(method, threat, images, candidate
 def test_epsilon_zero_leaves_the_image(threat, images, candidates):
     np.testing.assert_array_equal(threat.project(candidates, images), images)
     np.testing.assert_array_equal(threat.sample(images, [1, 2]), images)
-    np.testing.assert_array_equal(threat.rim(images, [1, 2]), images)
+    np.testing.assert_array_equal(threat.sample_boundary(images, [1, 2]), images)
 
 
 # --- sample ---
@@ -109,7 +109,7 @@ def test_linf_sample_is_uniform():
 def test_l2_sample_is_uniform():
     unit = np.asarray(L2(EPSILON).sample(grey(), [1, 2]) - 0.5) / EPSILON
     radius = np.linalg.norm(unit, axis=1)
-    # The volume inside a radius is uniform: radius^d has mean 1/2 and variance 1/12, the radius mean d / (d + 1).
+    # radius^d is uniform in [0, 1]: mean 1/2 and variance 1/12; the radius has mean d / (d + 1).
     np.testing.assert_allclose(np.mean(radius), DIMENSIONS / (DIMENSIONS + 1), atol=0.005)
     np.testing.assert_allclose(np.mean(radius**DIMENSIONS), 1 / 2, atol=0.01)
     np.testing.assert_allclose(np.var(radius**DIMENSIONS), 1 / 12, atol=0.005)
@@ -119,18 +119,18 @@ def test_l2_sample_is_uniform():
     np.testing.assert_allclose(np.mean((unit / radius[:, None]) ** 4, axis=0), 1 / 5, atol=0.006)
 
 
-# --- rim ---
+# --- sample_boundary ---
 
 
 @both
-def test_the_rim_is_at_the_full_distance(threat, images):
-    rim = threat.rim(grey(100), [1, 2])
-    np.testing.assert_allclose(threat.distance(rim, grey(100)), EPSILON, rtol=1e-5)
-    np.testing.assert_array_equal(threat.rim(grey(100), [1, 2]), rim)
-    assert np.abs(threat.rim(grey(100), [1, 3]) - rim).max() > 0.1 * EPSILON
-    assert np.linalg.norm(np.mean(rim - 0.5, axis=0)) < EPSILON / 3  # in all directions
-    assert len(np.unique(np.abs(rim - 0.5))) > 100  # not only to the corners
-    assert_inside(threat, threat.rim(images, [1, 2]), images)  # where [0, 1] cuts too
+def test_the_boundary_is_at_the_full_distance(threat, images):
+    points = threat.sample_boundary(grey(100), [1, 2])
+    np.testing.assert_allclose(threat.distance(points, grey(100)), EPSILON, rtol=1e-5)
+    np.testing.assert_array_equal(threat.sample_boundary(grey(100), [1, 2]), points)
+    assert np.abs(threat.sample_boundary(grey(100), [1, 3]) - points).max() > 0.1 * EPSILON
+    assert np.linalg.norm(np.mean(points - 0.5, axis=0)) < EPSILON / 3  # in all directions
+    assert len(np.unique(np.abs(points - 0.5))) > 100  # not only to the corners
+    assert_inside(threat, threat.sample_boundary(images, [1, 2]), images)  # also where [0, 1] cuts the ball
 
 
 # --- ascend ---
@@ -161,7 +161,7 @@ def test_l2_without_a_gradient_moves_in_a_random_direction(size):
     threat, gradient = L2(EPSILON), tf.fill([100, DIMENSIONS], size)
     moved = threat.ascend(grey(100), gradient, STEP, seed=[1, 2])
     np.testing.assert_allclose(threat.distance(moved, grey(100)), STEP, atol=ROUNDING)
-    if size < 1e-37:  # there a gradient begins to count
+    if size < 1e-37:  # smaller gradients count as zero
         assert np.linalg.norm(np.mean(moved - 0.5, axis=0)) < STEP / 3
         assert np.abs(threat.ascend(grey(100), gradient, STEP, seed=[3, 4]) - moved).max() > STEP / 10
         np.testing.assert_allclose(threat.ascend(grey(100), gradient, STEP), grey(100), atol=ROUNDING)

@@ -1,4 +1,4 @@
-"""Transfer, examples made on another network, and Noise, which asks no network."""
+"""Transfer, with examples of another network, and Noise, without a network."""
 
 import keras
 import numpy as np
@@ -25,20 +25,20 @@ def network():
 
 
 @pytest.mark.parametrize("wrap", [lambda network: network, lambda network: km.AT(network, attack=PGD)])
-def test_examples_are_made_on_the_source_and_judged_on_the_target(wrap, network):
+def test_examples_of_the_source_are_evaluated_on_the_target(wrap, network):
     made_of = source()
     transfer = km.Transfer(wrap(made_of), PGD)
     expected = PGD(made_of, X, Y, seed=1)
     np.testing.assert_array_equal(transfer(network, X, Y, seed=1), expected)
     assert np.any(np.abs(PGD(network, X, Y, seed=1) - expected) > 0.01)
 
-    fixed = km.Transfer(made_of, km.FGSM(THREAT))  # nothing random, so that the examples are known
+    fixed = km.Transfer(made_of, km.FGSM(THREAT))  # deterministic, so that the examples are known
     on_target = np.argmax(network(km.FGSM(THREAT)(made_of, X, Y)), axis=1)
     table = km.evaluate(network, (X, Y), {"transfer": fixed}, verbose=0)
     assert table["transfer"] == np.mean(on_target == Y)
 
 
-def test_an_attack_in_rounds_spares_what_the_source_misclassifies(network):
+def test_an_attack_in_rounds_skips_what_the_source_misclassifies(network):
     made_of, attack = source(), km.FABT(km.Linf(1.0), 5)
     predicted = np.argmax(made_of(X), axis=1)
     found = km.Transfer(made_of, attack)(network, X, Y)
@@ -66,7 +66,7 @@ def test_two_transfers_are_not_the_same():
         (lambda: km.Transfer(source(4), PGD)(conv_network(), X, Y), "as many classes .*, 3. Received: 4"),
         (lambda: km.Transfer(source(3, (5, 5, 1)), PGD)(conv_network(), X, Y), r"\(None, 5, 5, 1\).*source .*8, 6, 6"),
         (lambda: km.AT(conv_network(), attack=km.Transfer(source(), PGD)), "able to climb the objective of AT"),
-        (lambda: keras.saving.serialize_keras_object(km.Transfer(source(), PGD)), "is not serialised"),
+        (lambda: keras.saving.serialize_keras_object(km.Transfer(source(), PGD)), "cannot be serialised"),
         (lambda: km.Noise(THREAT, 0), "`samples` must be a positive integer. Received: samples=0"),
     ],
 )
@@ -91,7 +91,7 @@ def test_more_noise_is_worse(threat):
     most = 0.2 * np.linalg.norm(slope, ord=1 if isinstance(threat, km.Linf) else 2)
     gained = np.mean(objective(many) - objective(images)) / most
     assert 0.6 < gained < 1 and abs(np.mean(objective(one) - objective(images))) < 0.1 * most
-    # Of the same points another score prefers others.
+    # A different score selects different ones of the same points.
     least = km.Noise(threat, 50).maximise(objective, images, seed=1, score=lambda candidates: -objective(candidates))
     assert np.mean(objective(least) - objective(images)) < -0.6 * most
     epsilon = np.linspace(0, 0.4, 2000, dtype="float32")
@@ -104,7 +104,7 @@ def test_noise_trains_and_prefers_a_misclassification():
     model.compile(optimizer="sgd")
     history = model.fit(X, Y, verbose=0).history
     assert np.isfinite(history["loss"][0]) and "adversarial_accuracy" in history
-    # One value, just left of where class 1 begins: of 50 points right and left of it one to the right is kept.
+    # One value, just below the boundary to class 1: of 50 points on both sides, one beyond the boundary is returned.
     network = linear_network([[-9.0, 0.0]], [4.6, 0.0])
     images = np.full((20, 1), 0.5, "float32")
     assert np.all(km.Noise(km.Linf(0.1), 50)(network, images, [0] * 20, seed=1) > 0.51)

@@ -1,4 +1,4 @@
-"""The attacks: one concept, one file. An attack knows networks that return logits, and no training method."""
+"""The attacks. They work on any network that returns logits and do not depend on the training methods."""
 
 from keras_mart.attacks.apgd import APGDCE, APGDDLR
 from keras_mart.attacks.apgdt import APGDT

@@ -1,4 +1,4 @@
-"""Targeted Auto-PGD: towards one wrong class after the other."""
+"""Targeted Auto-PGD: climbs towards each of several wrong classes in turn."""
 
 import dataclasses
 
@@ -6,12 +6,13 @@ import keras
 
 from keras_mart import checks, losses
 from keras_mart.attacks import apgd, base
+from keras_mart.typing import ArrayLike, ImageFunction, Tensor
 
 
 @keras.saving.register_keras_serializable("keras_mart")
 @dataclasses.dataclass(frozen=True)
 class APGDT(base.Rounds):
-    """Targeted Auto-PGD: towards one class after the other, on the targeted DLR (`losses.targeted_dlr`).
+    """Targeted Auto-PGD: climbs the targeted DLR (`losses.targeted_dlr`) towards one class in each round.
 
     The targets are the most likely wrong classes of the natural image, most likely first; each is tried on the
     examples that are still classified correctly.
@@ -21,7 +22,7 @@ class APGDT(base.Rounds):
     Args:
         threat: the ball, `Linf` or `L2`.
         steps: number of gradient steps towards each target.
-        targets: number of targets, at most; never more than there are wrong classes.
+        targets: largest number of targets; never more than there are wrong classes.
         rho, gradient_samples: as in `APGDCE`.
 
     Raises:
@@ -42,13 +43,15 @@ class APGDT(base.Rounds):
         apgd.check(self)
 
     @property
-    def gradients(self):
+    def gradients(self) -> int:
         return (self.steps + 1) * self.gradient_samples
 
-    def rounds(self, classes):
+    def rounds(self, classes: int) -> int:
         return min(self.targets, classes - 1)
 
-    def perturb(self, logits, images, labels, seed, number, candidates):
+    def perturb(
+        self, logits: ImageFunction, images: Tensor, labels: Tensor, seed: ArrayLike, number: Tensor, candidates: Tensor
+    ) -> Tensor:
         target = base.ranked_class(logits(images), number + 1)
 
         def loss(labels, outputs):

@@ -1,6 +1,7 @@
-"""AutoAttack: four attacks without parameters, each on what the ones before left standing."""
+"""AutoAttack: a fixed sequence of attacks, each on the examples that the previous ones did not fool."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import keras
 
@@ -10,36 +11,37 @@ from keras_mart.attacks.apgdt import APGDT
 from keras_mart.attacks.base import Attack
 from keras_mart.attacks.fab import FABT
 from keras_mart.attacks.square import Square
+from keras_mart.typing import Shape
 
 STAGES = {"apgd-ce": APGDCE, "apgd-dlr": APGDDLR, "apgd-t": APGDT, "fab-t": FABT, "square": Square}
 VERSIONS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "rand": ("apgd-ce", "apgd-dlr")}
-# Gradients averaged in the version for networks that answer at random.
+# Gradients averaged in the version for networks with random outputs.
 RANDOM_SAMPLES = 20
 
 
 @keras.saving.register_keras_serializable("keras_mart")
 @dataclasses.dataclass(frozen=True)
 class AutoAttack(Attack):
-    """AutoAttack, the field's yardstick: APGD-CE, APGD-T, FAB-T and Square, one after the other.
+    """AutoAttack, the standard benchmark: runs APGD-CE, APGD-T, FAB-T and Square in turn.
 
-    Each attack runs on the examples that are classified correctly after the ones before; `keras_mart.evaluate` reports
-    the accuracy after each. An example that is misclassified as it is stays its natural image.
+    Each attack runs on the examples that are still classified correctly; `keras_mart.evaluate` reports the accuracy
+    after each. An example whose natural image is misclassified keeps it.
 
-    Differences: those of the single attacks. The random numbers of an example depend on the seed and on its place among
-    all examples, not on the batch.
+    Differences: those of the single attacks. The random numbers of an example depend on the seed and on its position
+    among all examples, not on the batch.
 
     Args:
         threat: the ball, `Linf` or `L2`.
-        version: "standard"; "rand", for networks that answer at random (APGD-CE and APGD-DLR, each gradient the mean
-            of 20); or the names of attacks in their order: apgd-ce, apgd-dlr, apgd-t, fab-t, square.
+        version: "standard"; "rand", for networks with random outputs (APGD-CE and APGD-DLR, each gradient the mean of
+            20); or the names of attacks, in order: apgd-ce, apgd-dlr, apgd-t, fab-t, square.
 
     Raises:
-        ValueError: an unknown version or name, a name given twice, or none.
+        ValueError: an unknown version or name, a name given twice, or no name.
 
     Reference: Croce and Hein, arXiv 2003.01690; github.com/fra31/auto-attack.
     """
 
-    spares = True
+    skips_misclassified = True
 
     version: str | tuple = "standard"
 
@@ -56,17 +58,17 @@ class AutoAttack(Attack):
         object.__setattr__(self, "version", names)
 
     @property
-    def stages(self):
+    def stages(self) -> Mapping[str, Attack]:
         """Name to attack, in order."""
         options = {"gradient_samples": RANDOM_SAMPLES} if self.version == "rand" else {}
         names = VERSIONS.get(self.version, self.version) if isinstance(self.version, str) else self.version
         return {name: STAGES[name](self.threat, **options) for name in names}
 
     @property
-    def attacks(self):
+    def attacks(self) -> tuple[Attack, ...]:
         """The attacks, in order."""
         return tuple(self.stages.values())
 
-    def check_images(self, shape):
+    def check_images(self, shape: Shape) -> None:
         for attack in self.attacks:
             attack.check_images(shape)

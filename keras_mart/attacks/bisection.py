@@ -7,15 +7,15 @@ from keras_mart.attacks import gradients
 
 
 def bisection(margin, images, direction, radius, max_radius, steps):
-    """The radius at which the margin crosses zero on the way images + radius * direction (clipped to [0, 1]).
+    """Finds the radius at which the margin of images + radius * direction (clipped to [0, 1]) crosses zero.
 
     Args:
         margin: maps [batch, ...] images to [batch]; negative on the near side of the boundary.
         images: [batch, ...] where the margin is negative.
-        direction: [batch, ...], of length 1 in the norm that measures the radius, or less: the radius is then told
-            in its length.
-        radius: [batch], where to look first.
-        max_radius: the largest radius looked at, returned (but for the last halving) where nothing is found.
+        direction: [batch, ...], of length at most 1 in the norm that measures the radius; if it is shorter, the radius
+            is a multiple of its length.
+        radius: [batch], tried first.
+        max_radius: the largest radius; returned (up to the last halving) where no crossing is found.
         steps: number of halvings.
 
     Returns:
@@ -24,14 +24,14 @@ def bisection(margin, images, direction, radius, max_radius, steps):
     Reference: Ding et al., arXiv 1812.02637, and its code, whose last image is not clipped to [0, 1]; ours is.
     """
 
-    def at(distance):
+    def images_at(distance):
         return ops.clip(images + threats.per_example(distance, images) * direction, 0.0, 1.0)
 
-    def halve(_, near, far, here):
-        inside = margin(at(here)) < 0
-        near, far = ops.where(inside, here, near), ops.where(inside, far, here)
+    def halve(_, near, far, middle):
+        inside = margin(images_at(middle)) < 0
+        near, far = ops.where(inside, middle, near), ops.where(inside, far, middle)
         return near, far, (near + far) / 2
 
     state = (ops.zeros_like(radius), max_radius * ops.ones_like(radius), ops.minimum(radius, max_radius))
     *_, radius = gradients.loop(halve, state, steps)
-    return radius, at(radius)
+    return radius, images_at(radius)

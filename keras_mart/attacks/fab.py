@@ -8,33 +8,34 @@ from keras import ops
 from keras_mart import checks, losses
 from keras_mart.attacks import base, gradients
 from keras_mart.threats import L2, choose, per_example
+from keras_mart.typing import ArrayLike, ImageFunction, Tensor
 
-# Constants of the official code: the largest share of the natural image in a step, how far a step goes beyond the
-# boundary, and how much of the way an adversarial image keeps when it is drawn back to the natural one.
+# Constants of the official code: the largest share of the natural image in a step, the factor by which a step goes
+# beyond the boundary, and the share of its distance that an adversarial image keeps in the backward step.
 ALPHA_MAX, OVERSHOOT, BACKWARD = 0.1, 1.05, 0.9
-SMALLEST_STEP = 1e-8  # keeps the share of the natural image defined where both projections stay in place
-# Newton's method on the piecewise linear equation ends by itself, in fewer rounds than this.
-MOST_ROUNDS = 100
+SMALLEST_STEP = 1e-8  # keeps the share of the natural image defined where both projections are 0
+# Newton's method on the piecewise linear equation converges in fewer iterations than this.
+MAX_ITERATIONS = 100
 
 
 @keras.saving.register_keras_serializable("keras_mart")
 @dataclasses.dataclass(frozen=True)
 class FABT(base.Rounds):
-    """Targeted FAB: minimises the distance of an adversarial image; one within epsilon counts.
+    """Targeted FAB: minimises the distance of an adversarial image, which counts if it lies within epsilon.
 
     Each step linearises the boundary to the target class, projects the current and the natural image onto it inside
-    [0, 1], and goes beyond a mixture of both; an adversarial image is kept if it is the nearest yet, and the search
-    goes on from nine tenths of the way to it. The targets are the most likely wrong classes of the natural image,
-    each tried on the examples that are still classified correctly. Where nothing within epsilon is found, the natural
-    image is returned. Nothing here is random.
+    [0, 1], and goes slightly beyond a mixture of both. An adversarial image is kept if it is the nearest so far, and
+    the search continues from nine tenths of the way to it. The targets are the most likely wrong classes of the natural
+    image, each tried on the examples that are still classified correctly. If no image within epsilon is found, the
+    natural image is returned. The attack is deterministic.
 
-    Differences: none from the official code but that its projection sorts and bisects where ours uses Newton's
-    method; with 2 or 3 classes it works unchanged.
+    Differences from the official code: only the projection, which sorts and bisects there and uses Newton's method
+    here; with 2 or 3 classes it works unchanged.
 
     Args:
         threat: the ball, `Linf` or `L2`.
         steps: number of steps towards each target.
-        targets: number of targets, at most; never more than there are wrong classes.
+        targets: largest number of targets; never more than there are wrong classes.
 
     Raises:
         ValueError: `steps` or `targets` not positive.
@@ -52,61 +53,64 @@ class FABT(base.Rounds):
         checks.positive_integer(self.targets, "targets")
 
     @property
-    def gradients(self):
+    def gradients(self) -> int:
         return self.steps
 
-    def rounds(self, classes):
+    def rounds(self, classes: int) -> int:
         return min(self.targets, classes - 1)
 
-    def perturb(self, logits, images, labels, seed, number, candidates):
+    def perturb(
+        self, logits: ImageFunction, images: Tensor, labels: Tensor, seed: ArrayLike, number: Tensor, candidates: Tensor
+    ) -> Tensor:
         target = base.ranked_class(logits(images), number + 1)
 
         def difference(current):
             return losses.logit_difference(labels, logits(current), target)
 
         def step(_, current, nearest, distance):
-            normal, value, _ = gradients.gradient_of(gradients.unmarked(difference), current)
+            normal, value, _ = gradients.gradient_of(gradients.values_only(difference), current)
             moved = self._move(current, images, normal, value)
-            away = self.threat.distance(moved, images)
+            moved_distance = self.threat.distance(moved, images)
             fooled = ops.argmax(logits(moved), axis=-1) != labels
-            nearer = ops.logical_and(fooled, away < distance)
+            nearer = ops.logical_and(fooled, moved_distance < distance)
             nearest = choose(nearer, moved, nearest)
-            distance = ops.where(nearer, away, distance)
-            drawn_back = images + (moved - images) * BACKWARD
-            return choose(fooled, drawn_back, moved), nearest, distance
+            distance = ops.where(nearer, moved_distance, distance)
+            backward = images + (moved - images) * BACKWARD
+            return choose(fooled, backward, moved), nearest, distance
 
-        nowhere = ops.full((ops.shape(images)[0],), float("inf"))
-        _, nearest, distance = gradients.loop(step, (images, images, nowhere), self.steps)
+        infinite = ops.full((ops.shape(images)[0],), float("inf"))
+        _, nearest, distance = gradients.loop(step, (images, images, infinite), self.steps)
         found = distance <= self.threat.epsilon
         return ops.stop_gradient(choose(found, nearest, images))
 
     def _move(self, current, images, normal, value):
-        """The next image: beyond the boundary where `value`, linear with gradient `normal`, would be 0."""
+        """Returns the next image, beyond the boundary at which the linearised `value`, of gradient `normal`, is 0."""
         axes = tuple(range(1, len(images.shape)))
         value_at_images = value + ops.sum(normal * (images - current), axis=axes)
-        from_current = to_hyperplane(self.threat, current, normal, value)
-        from_images = to_hyperplane(self.threat, images, normal, value_at_images)
-        near, far = (
-            ops.maximum(self.threat.distance(images + each, images), SMALLEST_STEP)
-            for each in (from_current, from_images)
+        from_current = offset_to_hyperplane(self.threat, current, normal, value)
+        from_images = offset_to_hyperplane(self.threat, images, normal, value_at_images)
+        current_step, image_step = (
+            ops.maximum(self.threat.distance(images + offset, images), SMALLEST_STEP)
+            for offset in (from_current, from_images)
         )
-        share = per_example(ops.minimum(near / (near + far), ALPHA_MAX), images)
+        share = per_example(ops.minimum(current_step / (current_step + image_step), ALPHA_MAX), images)
         moved = (1 - share) * (current + OVERSHOOT * from_current) + share * (images + OVERSHOOT * from_images)
         return ops.clip(moved, 0.0, 1.0)
 
 
-def to_hyperplane(threat, images, normal, value):
-    """The smallest offset, in the threat's norm, that brings a linear function to 0 inside [0, 1].
+def offset_to_hyperplane(threat, images, normal, value):
+    """Computes the smallest offset, in the threat's norm, at which a linear function is 0 inside [0, 1].
 
-    The offset shifts each value against the sign of its normal, by min(t * pace, room): pace 1 in Linf and |normal|
-    in L2, room as far as [0, 1] goes. What remains is one equation for t, concave and piecewise linear, which Newton's
-    method from below solves exactly in a few rounds. Where even the corner does not reach 0, it is the corner.
+    The offset moves each value of the image along or against the sign of the normal by min(t * speed, slack): speed is
+    1 in Linf and |normal| in L2, slack is the distance to the limit of [0, 1]. The equation for t is concave and
+    piecewise linear; Newton's method from below solves it exactly in a few iterations. If the function does not reach 0
+    inside [0, 1], the offset leads to the corner where it is closest to 0.
 
     Args:
         threat: `Linf` or `L2`.
         images: [batch, ...] in [0, 1].
-        normal: [batch, ...] the function's gradient.
-        value: [batch] the function's value at the images.
+        normal: [batch, ...] the gradient of the function.
+        value: [batch] the value of the function at the images.
 
     Returns:
         [batch, ...] offsets.
@@ -114,23 +118,23 @@ def to_hyperplane(threat, images, normal, value):
     axes = tuple(range(1, len(images.shape)))
     direction = -ops.sign(per_example(value, images)) * ops.sign(normal)
     weight = ops.abs(normal)
-    room = ops.where(direction > 0, 1.0 - images, images)
-    paced = isinstance(threat, L2)
-    needed, gain, rate = ops.abs(value), weight * room, weight * weight if paced else weight
+    slack = ops.where(direction > 0, 1.0 - images, images)
+    is_l2 = isinstance(threat, L2)
+    needed, largest_change, slope = ops.abs(value), weight * slack, weight * weight if is_l2 else weight
 
-    def shift(reach):
-        return per_example(reach, images) * weight if paced else per_example(reach, images)
+    def shift(t):
+        return per_example(t, images) * weight if is_l2 else per_example(t, images)
 
-    def newton(count, reach, _):
-        full = ops.cast(shift(reach) >= room, "float32")
-        gained = ops.sum(full * gain, axis=axes)
-        slope = ops.sum((1.0 - full) * rate, axis=axes)
-        further = ops.where(slope > 0, (needed - gained) / ops.where(slope > 0, slope, 1.0), float("inf"))
-        further = ops.maximum(further, reach)
-        return count + 1, further, ops.any(further > reach)
+    def newton(count, t, _):
+        at_limit = ops.cast(shift(t) >= slack, "float32")
+        changed = ops.sum(at_limit * largest_change, axis=axes)
+        free_slope = ops.sum((1.0 - at_limit) * slope, axis=axes)
+        solution = (needed - changed) / ops.where(free_slope > 0, free_slope, 1.0)
+        larger = ops.maximum(ops.where(free_slope > 0, solution, float("inf")), t)
+        return count + 1, larger, ops.any(larger > t)
 
     state = (0, ops.zeros_like(needed), True)
-    _, reach, _ = ops.while_loop(lambda *state: state[-1], newton, state, maximum_iterations=MOST_ROUNDS)
-    # An infinite reach times a pace of 0 is no number; there the direction is 0, and any room will do.
-    reached = ops.where(weight > 0, shift(reach), room) if paced else shift(reach)
-    return direction * ops.minimum(reached, room)
+    _, t, _ = ops.while_loop(lambda *state: state[-1], newton, state, maximum_iterations=MAX_ITERATIONS)
+    # An infinite t times a speed of 0 is NaN; the direction is 0 there, so any finite value will do.
+    shifted = ops.where(weight > 0, shift(t), slack) if is_l2 else shift(t)
+    return direction * ops.minimum(shifted, slack)

@@ -1,66 +1,66 @@
-"""Gradients of objectives with respect to images, kept alive in float16; and loops that XLA knows the turns of."""
+"""Gradients of objectives with respect to images, without underflow in float16, and loops of fixed length for XLA."""
 
 import tensorflow as tf
 from keras import ops
 
 from keras_mart.threats import choose
 
-# Where the exponent of a float32 begins, what it is at 1, and the largest of a finite number.
+# Of a float32: the first bit of its exponent, the exponent of 1, and the largest exponent of a finite number.
 EXPONENT_BIT, BIAS, LARGEST_EXPONENT = 23, 127, 254
 
 
 def gradient_of(objective, images, samples=1):
-    """Computes an objective's gradient, an example's being 0 where it is not finite.
+    """Computes the gradient of an objective; that of an example is 0 if it is not finite.
 
     Args:
-        objective: maps [batch, ...] images to a pair: [batch] float32 values to differentiate, and [batch]
-            booleans that are handed through (whatever else is to be known of the same forward pass).
+        objective: maps [batch, ...] images to a pair: [batch] float32 values to differentiate, and [batch] flags, other
+            booleans from the same forward pass.
         images: [batch, ...].
-        samples: the gradient is the mean of this many, for networks that answer at random.
+        samples: the gradient is the mean of this many, for networks with random outputs.
 
     Returns:
-        ([batch, ...] gradient, [batch] values, [batch] the booleans), the last two of the last sample.
+        ([batch, ...] gradient, [batch] values, [batch] flags), the last two of the last sample.
     """
     if samples == 1:
-        gradient, values, marks = _gradient_of(objective, images)
+        gradient, values, flags = _gradient_of(objective, images)
     else:
 
         def add(number, total, *_):
-            gradient, values, marks = _gradient_of(objective, images)
-            return total + gradient / samples, values, marks
+            gradient, values, flags = _gradient_of(objective, images)
+            return total + gradient / samples, values, flags
 
-        nothing = ops.zeros((ops.shape(images)[0],))
-        gradient, values, marks = loop(add, (ops.zeros_like(images), nothing, ops.cast(nothing, "bool")), samples)
+        zeros = ops.zeros((ops.shape(images)[0],))
+        gradient, values, flags = loop(add, (ops.zeros_like(images), zeros, ops.cast(zeros, "bool")), samples)
     finite = ops.all(ops.isfinite(gradient), axis=tuple(range(1, len(images.shape))))
-    return choose(finite, gradient, ops.zeros_like(gradient)), values, marks
+    return choose(finite, gradient, ops.zeros_like(gradient)), values, flags
 
 
 def _gradient_of(objective, images):
     with tf.GradientTape() as tape:
         tape.watch(images)
-        values, marks = objective(images)
+        values, flags = objective(images)
     gradient = tape.gradient(values, images, unconnected_gradients="zero")
-    # A network from a SavedModel gives its gradient no shape, which loops need.
-    return tf.ensure_shape(gradient, images.shape), ops.stop_gradient(values), marks
+    # The gradient of a network from a SavedModel has no static shape, which loops need.
+    return tf.ensure_shape(gradient, images.shape), ops.stop_gradient(values), flags
 
 
-def unmarked(objective):
-    """An objective of values alone as `gradient_of` takes it; its booleans are all false."""
+def values_only(objective):
+    """Adapts an objective that returns only values to `gradient_of`; the flags are all false."""
 
-    def marked(images):
+    def with_flags(images):
         values = objective(images)
         return values, ops.zeros_like(values, "bool")
 
-    return marked
+    return with_flags
 
 
 @tf.custom_gradient
-def kept_alive(logits):
-    """Returns [batch, classes] float32 logits, whose gradient float16 can carry back through the network.
+def with_scaled_gradient(logits):
+    """Returns [batch, classes] float32 logits unchanged, with a gradient scaled to avoid underflow in float16.
 
-    The gradient that comes back is multiplied, for each example, by the power of two that brings its largest entry
-    to [1, 2). That of a confident example would otherwise underflow in half precision. As a direction it stays exactly
-    what it is, but the gradient of one objective that asks for logits several times is no longer the sum of its parts.
+    The gradient is multiplied, for each example, by the power of two that brings its largest entry to [1, 2); that of
+    a confident example would otherwise underflow in half precision. Its direction stays exactly the same, but the
+    gradient of an objective that computes logits several times is no longer the sum of its parts.
     """
 
     def gradient(upstream):
@@ -73,8 +73,8 @@ def kept_alive(logits):
 
 
 def loop(body, state, times):
-    """Returns the state after passes of the body, which maps (number of the pass, *state) to the next state.
+    """Returns the state after `times` iterations of the body, which maps (iteration, *state) to the next state.
 
-    XLA knows the number of turns where `times` is a Python integer: a GPU then runs them without asking the host.
+    If `times` is a Python integer, XLA knows the number of iterations, and a GPU runs them without the host.
     """
     return ops.fori_loop(0, times, lambda number, state: tuple(body(number, *state)), tuple(state))

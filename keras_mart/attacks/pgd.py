@@ -1,4 +1,4 @@
-"""Projected gradient ascent: PGD, its single step FGSM, and CW, which is PGD on the margin."""
+"""Projected gradient ascent: PGD, FGSM (a single step), and CW (PGD on the logit margin)."""
 
 import dataclasses
 
@@ -7,24 +7,25 @@ from keras import ops
 
 from keras_mart import checks, losses, randomness, threats
 from keras_mart.attacks import base, gradients
+from keras_mart.typing import ImageFunction, Scalar, Seed, Tensor
 
 STARTS = ("uniform", "gaussian", "zero")
 # Standard deviation of the Gaussian start in the official TRADES and MART code.
 GAUSSIAN_START = 0.001
-# Steps that no one chose are this fraction of epsilon, but in all at least this multiple of it, which reaches the far
-# side of the ball from every start (Madry et al.'s code for MNIST), and never longer than the ball is wide.
+# The default step size is this fraction of epsilon, but large enough for all steps together to be this multiple of it,
+# which reaches the far side of the ball from every start (Madry et al.'s code for MNIST), and at most the diameter.
 DEFAULT_STEP, REACH, DIAMETER = 0.1, 2.5, 2.0
 
 
 def check_step_size(attack):
-    """Raises ValueError where the `step_size` of an attack is not positive, or longer than its ball is wide."""
+    """Raises ValueError if the `step_size` of an attack is not positive, or more than the diameter of its ball."""
     epsilon, step_size = attack.threat.epsilon, attack.step_size
     if not 0 <= step_size < float("inf") or (step_size == 0 and epsilon > 0):
         raise ValueError(f"`step_size` must be positive. Received: step_size={step_size}")
     if step_size > DIAMETER * epsilon * (1 + threats.ROUNDING) > 0:
         raise ValueError(
-            f"`step_size` must be at most 2 epsilon, as wide as the ball. Received: step_size={step_size:g}, "
-            f"epsilon={epsilon:g}.{threats.in_units_of_255(step_size)}"
+            f"`step_size` must be at most 2 epsilon, the diameter of the ball. Received: step_size={step_size:g}, "
+            f"epsilon={epsilon:g}.{threats.suggest_255(step_size)}"
         )
 
 
@@ -34,10 +35,10 @@ class PGD(base.Climb):
     """Projected gradient descent (ascent on the loss): x <- project(x + step_size * direction(gradient)).
 
     The direction is the gradient's sign in the Linf ball, the normalised gradient in the L2 ball. The last iterate
-    is returned; with restarts, for each example the worst of them (misclassified first, then by loss).
+    is returned; with restarts, the worst of them for each example (misclassified first, then by loss).
 
-    Differences: the Gaussian start is projected into the ball and [0, 1] at once; the official code of TRADES and
-    MART does so from the first step on.
+    Differences: the Gaussian start is projected into the ball and [0, 1] before the first step; the official code of
+    TRADES and MART projects only after it.
 
     Args:
         threat: the ball, `Linf` or `L2`.
@@ -48,7 +49,7 @@ class PGD(base.Climb):
         restarts: number of independent runs.
 
     Raises:
-        ValueError: `steps`, `step_size` or `restarts` not positive, a step longer than the ball is wide, or an unknown
+        ValueError: `steps`, `step_size` or `restarts` not positive, `step_size` more than 2 epsilon, or an unknown
             `start`.
 
     Reference: Madry et al., arXiv 1706.06083.
@@ -71,25 +72,28 @@ class PGD(base.Climb):
         checks.one_of(self.start, STARTS, "start")
 
     @property
-    def gradients(self):
+    def gradients(self) -> int:
         return self.steps * self.restarts
 
     @property
-    def starts_at_image(self):
+    def starts_at_image(self) -> bool:
         return self.start == "zero"
 
-    def maximise(self, objective, x, epsilon=None, seed=None, score=None):
+    def maximise(
+        self, objective: ImageFunction, x: Tensor, epsilon: Scalar | None = None, seed: Seed = None,
+        score: ImageFunction | None = None,
+    ) -> Tensor:  # fmt: skip
         def run(seed):
             return self._run(objective, x, epsilon, seed)
 
-        return base.worst_of(self.restarts, run, score or objective, x, base.as_seed(seed))
+        return base.worst_of_runs(self.restarts, run, score or objective, x, base.as_seed(seed))
 
     def _run(self, objective, x, epsilon, seed):
         step_size = self.scaled(self.step_size, epsilon)
-        unmarked = gradients.unmarked(objective)
+        objective = gradients.values_only(objective)
 
         def step(number, candidates):
-            gradient, *_ = gradients.gradient_of(unmarked, candidates)
+            gradient, *_ = gradients.gradient_of(objective, candidates)
             moved = self.threat.ascend(candidates, gradient, step_size, randomness.fold_in(seed, number))
             return (self.threat.project(moved, x, epsilon),)
 
@@ -108,11 +112,11 @@ class PGD(base.Climb):
 @keras.saving.register_keras_serializable("keras_mart")
 @dataclasses.dataclass(frozen=True)
 class CW(PGD):
-    """The paper's CW-inf: PGD that climbs the logit margin, max over k != y of z_k - z_y.
+    """The MART paper's CW-inf: PGD on the logit margin, max over k != y of z_k - z_y.
 
-    Not the optimisation of Carlini and Wagner's own paper (arXiv 1608.04644), only its objective: the MART paper
-    and others it compares with call this attack CW. It is weak for few steps; AutoAttack judges better. In training
-    it climbs what the method has it climb, as every attack there: then it is a PGD.
+    This is not the optimisation of Carlini and Wagner (arXiv 1608.04644), only its objective: the MART paper and
+    others it compares with call this attack CW. It is weak for few steps; AutoAttack is a better evaluation. In
+    training it climbs the objective of the method, like every attack, and is then the same as PGD.
 
     Args:
         threat: the ball.
@@ -122,8 +126,8 @@ class CW(PGD):
 
     steps: int = 30
 
-    def loss(self, labels, logits):
-        """Logit margin."""
+    def loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Returns the [batch] logit margin."""
         return losses.margin(labels, logits)
 
 
@@ -140,6 +144,9 @@ class FGSM(base.Climb):
 
     gradients, starts_at_image = 1, True
 
-    def maximise(self, objective, x, epsilon=None, seed=None, score=None):
+    def maximise(
+        self, objective: ImageFunction, x: Tensor, epsilon: Scalar | None = None, seed: Seed = None,
+        score: ImageFunction | None = None,
+    ) -> Tensor:  # fmt: skip
         single_step = PGD(self.threat, steps=1, step_size=self.threat.epsilon, start="zero")
         return single_step.maximise(objective, x, epsilon, seed)

@@ -1,8 +1,8 @@
-"""The loop of all evaluation: a round of an attack, batch by batch, on the examples that are left to it."""
+"""The evaluation loop: runs a round of an attack, batch by batch, on the examples that are still to be attacked."""
 
 import dataclasses
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -11,43 +11,54 @@ from keras import ops
 from keras_mart import checks, losses, randomness
 from keras_mart.attacks.inference import traced, uses_xla
 
-# The class predicted by logits that are NaN: no label equals it.
-NOTHING = -1
+# The predicted class if a logit is NaN; it differs from every label.
+NO_CLASS = -1
 
 
 class Examples(NamedTuple):
-    """Arrays: [examples, ...] images, [examples] int32 labels, [examples, 2] int32 seeds (`randomness.of_examples`)."""
+    """The examples of an evaluation.
+
+    images: [examples, ...].
+    labels: [examples] int32.
+    seeds: [examples, 2] int32, as `randomness.example_seeds` returns them.
+    """
 
     images: np.ndarray
     labels: np.ndarray
     seeds: np.ndarray
 
 
-class Judgement(NamedTuple):
-    """What a network says to images: [batch] predicted classes, [batch] logit margins."""
+class Predictions(NamedTuple):
+    """The predictions of a network: [batch] classes, [batch] logit margins."""
 
     predicted: np.ndarray
     margins: np.ndarray
 
 
 class Found(NamedTuple):
-    """What a round found for a batch: the examples' places, their images, the images found, and their judgement."""
+    """The result of a round for a batch.
+
+    rows: [batch] positions of the examples.
+    images: [batch, ...] the natural images.
+    found: [batch, ...] the images that the attack found.
+    predictions: those for the images found.
+    """
 
     rows: np.ndarray
-    images: object
-    found: object
-    judged: Judgement
+    images: Any
+    found: Any
+    predictions: Predictions
 
 
 @dataclasses.dataclass
-class Standing:
-    """How examples stand under an attack.
+class AttackState:
+    """The progress of an attack on all examples.
 
     Attributes:
         labels: [examples] integers.
-        predicted: [examples] integers, what each is taken for now.
-        left: [examples] booleans, which of them are to be attacked.
-        candidates: [examples, ...] what the last round returned, for attacks that go on from there.
+        predicted: [examples] integers, the current predictions.
+        left: [examples] booleans, whether an example is still to be attacked.
+        candidates: [examples, ...] the images that the last round returned, for attacks that start from them.
     """
 
     labels: np.ndarray
@@ -55,18 +66,18 @@ class Standing:
     left: np.ndarray
     candidates: np.ndarray | None = None
 
-    def take(self, rows, predicted, candidates=None):
-        """Takes in what a round has made of some examples, and lets go of those that it fooled."""
+    def update(self, rows, predicted, candidates=None):
+        """Records the result of a round for some examples, and removes those that it fooled."""
         self.predicted[rows] = predicted
         self.left[rows] = predicted == self.labels[rows]
         if candidates is not None:
             self.candidates[rows] = candidates
 
 
-class Called:
-    """A callable of (network, images, labels, seed=[2] integers) as the loop takes attacks."""
+class CallableAttack:
+    """Adapts a callable of (network, images, labels, seed=[2] integers) to the interface of an attack."""
 
-    spares = carries = minimises = False
+    skips_misclassified = reuses_candidates = minimises = False
 
     def __init__(self, function):
         self.function = function
@@ -77,40 +88,40 @@ class Called:
         return 1
 
     def in_round(self, network, images, labels, seeds, number=0, candidates=None):
-        seed = randomness.fold_in(randomness.shared(seeds), seeds[0, 1])  # another one for each batch
+        seed = randomness.fold_in(randomness.shared_seed(seeds), seeds[0, 1])  # a different one for each batch
         return self.function(network, images, labels, seed=seed)
 
 
 def run_round(network, attack, examples, which, size, number=0, candidates=None):
-    """Yields what an attack finds for some examples, batch by batch.
+    """Runs one round of an attack on some examples, batch by batch.
 
-    Nothing is traced again as the examples become fewer: the batch size of a trace is open. Where XLA compiles, which
-    it does anew for every size, the last batch is filled up with examples that are there already.
+    Traces accept any batch size, so fewer examples need no new trace. XLA compiles anew for every size: where it is
+    used, the last batch is padded with repeated examples.
 
     Args:
         network: a Keras classifier that returns logits.
-        attack: an `Attack` or a `Called`, in one of its rounds.
+        attack: an `Attack` or a `CallableAttack`.
         examples: `Examples`.
-        which: places of the examples to attack.
+        which: positions of the examples to attack.
         size: number of examples in a batch.
-        number: of the round.
-        candidates: [examples, ...] what the round before returned, for attacks that go on from there.
+        number: number of the round.
+        candidates: [examples, ...] the images that the previous round returned, for attacks that start from them.
 
     Yields:
         `Found` of each batch.
     """
     for rows, count in batches(network, which, size):
-        images, labels = prepared(examples.images[rows]), tf.constant(examples.labels[rows])
+        images, labels = as_float32(examples.images[rows]), tf.constant(examples.labels[rows])
         seeds = tf.constant(examples.seeds[rows])
-        before = images if candidates is None or number == 0 else tf.constant(candidates[rows])
-        found = attack.in_round(network, images, labels, seeds, number, before)
-        judged = judge(network, found, labels)
-        judged = Judgement(*(each[:count] for each in judged))
-        yield Found(rows[:count], images[:count], found[:count], judged)
+        previous = images if candidates is None or number == 0 else tf.constant(candidates[rows])
+        found = attack.in_round(network, images, labels, seeds, number, previous)
+        predictions = predict(network, found, labels)
+        predictions = Predictions(*(each[:count] for each in predictions))
+        yield Found(rows[:count], images[:count], found[:count], predictions)
 
 
 def stages(attack, seeds):
-    """[(name, attack, [batch, 2] seeds)] of what an attack is made of."""
+    """Returns [(name, attack, [batch, 2] seeds)] of the stages of an attack; several stages get different seeds."""
     parts = attack.stages
     if len(parts) == 1:
         return [(name, part, seeds) for name, part in parts.items()]
@@ -118,40 +129,40 @@ def stages(attack, seeds):
 
 
 def attack_survivors(network, attack, images, labels, seeds):
-    """Runs an attack on one batch, but only on what is classified correctly and as long as it is.
+    """Runs an attack on one batch; each round only on the examples that are still classified correctly.
 
     Returns:
-        [batch, ...] float32 tensor: of what was found for an example, the image with the largest logit margin.
+        [batch, ...] float32 images, for each example the one of largest logit margin that was found.
 
     Raises:
         ValueError: symbolic images.
     """
     if tf.is_symbolic_tensor(images):
         raise ValueError(f"An attack in rounds runs eagerly, not inside a tf.function. Received: {attack}")
-    natural, classes = judge(network, images, labels), checks.classes(network, images)
+    natural, classes = predict(network, images, labels), checks.classes(network, images)
     images, labels = np.asarray(images), np.asarray(labels)
     best = images.copy()
-    standing = Standing(labels, natural.predicted.copy(), natural.predicted == labels)
-    margins = np.where(standing.left, -np.inf, natural.margins)  # whatever is found counts more than the natural image
+    state = AttackState(labels, natural.predicted.copy(), natural.predicted == labels)
+    margins = np.where(state.left, -np.inf, natural.margins)  # every image found is preferred to the natural image
     for _, stage, stage_seeds in stages(attack, seeds):
         examples = Examples(images, labels, np.asarray(stage_seeds))
-        standing.candidates = images.copy() if stage.carries else None
+        state.candidates = images.copy() if stage.reuses_candidates else None
         for number in range(stage.rounds(classes)):
-            which = np.flatnonzero(standing.left)
-            for rows, _, found, judged in run_round(
-                network, stage, examples, which, len(labels), number, standing.candidates
+            which = np.flatnonzero(state.left)
+            for rows, _, found, predictions in run_round(
+                network, stage, examples, which, len(labels), number, state.candidates
             ):
-                fooled = judged.predicted != labels[rows]  # also at a margin of 0, where another class may be predicted
-                better = fooled | (judged.margins > margins[rows])
-                best[rows[better]], margins[rows[better]] = np.asarray(found)[better], judged.margins[better]
-                standing.take(rows, judged.predicted, found if stage.carries else None)
+                fooled = predictions.predicted != labels[rows]  # at a margin of 0 another class may be predicted
+                better = fooled | (predictions.margins > margins[rows])
+                best[rows[better]], margins[rows[better]] = np.asarray(found)[better], predictions.margins[better]
+                state.update(rows, predictions.predicted, found if stage.reuses_candidates else None)
     return tf.constant(best)
 
 
 def batches(network, which, size):
-    """Yields ([batch] places of examples, how many of them are not filling).
+    """Yields ([batch] positions of examples, how many of them are not padding).
 
-    The batches are of equal size, about: a tiny last one would cost as much time. Where XLA compiles, all are full.
+    The batches have about equal sizes, since a tiny last one would take as long. Where XLA compiles, all are full.
     """
     if uses_xla(network):
         for start in range(0, len(which), size):
@@ -163,20 +174,20 @@ def batches(network, which, size):
         yield which[start:end], end - start
 
 
-def prepared(images):
-    """Returns [batch, ...] images as a float32 tensor, in [0, 1] to the last bit."""
+def as_float32(images):
+    """Returns [batch, ...] images as a float32 tensor, clipped to [0, 1]."""
     return tf.clip_by_value(tf.cast(images, "float32"), 0.0, 1.0)
 
 
-def judge(network, images, labels):
-    """Returns the `Judgement` of images: float32 [batch, ...], and int32 [batch] labels."""
+def predict(network, images, labels):
+    """Returns the `Predictions` for [batch, ...] float32 images and [batch] int32 labels."""
     signature = [tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32")]
-    predicted, margins = traced(network, "judge", _judgement, signature, as_it_is=True)(images, labels)
-    return Judgement(predicted.numpy(), margins.numpy())
+    predicted, margins = traced(network, "predict", _predictions, signature, exact=True)(images, labels)
+    return Predictions(predicted.numpy(), margins.numpy())
 
 
-def _judgement(logits, images, labels):
+def _predictions(logits, images, labels):
     outputs = logits(images)
     unknown = ops.any(ops.isnan(outputs), axis=-1)
     predicted = ops.cast(ops.argmax(outputs, axis=-1), "int32")
-    return ops.where(unknown, NOTHING, predicted), losses.margin(labels, outputs)
+    return ops.where(unknown, NO_CLASS, predicted), losses.margin(labels, outputs)

@@ -46,7 +46,7 @@ def evaluate_run(directory, strategy):
 def verbosity(attacks=()):
     """A line of progress on a terminal; elsewhere nothing, unless an attack in rounds makes it long: then lines."""
     made = [getattr(attack, "attack", attack) for attack in dict(attacks).values()]  # the one that a Transfer makes
-    return 1 if sys.stdout.isatty() else 2 * any(attack.spares for attack in made)
+    return 1 if sys.stdout.isatty() else 2 * any(attack.skips_misclassified for attack in made)
 
 
 @contextlib.contextmanager

@@ -11,14 +11,14 @@ from keras_mart import checks, distribution
 from keras_mart.attacks import Attack
 from keras_mart.attacks.base import as_seed
 from keras_mart.attacks.inference import network_of
-from keras_mart.attacks.survivors import Called, Examples, run_round
+from keras_mart.attacks.survivors import CallableAttack, Examples, run_round
 from keras_mart.evaluation import examples, record
 from keras_mart.evaluation.books import Books, part_of, plan
 from keras_mart.evaluation.precision import precision_of, with_precision
 from keras_mart.evaluation.progress import Progress
 from keras_mart.evaluation.state import Nowhere, State
 from keras_mart.evaluation.table import RESERVED
-from keras_mart.randomness import of_examples
+from keras_mart.randomness import example_seeds
 
 
 def evaluate(
@@ -77,7 +77,7 @@ def evaluate(
     if not isinstance(seed, numbers.Integral):
         raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")
     _check_attacks(attacks, state)
-    attacks = {name: each if isinstance(each, Attack) else Called(each) for name, each in attacks.items()}
+    attacks = {name: each if isinstance(each, Attack) else CallableAttack(each) for name, each in attacks.items()}
     images, labels = examples.read(network, data, limit)
     classes = checks.classes(network, images)
     _check_task(network, images[:1], attacks)
@@ -89,7 +89,7 @@ def evaluate(
     if not isinstance(data, tf.distribute.DistributedDataset):  # of which each worker has its own part already
         images, labels = images[worker::workers], labels[worker::workers]
     places = np.arange(len(labels), dtype="int32") * workers + worker
-    own = Examples(images, labels, np.asarray(of_examples(as_seed(seed), places)))
+    own = Examples(images, labels, np.asarray(example_seeds(as_seed(seed), places)))
 
     books, steps = Books(labels, stop_early), plan(attacks, own.seeds, classes, images.shape)
     kept = Nowhere() if state is None else State(_of_worker(state, worker, workers), said)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_mart import distribution
-from keras_mart.attacks.survivors import Called, Standing, stages
+from keras_mart.attacks.survivors import AttackState, CallableAttack, stages
 from keras_mart.evaluation.table import Table
 from keras_mart.threats import ROUNDING
 
@@ -43,15 +43,15 @@ def plan(attacks, seeds, classes, shape):
     """Returns the steps of an evaluation, in order.
 
     Args:
-        attacks: name to `Attack` or `Called`.
+        attacks: name to `Attack` or `CallableAttack`.
         seeds: [examples, 2] integers.
         classes: number of classes.
         shape: [examples, ...] of the images.
     """
-    steps = [Step(NATURAL, NATURAL, Called(_unchanged), seeds)]
+    steps = [Step(NATURAL, NATURAL, CallableAttack(_unchanged), seeds)]
     for name, attack in attacks.items():
         for place, (stage, part, part_seeds) in enumerate(stages(attack, seeds)):
-            step = Step(name, f"{name}/{stage}" if stage else name, part, part_seeds, spares=attack.spares)
+            step = Step(name, f"{name}/{stage}" if stage else name, part, part_seeds, spares=attack.skips_misclassified)
             if part.minimises:
                 widest = dataclasses.replace(part, threat=part.threat.widest(shape))
                 step = step._replace(attack=widest, spares=True, epsilon=part.threat.epsilon)
@@ -70,10 +70,10 @@ _unchanged.gradients = 0
 
 def part_of(step, found):
     """What a batch has come to, as arrays."""
-    part = {"rows": found.rows, "predicted": found.judged.predicted}
+    part = {"rows": found.rows, "predicted": found.predictions.predicted}
     if step.epsilon is not None:
         part["distances"] = np.asarray(step.attack.threat.distance(found.found, found.images))
-    if step.attack.carries:
+    if step.attack.reuses_candidates:
         part["candidates"] = np.asarray(found.found)
     return part
 
@@ -96,17 +96,17 @@ class Books:
         """Prepares a round: the first of an attack finds the examples that it is to attack."""
         everything = np.ones(len(self.labels), bool)
         if step.name == NATURAL:
-            self.standing = Standing(self.labels, self.labels.copy(), everything)
+            self.standing = AttackState(self.labels, self.labels.copy(), everything)
         elif step.is_first:
             before = self.worst if self.stop_early and step.epsilon is None else self.predictions[NATURAL]
             left = before == self.labels if self.stop_early or step.spares else everything
-            self.standing = Standing(self.labels, before.copy(), left)
+            self.standing = AttackState(self.labels, before.copy(), left)
             self.predictions[step.name], self.seconds[step.name], self.gradients[step.name] = before, 0.0, 0
         if step.number == 0:
             self.seconds[step.row] = 0.0
             self.gradients[step.row] = None if step.attack.gradients is None else 0
             # Of memory that nothing is written to, none is used.
-            self.standing.candidates = np.empty(shape, "float32") if step.attack.carries else None
+            self.standing.candidates = np.empty(shape, "float32") if step.attack.reuses_candidates else None
             if step.epsilon is not None:
                 self.distances[step.row] = np.where(self.standing.left, np.inf, 0.0).astype("float32")
 
@@ -118,7 +118,7 @@ class Books:
             self.distances[step.row][rows] = np.where(fooled, part["distances"], np.inf)
             within = part["distances"] <= step.epsilon * (1 + ROUNDING)
             predicted = np.where(within, predicted, self.labels[rows])
-        self.standing.take(rows, predicted, part.get("candidates"))
+        self.standing.update(rows, predicted, part.get("candidates"))
         self.seconds[step.row] += float(part["seconds"])
         if self.gradients[step.row] is not None:
             self.gradients[step.row] += int(step.attack.gradients) * len(rows)
@@ -158,7 +158,7 @@ class Books:
         for name, value in json.loads(str(arrays.pop("facts"))).items():
             setattr(self, name, value)
         self.worst = arrays.pop("worst")
-        self.standing = Standing(self.labels, arrays.pop("predicted"), arrays.pop("left"))
+        self.standing = AttackState(self.labels, arrays.pop("predicted"), arrays.pop("left"))
         if "candidates" in arrays:
             some = arrays.pop("candidates")
             self.standing.candidates = np.empty((len(self.labels), *some.shape[1:]), "float32")

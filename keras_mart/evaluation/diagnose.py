@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mart.attacks import PGD, Attack, Noise, Square, Transfer
-from keras_mart.attacks.gradients import gradient_of, unmarked
+from keras_mart.attacks.gradients import gradient_of, values_only
 from keras_mart.attacks.inference import network_of, traced
 from keras_mart.evaluation import examples, signs
 from keras_mart.evaluation.accuracy import evaluate
@@ -162,7 +162,7 @@ def _ladder(threat, shape):
 def _probe(network, images, labels, batch_size):
     """([examples, classes] logits, [examples, ...] gradients of the cross-entropy as attacks see them)."""
     signature = [tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32")]
-    function = traced(network, "probe", _logits_and_gradients, signature, as_it_is=True)
+    function = traced(network, "probe", _logits_and_gradients, signature, exact=True)
     parts = [
         function(images[start : start + batch_size].astype("float32"), labels[start : start + batch_size])
         for start in range(0, len(images), batch_size)
@@ -174,4 +174,4 @@ def _logits_and_gradients(logits, images, labels):
     def objective(candidates):
         return cross_entropy(labels, logits(candidates))
 
-    return logits(images), gradient_of(unmarked(objective), images)[0]
+    return logits(images), gradient_of(values_only(objective), images)[0]

@@ -30,7 +30,7 @@ def with_precision(network, precision):
     checks.one_of(precision, PRECISIONS, "precision")
     if precision is None or precision_of(network) not in LOWER:
         return network
-    kept = memory.of(network)
+    kept = memory.cache_of(network)
     if "float32" not in kept:
         kept["float32"] = _copy(network)
     copy = kept["float32"]

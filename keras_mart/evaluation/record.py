@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_mart.attacks import Attack, Transfer
 from keras_mart.attacks.inference import network_of
-from keras_mart.attacks.survivors import Called
+from keras_mart.attacks.survivors import CallableAttack
 from keras_mart.threats import Threat
 from keras_mart.version import __version__
 
@@ -66,7 +66,7 @@ def threat(ball):
 
 def attack(value):
     """Returns an attack as a dictionary: its class, all its parameters, and the attacks that it is made of."""
-    if isinstance(value, Called):
+    if isinstance(value, CallableAttack):
         return {"class": getattr(value.function, "__name__", type(value.function).__name__)}
     fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Transfer):

@@ -28,7 +28,7 @@ from keras_mart.methods.guard import ON_NAN, Guard, kept_unless
 from keras_mart.methods.hyperparameter import Hyperparameter
 from keras_mart.methods.perturbation import AWP
 from keras_mart.methods.scope import Passes, inlined
-from keras_mart.optimizers import of_summed_gradients
+from keras_mart.optimizers import applying_summed_gradients
 
 # Distinguish the random numbers of training from those of validation.
 TRAINING, TESTING = 0, 1
@@ -299,7 +299,7 @@ class AdversarialModel(keras.Model):
             distribution.assign(assigned, states)
             if self.trainable_variables:
                 pairs = [(gradients.get(number), each) for number, each in enumerate(self.trainable_variables)]
-                with of_summed_gradients(self.optimizer, self._compiled):
+                with applying_summed_gradients(self.optimizer, self._compiled):
                     self.optimizer.apply_gradients(pairs)
             else:
                 warnings.warn("The model does not have any trainable weights.", stacklevel=2)
@@ -587,7 +587,7 @@ class AdversarialModel(keras.Model):
         settings = {name: getattr(self, name, None) for name in names} | {"folding": folding.enabled()}
         if kind == "training":
             settings["trainable"] = [each.trainable for each in (*memory.layers(self), *self.variables)]
-        return memory.changed(self.network, (kind, id(self)), settings)
+        return memory.has_changed(self.network, (kind, id(self)), settings)
 
     def predict_step(self, data):
         return self(checks.unpacked(data)[0], training=False)
