@@ -117,7 +117,7 @@ def test_later_states_are_forgotten(tmp_path):
     states = Checkpoints(tmp_path, keep=9)
     for number in (1, 2, 3, 4):
         save(states, number)
-    states.forget_after(2)
+    states.remove_after(2)
     assert names(tmp_path) == ["0000000001", "0000000002"]
 
 
@@ -149,7 +149,7 @@ def test_damage_is_noticed_and_named(tmp_path, name, damage):
     assert newest.number == newest.facts == 1 and len(damaged) == 1
     assert re.fullmatch(rf"The checkpoint {newer} is damaged \({what}\); the one before it is used\.", damaged[0])
     damage(older / name)
-    with pytest.raises(ValueError, match=rf"Received: damaged ones only, {newer} \({what}\), {older} \({what}\)"):
+    with pytest.raises(ValueError, match=rf"Received: only damaged ones, {newer} \({what}\), {older} \({what}\)"):
         states.newest()
 
 
@@ -180,7 +180,7 @@ def test_no_room_leaves_the_earlier_states(tmp_path):
         ((-1, [], None), r"`number` must be an integer of at least 0. Received: number=-1"),
         ((1.5, [], None), r"`number` must be an integer of at least 0. Received: number=1.5"),
         ((1, [np.array([None])], None), r"`arrays` must have dtypes of NumPy or ml_dtypes, no objects. Received: obj"),
-        ((1, [], {1, 2}), r"`facts` must be what JSON can say. Received: \{1, 2\}"),
+        ((1, [], {1, 2}), r"`facts` must be representable in JSON. Received: \{1, 2\}"),
         ((1, [], None, {"../x": "x"}), r"`files` must have plain names, .* Received: \['../x'\]"),
         ((1, [], None, {"facts.json": "x"}), r"`files` must have plain names, .* Received: \['facts.json'\]"),
         ((1, [], None, {"x": "/missing/x"}), r"No such file or directory: '/missing/x'"),

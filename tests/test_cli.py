@@ -656,7 +656,7 @@ def test_several_workers_ask_once_after_each_batch_of_every_validation(monkeypat
 
 
 def test_no_callback_of_ours_makes_keras_wait_for_every_step():
-    for callback in (saving.Saver, callbacks.EpochScalars, callbacks.RobustAccuracy, model._Epochs):
+    for callback in (saving.Saver, callbacks.EpochScalars, callbacks.RobustAccuracy, model._EpochCallback):
         for hook in ("on_batch_end", "on_train_batch_end", "on_test_batch_end"):
             assert getattr(callback, hook) is getattr(keras.callbacks.Callback, hook), (callback, hook)
 

@@ -130,7 +130,7 @@ def test_what_was_not_told_when_something_else_ended_a_fit_is_forgotten(again):
         fit(model, weights, x, y, batch_size=4, callbacks=[ending])
     if again == "compile":
         model.compile("sgd")
-        model.guard.look()
+        model.guard.report()
     elif again == "fit":
         fit(model)
     else:

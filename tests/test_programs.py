@@ -31,7 +31,7 @@ def compiled(arguments=EVERYTHING, **compile_arguments):
 def test_a_whole_training_step_is_one_program_without_branches():
     model = compiled()
     assert model.jit_compile is True
-    model._check(X[:8], Y[:8])  # as `fit` does, which would compile the step once more
+    model._check_data(X[:8], Y[:8])  # as `fit` does, which would compile the step once more
     step = tf.function(model.train_step, jit_compile=True, autograph=False)
     batch = tf.constant(X[:8]), tf.constant(Y[:8], tf.int32)
     operations = {each.type for each in step.get_concrete_function(batch).graph.get_operations()}

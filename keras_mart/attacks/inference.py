@@ -62,7 +62,7 @@ def traced(network, key, function, signature, as_it_is=False):
         as_it_is: as in `inference`.
     """
     traces = memory.of(network)
-    replicas = distribution.replicas_here(getattr(network, "distribute_strategy", None))
+    replicas = distribution.num_local_replicas(getattr(network, "distribute_strategy", None))
     several = replicas > 1 and not tf.inside_function()
     key = ("trace", key, as_it_is or not folding.enabled(), uses_xla(network), several, *signature)
     if key not in traces:

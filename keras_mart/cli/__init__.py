@@ -52,7 +52,7 @@ def main(argv):
     except tf.errors.OpError as error:
         refused = datasets.refusal(error)  # such as a damaged file, which shows when it is decoded
         if refused is None:
-            watch.explain(error)
+            watch.exit_if_worker_lost(error)
             raise
         _refuse(refused)
     except watch.WorkerLost as error:
@@ -115,15 +115,15 @@ def _main(argv):
     if "export" in FLAGS.mode and is_chief:
         for directory in directories.values():
             export_run(directory)
-    distribution.gathered("done", strategy)
+    distribution.all_gather("done", strategy)
 
 
 def _check_workers_agree(directories, strategy):
     """Raises ValueError where workers were given other flags, or see another run directory than the first."""
-    flags_given = distribution.gathered(rules.as_text(FLAGS.method), strategy)
+    flags_given = distribution.all_gather(rules.as_text(FLAGS.method), strategy)
     if len(set(flags_given)) > 1:
         raise ValueError(f"All workers must be given the same flags. Received: {flags_given}")
-    seen = distribution.gathered(all(each.flags.exists() for each in directories.values()), strategy)
+    seen = distribution.all_gather(all(each.flags.exists() for each in directories.values()), strategy)
     if not all(seen):
         path, blind = workdir.root_path(), [worker for worker, sees in enumerate(seen) if not sees]
         raise ValueError(f"All workers must see one run directory. Received: {path}, not seen by workers {blind}")

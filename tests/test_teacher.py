@@ -53,17 +53,17 @@ def test_rslad_follows_the_teacher_on_natural_images_and_takes_no_labels():
 def test_the_teacher_stays_in_evaluation_mode_and_is_saved(case, tmp_path):
     learned = conv_network()  # with BatchNormalization and Dropout
     model = km.AT(learned, ATTACK) if case == "hat" else learned  # wrapped or not
-    taught = getattr(km, case.upper())(network(), ATTACK, teacher=model, seed=0)
-    taught.trainable = False
-    taught.trainable = True  # of the whole model: it frees the teacher's layers too
-    taught.compile(km.optimizers.SGD(0.1, weight_decay=0.1))
-    fit(case, taught, epochs=2)
-    same_weights(taught.teacher, learned)
-    assert taught.teacher is not learned and not taught.teacher.trainable_variables
-    np.testing.assert_allclose(taught.taught(X), learned(X, training=False), atol=1e-5)
-    taught.save(tmp_path / "run.keras")
+    student = getattr(km, case.upper())(network(), ATTACK, teacher=model, seed=0)
+    student.trainable = False
+    student.trainable = True  # of the whole model: it frees the teacher's layers too
+    student.compile(km.optimizers.SGD(0.1, weight_decay=0.1))
+    fit(case, student, epochs=2)
+    same_weights(student.teacher, learned)
+    assert student.teacher is not learned and not student.teacher.trainable_variables
+    np.testing.assert_allclose(student.teacher_logits(X), learned(X, training=False), atol=1e-5)
+    student.save(tmp_path / "run.keras")
     loaded = keras.saving.load_model(tmp_path / "run.keras")
-    assert own_config(loaded) == own_config(taught)
+    assert own_config(loaded) == own_config(student)
     same_weights(loaded.teacher, learned)
 
 
@@ -92,7 +92,7 @@ def test_mixed_precision(case, policy):
         keras.config.set_dtype_policy("float32")
     for one, other in ((wrapped, conv_network()), (network(), learned)):
         model = getattr(km, case.upper())(one, ATTACK, teacher=other, seed=0)
-        assert model.taught(X).dtype == "float32"
+        assert model.teacher_logits(X).dtype == "float32"
         model.compile(km.optimizers.SGD(0.1))
         assert np.isfinite(list(fit(case, model, validation_data=(X, Y)).values())).all()
         same_weights(model.teacher, other)
