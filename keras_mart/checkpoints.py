@@ -150,7 +150,7 @@ class Checkpoints:
         earlier = sorted({existing for existing, _, _ in self._folders() if existing < number}, reverse=True)
         too_old = earlier[self.keep - 1 :]
         seen = set()
-        for existing, _, folder in self._folders():  # a killed process may leave two of a number, the newer one first
+        for existing, _, folder in self._folders():  # two of one number, which a kill may leave: the newer one first
             replaced = (existing == number and folder != new) or (existing < number and existing in seen)
             if existing in too_old or replaced:
                 files.remove(folder)

@@ -150,7 +150,7 @@ def harden(
         f"{network.name}: {'; '.join(done) or 'not changed'}.",
         f"Trained by {type(model).__name__} {arguments or ''}".rstrip() + f" against {attack};",
         *settings,
-        f"weights averaged: {weight_average}; chosen and measured under {validation_attack}.",
+        f"weight average: {weight_average}; best epoch chosen and robustness measured under {validation_attack}.",
     )
     if verbose:
         print("\n".join(choices), flush=True)

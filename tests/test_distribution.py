@@ -1,4 +1,4 @@
-"""keras_mart.distribution: strategies by name, clusters from TF_CONFIG and Slurm, who of them this process is."""
+"""keras_mart.distribution: strategies by name, clusters from TF_CONFIG and Slurm, this process's worker index."""
 
 import json
 import os
@@ -96,7 +96,7 @@ def test_invalid_tf_config(text, rule, monkeypatch):
     ("nodes", "tasks", "hosts"),
     [
         ("node1", "2", ["node1", "node1"]),
-        ("node[9-11]", "1(x3)", ["node9", "node10", "node11"]),  # not in the order of the letters
+        ("node[9-11]", "1(x3)", ["node9", "node10", "node11"]),  # not in alphabetical order
         ("gpu[08-09,11],login", "1(x2),2,1", ["gpu08", "gpu09", "gpu11", "gpu11", "login"]),
         ("r[1-2]n[3-4]-ib", "1(x4)", ["r1n3-ib", "r1n4-ib", "r2n3-ib", "r2n4-ib"]),
     ],
@@ -108,11 +108,11 @@ def test_the_cluster_of_a_slurm_step(nodes, tasks, hosts, slurm):
     assert cluster.index == 1
 
 
-def test_neighbouring_slurm_jobs_have_other_ports(slurm):
+def test_consecutive_slurm_jobs_have_different_ports(slurm):
     assert not set(slurm("a", "64", job=41).addresses) & set(slurm("a", "64", job=42).addresses)
 
 
-def test_tf_config_goes_before_slurm(slurm, monkeypatch):
+def test_tf_config_takes_precedence_over_slurm(slurm, monkeypatch):
     slurm()
     monkeypatch.setenv("TF_CONFIG", config({"worker": TWO}))
     assert clusters.from_environment().addresses == TWO
@@ -133,7 +133,7 @@ def test_a_slurm_job_without_a_step_is_no_cluster(monkeypatch):
     assert clusters.from_environment() is None
 
 
-def test_a_strategy_that_comes_too_late(monkeypatch):
+def test_a_strategy_created_too_late(monkeypatch):
     tf.constant(1.0)
     monkeypatch.setenv("TF_CONFIG", config({"worker": TWO}))
     monkeypatch.setattr(watch, "begin", lambda *_: pytest.fail("waits for the others though it cannot go on"))
@@ -172,7 +172,7 @@ while True:
 """
 
 
-def test_a_cluster_and_the_loss_of_one_of_it():
+def test_a_cluster_that_loses_a_worker():
     with socket.socket() as first, socket.socket() as second:
         first.bind(("127.0.0.1", 0))
         second.bind(("127.0.0.1", 0))

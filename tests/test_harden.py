@@ -1,4 +1,4 @@
-"""One call from a trained network to a robust one."""
+"""keras_mart.harden: makes a trained network robust with one call."""
 
 import keras
 import numpy as np
@@ -50,11 +50,18 @@ def test_hardens_a_copy_of_any_classifier(data, trained):
     np.testing.assert_array_equal(kernel, trained.layers[0].kernel)
     text = str(hardened)
     assert "natural" in text and "robust" in text and "256 examples" in text
-    for said in ("last activation was taken off", "TRADES", "images of 8x8", "rate 0 to 0.05", "times 255", "momentum"):
-        assert said in text
+    for words in (
+        "last activation was taken off",
+        "TRADES",
+        "images of 8x8",
+        "rate 0 to 0.05",
+        "times 255",
+        "momentum",
+    ):
+        assert words in text
 
 
-def test_a_network_that_needs_nothing_is_trained(data):
+def test_a_network_that_needs_no_change(data):
     network = keras.Sequential([layers.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10)])
     hardened = km.harden(network, data, data, threat=km.Linf(0.1), epochs=1, verbose=0)
     assert "not changed" in str(hardened)
@@ -66,10 +73,10 @@ def test_trains_under_the_strategy_of_the_network(data, two_replicas):
         network = keras.Sequential([layers.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10)])
     hardened = km.harden(network, data, data, threat=km.Linf(0.1), epochs=2, batch_size=100, verbose=0)
     assert hardened.model.distribute_strategy is two_replicas
-    assert int(hardened.model.step.numpy()) == 6  # whichever epoch was the best
+    assert int(hardened.model.step.numpy()) == 6  # regardless of which epoch was the best
 
 
-def test_every_choice_can_be_given(data, trained):
+def test_every_setting_can_be_given(data, trained):
     attack = km.PGD(km.L2(0.5), steps=1)
     hardened = km.harden(
         trained, data, data, threat=km.L2(0.5), method=km.MART, epochs=1, test=(data[0][:32], data[1][:32]),
@@ -84,7 +91,7 @@ def test_every_choice_can_be_given(data, trained):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"method": "standard"}, "must be one of at, alp, clp, trades, mma, mart"),
         ({"method": "trads"}, "Did you mean 'trades'"),
@@ -98,7 +105,7 @@ def test_every_choice_can_be_given(data, trained):
         ({"network": keras.Sequential([layers.Input((8, 8, 1)), layers.Flatten()])}, "must have trainable weights"),
     ],
 )
-def test_what_cannot_be_hardened_is_named(data, trained, arguments, said):
+def test_invalid_arguments(data, trained, arguments, message):
     given = {"network": trained, "train": data, "validation": data, "threat": km.Linf(0.1), **arguments}
-    with pytest.raises((ValueError, TypeError), match=said):
+    with pytest.raises((ValueError, TypeError), match=message):
         km.harden(given.pop("network"), given.pop("train"), given.pop("validation"), **given)
