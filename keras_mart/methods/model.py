@@ -83,11 +83,11 @@ class AdversarialModel(keras.Model):
             "adversarial".
 
     Raises:
-        ValueError: the network ends in a softmax, or cannot be copied for its average; the attack cannot climb a
-            method's objective; an argument is out of range or unknown, or has no effect in this method.
+        ValueError: the network ends in a softmax, or cannot be copied for its average; the attack has no `maximise`; an
+            argument is out of range or unknown, or has no effect in this method.
     """
 
-    # Attacks, evaluation and export use the network inside.
+    # Makes attacks, evaluation and export use the wrapped network.
     wraps_network = True
     # Whether natural images are forwarded in training mode, with a gradient; otherwise only for their accuracy.
     trains_on_natural = True
@@ -633,9 +633,9 @@ class AdversarialModel(keras.Model):
         self.train_function = call_after_each(self._run_step, check_guard)
 
     def make_test_function(self, force: bool = False) -> None:
-        whole, self.jit_compile = self.jit_compile, False  # only the part in `_xla_compiled` can be compiled
+        jit_compile, self.jit_compile = self.jit_compile, False  # only the part in `_xla_compiled` can be compiled
         super().make_test_function(self._has_changed("evaluation") or force)
-        self.jit_compile = whole
+        self.jit_compile = jit_compile
 
     def make_predict_function(self, force: bool = False) -> None:
         super().make_predict_function(self._has_changed("prediction") or force)
@@ -694,7 +694,7 @@ def _check_adversary(model, epsilon_schedule, attack_mode, statistics):
         )
     if epsilon_schedule is not None and not model.has_radius:
         raise ValueError(
-            f"`epsilon_schedule` is for methods whose attack has one radius; {type(model).__name__} has none such. "
+            f"`epsilon_schedule` is for methods with one radius for all examples; {type(model).__name__} has none. "
             f"Received: epsilon_schedule={epsilon_schedule!r}"
         )
     if not model.has_adversary and (attack_mode, statistics) != ("evaluation", "all"):
