@@ -45,10 +45,10 @@ class Hardened:
     model: AdversarialModel
     before: Table
     after: Table
-    history: dict
-    choices: tuple
+    history: dict[str, list[float]]
+    choices: tuple[str, ...]
 
-    def __str__(self):
+    def __str__(self) -> str:
         names = [name for name in self.after.accuracy if name != WORST_CASE]
         first = max(map(len, names))
         lines = [f"{'':<{first}}  {'before':<26}  {'after':<26}".rstrip()]
