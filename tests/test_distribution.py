@@ -136,7 +136,7 @@ def test_a_slurm_job_without_a_step_is_no_cluster(monkeypatch):
 def test_a_strategy_created_too_late(monkeypatch):
     tf.constant(1.0)
     monkeypatch.setenv("TF_CONFIG", config({"worker": TWO}))
-    monkeypatch.setattr(watch, "begin", lambda *_: pytest.fail("waits for the others though it cannot go on"))
+    monkeypatch.setattr(watch, "start", lambda *_: pytest.fail("waits for the other workers before the check"))
     with pytest.raises(RuntimeError, match="before TensorFlow does anything else"):
         distribution.strategy("auto")
 

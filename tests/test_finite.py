@@ -92,8 +92,8 @@ def test_stop_reports_the_step_and_the_values_of_the_terms(arguments):
     np.testing.assert_array_equal(network.get_weights()[0], weights[0])
 
 
-@pytest.mark.parametrize(("bad", "looked"), [(3, 4), (6, 7)], ids=["at the next look", "at the end of the epoch"])
-def test_stop_is_reported_at_the_next_check_with_the_weights_of_the_last_good_step(bad, looked):
+@pytest.mark.parametrize(("bad", "checked"), [(3, 4), (6, 7)], ids=["at the next check", "at the end of the epoch"])
+def test_stop_is_reported_at_the_next_check_with_the_weights_of_the_last_good_step(bad, checked):
     x, y = images_and_labels(28)
     weights = np.where(np.arange(28) // 4 == bad - 1, np.nan, 1.0)
     seen = []
@@ -102,7 +102,7 @@ def test_stop_is_reported_at_the_next_check_with_the_weights_of_the_last_good_st
     with pytest.raises(FloatingPointError, match=f"Received at step {bad}: loss = nan"):
         fit(model, weights, x, y, batch_size=4, callbacks=[counting])
     assert int(model.step) == bad - 1
-    assert len(seen) == (looked if looked == 7 else looked - 1)  # the steps in between ran, and changed nothing
+    assert len(seen) == (checked if checked == 7 else checked - 1)  # the steps in between ran, and changed nothing
     fit(good, x=x[: 4 * bad - 4], y=y[: 4 * bad - 4], weights=None, batch_size=4)
     for one, other in zip(model.network.get_weights(), good.network.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
