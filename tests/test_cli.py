@@ -946,7 +946,7 @@ def test_what_ends_a_training_is_said(error, status, message, tiny, monkeypatch)
 )
 def test_workers_that_differ_are_told(asked, answers, message, tiny, monkeypatch):
     gathered = lambda thing, strategy: answers if type(thing) is asked and thing != FLAGS.seed else [thing]  # noqa: E731
-    monkeypatch.setattr(cli.distribution, "all_gather", all_gather)
+    monkeypatch.setattr(cli.distribution, "all_gather", gathered)
     result = command(*tiny, "--workdir=new")
     assert result.status == 2
     assert message in result.err
