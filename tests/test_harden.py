@@ -58,7 +58,7 @@ def test_hardens_a_copy_of_any_classifier(data, trained):
         "times 255",
         "momentum",
     ):
-        assert words in text
+        assert said in text
 
 
 def test_a_network_that_needs_no_change(data):
