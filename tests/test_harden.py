@@ -50,14 +50,7 @@ def test_hardens_a_copy_of_any_classifier(data, trained):
     np.testing.assert_array_equal(kernel, trained.layers[0].kernel)
     text = str(hardened)
     assert "natural" in text and "robust" in text and "256 examples" in text
-    for words in (
-        "last activation was taken off",
-        "TRADES",
-        "images of 8x8",
-        "rate 0 to 0.05",
-        "times 255",
-        "momentum",
-    ):
+    for said in ("last activation was taken off", "TRADES", "images of 8x8", "rate 0 to 0.05", "times 255", "momentum"):
         assert said in text
 
 
@@ -96,7 +89,7 @@ def test_every_setting_can_be_given(data, trained):
         ({"method": "standard"}, "must be one of at, alp, clp, trades, mma, mart"),
         ({"method": "trads"}, "Did you mean 'trades'"),
         ({"method": km.Standard}, "must train against an adversary"),
-        ({"optimizer": "adam", "learning_rate": 0.1}, "give yours to `optimizer`"),
+        ({"optimizer": "adam", "learning_rate": 0.1}, "set the rate of `optimizer` itself"),
         ({"validation_attack": km.AutoAttack(km.Linf(0.1))}, "`validation_attack` must be an attack"),
         ({"train": (np.zeros([4, 8, 8, 1]), np.zeros(4, int), np.ones(4))}, "3 arrays"),
         ({"method": "mma"}, "max_epsilon"),
