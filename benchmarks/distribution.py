@@ -62,7 +62,7 @@ def in_turn(functions, rounds, strategy):
     seconds = {name: [] for name in functions}
     for _ in range(1 + rounds):
         for name, function in functions.items():
-            distribution.any_worker(False, strategy)  # waits for all
+            distribution.any_across_workers(False, strategy)  # waits for all
             seconds[name].append(overheads.seconds_of(function))
     return {name: samples[1:] for name, samples in seconds.items()}
 
@@ -85,7 +85,7 @@ def all_reduce(given, strategy, network, folder):
     messages |= {"message: what is agreed on": agreed, "messages: metrics": metrics}
     functions = {"step together": together, "step alone": alone}
     functions |= {name: summing(each, strategy) for name, each in messages.items()}
-    functions["command line's message"] = lambda: distribution.any_worker(False, strategy)
+    functions["command line's message"] = lambda: distribution.any_across_workers(False, strategy)
     ring = 2 * (given.workers - 1) / given.workers / 2**20
     sizes = {name: ring * sum(t.numpy().nbytes for t in tf.nest.flatten(each)) for name, each in messages.items()}
     return in_turn(functions, given.rounds, strategy), sizes
@@ -104,13 +104,13 @@ def sent(model, local):
 
 def summing(messages, strategy):
     """A function that adds each message over all workers, as a step does."""
-    function = tf.function(lambda: strategy.run(lambda: [*map(distribution.total, messages)]), autograph=False)
+    function = tf.function(lambda: strategy.run(lambda: [*map(distribution.all_reduce_sum, messages)]), autograph=False)
     return lambda: tf.nest.flatten(function())[0].numpy()
 
 
 def sharding(given, strategy, network, folder):
     plain = km.datasets.load(f"npz:{folder}/images.npz", batch_size=given.recipe_batch, augment="crop_flip")
-    distributed = strategy.experimental_distribute_dataset(distribution.prepared(plain, strategy))
+    distributed = strategy.experimental_distribute_dataset(distribution.with_default_options(plain, strategy))
     batch = tf.function(lambda iterator: next(iterator), autograph=False)
 
     def epoch(data):

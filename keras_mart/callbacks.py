@@ -1,40 +1,53 @@
-"""Keras callbacks: robust accuracy during training, and TensorBoard's curves without its package."""
+"""Keras callbacks that measure robust accuracy during training, and write TensorBoard scalars without its package."""
 
 import errno
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_mart import checks
+from keras_mart.attacks import Attack
 from keras_mart.evaluation import check, evaluate
+from keras_mart.typing import Data
 
 
 class RobustAccuracy(keras.callbacks.Callback):
-    """Puts the accuracy under attacks into the logs, as `val_<name>_accuracy`.
+    """Adds the accuracy under attacks to the logs, as `val_<name>_accuracy`.
 
-    It measures after the first epoch, after every `every`-th and after the last: the last of `epochs`, or one in which
-    a callback that stands before it in the list has stopped the training. In other epochs the key is left
-    out, never NaN, which would spoil `ModelCheckpoint`'s best value for ever. Callbacks that monitor the key stand
-    behind it in the list.
+    Measures after the first epoch, after every `every`-th epoch and after the last, which is the last of `epochs` or
+    one in which a callback earlier in the list has stopped training. In other epochs the key is missing, since NaN
+    would become `ModelCheckpoint`'s best value. Callbacks that monitor the key must come later in the list.
 
     Args:
         data: as in `keras_mart.evaluate`: batches of (images, labels), or a pair of arrays. Use held-out training
             data: a checkpoint chosen on the test set makes the test result worthless.
-        attacks: name to attack.
+        attacks: dictionary from names to attacks.
         every: number of epochs between measurements.
-        batch_size: number of examples that are attacked at once.
-        seed: integer; the same in every epoch, so that epochs compare.
-        verbose: 0 for silence, 1 for a line of progress.
-        precision: `None` judges the network in the precision that it is trained in, which is the fastest; "float32" as
+        batch_size: number of examples attacked at once.
+        seed: integer; the same seed is used in every epoch, so that epochs are comparable.
+        verbose: 0 for silent, 1 for a progress line.
+        precision: `None` evaluates the network in its training precision, which is the fastest; "float32" as
             `keras_mart.evaluate` does.
 
     Raises:
-        ValueError: `every` not positive, or no attack; before training, data or attacks that cannot be evaluated, as
-            far as arrays, or else the first batch, tell.
+        ValueError: `every` is not positive, or there is no attack; before training, if the arrays or the first batch
+            show that the data or attacks cannot be evaluated.
     """
 
-    def __init__(self, data, attacks, every=1, *, batch_size=128, seed=0, verbose=1, precision=None):
+    def __init__(
+        self,
+        data: Data,
+        attacks: Mapping[str, Attack],
+        every: int = 1,
+        *,
+        batch_size: int = 128,
+        seed: int = 0,
+        verbose: int = 1,
+        precision: str | None = None,
+    ) -> None:
         super().__init__()
         checks.positive_integer(every, "every")
         if not attacks:
@@ -47,10 +60,10 @@ class RobustAccuracy(keras.callbacks.Callback):
         self.verbose = verbose
         self.precision = precision
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Any = None) -> None:
         check(self.model, self.data, self.attacks)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if not (is_measured(epoch + 1, self.params.get("epochs"), self.every) or self.model.stop_training):
             return
         table = evaluate(
@@ -62,18 +75,17 @@ class RobustAccuracy(keras.callbacks.Callback):
 
 
 def is_measured(epoch, epochs, every):
-    """Whether `RobustAccuracy` measures after an epoch, counted from 1: the first, every so many, and the last."""
+    """Returns whether `RobustAccuracy` measures after this epoch, counted from 1."""
     return epoch in (1, epochs) or epoch % every == 0
 
 
 class EpochScalars(keras.callbacks.Callback):
     """Writes the logs of each epoch as TensorBoard scalars.
 
-    `keras.callbacks.TensorBoard` needs the tensorboard package, which TensorFlow no longer brings along, only to
-    write such values.
+    `keras.callbacks.TensorBoard` requires the tensorboard package, which TensorFlow no longer installs.
 
     Args:
-        directory: where the event file goes.
+        directory: folder of the event file.
     """
 
     def __init__(self, directory):

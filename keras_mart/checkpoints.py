@@ -1,4 +1,4 @@
-"""The states of a training run on disk: numbered, whole, and known to be what was saved."""
+"""Numbered states of a training run on disk, written atomically and verified by checksums."""
 
 import dataclasses
 import errno
@@ -18,23 +18,23 @@ from keras_mart import files
 ARRAYS = "arrays.npz"
 FACTS = "facts.json"
 CHECKSUMS = "checksums.json"
-# The errors of a damaged state: a file is gone or unreadable, or, without a number, is not what was written. Whatever
-# else, such as a missing permission, is no damage.
+# Error numbers of a damaged state: a file is missing or unreadable; `None` stands for errors without a number, from
+# wrong contents. Other errors, such as a missing permission, are no damage.
 DAMAGE = (None, errno.ENOENT, errno.EIO)
-# A checkpoint's folder. One of a number that is there already is `<number>.1` until it has the number to itself.
+# Name of a checkpoint's folder. A new state with the number of an old one is `<number>.1` until the old one is removed.
 FOLDER = re.compile(r"(\d{10,})(?:\.(\d+))?")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A state as it was saved.
+    """A saved state.
 
     Attributes:
         number: its number.
         path: `pathlib.Path` of its folder.
-        arrays: list of `np.ndarray`, bit by bit those that were saved.
-        facts: what JSON makes of the facts: tuples have become lists, and keys text.
-        files: name to `pathlib.Path` of each file that was put in. They are the checkpoint's own: copy what changes.
+        arrays: list of `np.ndarray`, bit for bit as saved.
+        facts: the facts after a round trip through JSON, which turns tuples into lists and keys into text.
+        files: dictionary from names to `pathlib.Path`s of the files in its folder. Copy a file before changing it.
     """
 
     number: int
@@ -45,16 +45,16 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The newest states of a training run.
+    """Saves and reads states of a training run, and keeps the newest ones.
 
-    Each is a folder `<path>/<number, 10 digits>/` with `arrays.npz`, `facts.json`, the files that were put in, and
-    `checksums.json`. It appears in one step and is on the disk by then. A process that is killed, at whatever
-    instruction, leaves all that could be read before, or the new state. One process at a time writes.
+    Each state is a folder `<path>/<number, 10 digits>/` with `arrays.npz`, `facts.json`, the added files and
+    `checksums.json`. It is renamed to that name after all of it is written to disk, so that a process killed at any
+    instruction leaves either the states that were readable before, or the new one as well. Only one process may write
+    at a time.
 
     Args:
-        path: str or path of a folder for nothing else; made by the first save.
-        keep: number of states to keep, at least 1. With more than 1, a state that the disk has damaged since is
-            no loss.
+        path: str or path of a folder used for nothing else; created by the first save.
+        keep: number of states to keep, at least 1. With more than 1, an older state can replace one that was damaged.
 
     Raises:
         ValueError: `keep` is not positive.
@@ -67,49 +67,50 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, number, arrays, facts, files=()):
-        """Writes a state, then removes those before it that are too many.
+        """Writes a state, then removes older ones beyond `keep`.
 
-        A state of the same number is replaced: a run that went back arrives there again. It goes when the new one is
-        in its place.
+        A state with the same number, which a run that resumed from an earlier state reaches again, is removed once the
+        new one is written.
 
         Args:
-            number: integer, at least 0, that grows as the run goes on.
+            number: integer, at least 0, which increases during the run.
             arrays: list of arrays of any shapes, with dtypes of NumPy (no objects) or of ml_dtypes, such as bfloat16.
-            facts: what JSON can say, also NaN and infinity; NumPy's scalars become Python's.
-            files: name to path of files to put in, as copies: what is damaged in one state is whole in another.
+            facts: anything that JSON can represent, including NaN and infinity; NumPy scalars become Python's.
+            files: dictionary from names to paths of files to copy into the state; copies, so that damage to one state
+                does not affect the others.
 
         Returns:
-            `pathlib.Path` of its folder.
+            `pathlib.Path` of the state's folder.
 
         Raises:
-            ValueError: a number, dtype or name that cannot be kept.
-            TypeError: facts that JSON cannot say.
-            OSError: no room, or the folder cannot be written; the states that were there are untouched.
+            ValueError: the number, a dtype or a name is invalid.
+            TypeError: the facts cannot be represented in JSON.
+            OSError: the disk is full or the folder cannot be written; earlier states are unchanged.
         """
         if not isinstance(number, numbers.Integral) or number < 0:
             raise ValueError(f"`number` must be an integer of at least 0. Received: number={number!r}")
-        put_in = dict(files)
-        wrong = [name for name in put_in if name in (ARRAYS, FACTS, CHECKSUMS) or os.path.basename(name) != name]
-        if wrong:
-            raise ValueError(f"`files` must have plain names, other than the checkpoint's own. Received: {wrong}")
-        self._tidy()
+        added = dict(files)
+        invalid = [name for name in added if name in (ARRAYS, FACTS, CHECKSUMS) or os.path.basename(name) != name]
+        if invalid:
+            raise ValueError(f"`files` must have plain names, other than the checkpoint's own. Received: {invalid}")
+        self._prepare_folder()
         folder = self.path / f"{number:010d}"
-        same = [again for found, again, _ in self._folders() if found == number]
+        same = [replaced for existing, replaced, _ in self._folders() if existing == number]
         new = folder.with_name(f"{folder.name}.{max(same) + 1}") if same else folder
-        _write(new, arrays, facts, put_in)
+        _write(new, arrays, facts, added)
         self._remove_others(number, new)
         if new != folder:
             new.rename(folder)
         return folder
 
     def newest(self):
-        """The newest state that is whole.
+        """Reads the newest state that is not damaged.
 
         Returns:
-            (`Checkpoint` or `None` where nothing was saved, list of a sentence on each newer one that is damaged).
+            (`Checkpoint`, or `None` if nothing was saved; list with a sentence about each newer, damaged state).
 
         Raises:
-            ValueError: there are states and all are damaged.
+            ValueError: all states are damaged.
         """
         damaged = {}
         for number, _, folder in self._folders():
@@ -126,41 +127,42 @@ class Checkpoints:
                 ]
         if damaged:
             listed = ", ".join(f"{path} ({error})" for path, error in damaged.items())
-            raise ValueError(f"A run goes on from a checkpoint that is whole. Received: damaged ones only, {listed}")
+            raise ValueError(f"A run resumes from an undamaged checkpoint. Received: only damaged ones, {listed}")
         return None, []
 
-    def forget_after(self, number):
-        """Removes the states of larger numbers: the run goes on from this one, and they are not of its future."""
-        later = [folder for found, _, folder in self._folders() if found > number]
+    def remove_after(self, number):
+        """Removes the states with larger numbers, before the run resumes from this one."""
+        later = [folder for existing, _, folder in self._folders() if existing > number]
         for folder in later:
             files.remove(folder)
         if later:
             files.sync(self.path)
 
-    def _tidy(self):
-        """Makes the folder, or removes from it what killed saves have left."""
+    def _prepare_folder(self):
+        """Creates the folder, or removes unfinished files of killed processes from it."""
         if not self.path.is_dir():
             self.path.mkdir(parents=True, exist_ok=True)
             files.sync(self.path.parent)
         files.remove_unfinished(self.path)
 
     def _remove_others(self, number, new):
-        """Removes what a new state of that number replaces, and what is too old."""
-        earlier = sorted({found for found, _, _ in self._folders() if found < number}, reverse=True)
+        """Removes the states that a new one with this number replaces, and those beyond `keep`."""
+        earlier = sorted({existing for existing, _, _ in self._folders() if existing < number}, reverse=True)
         too_old = earlier[self.keep - 1 :]
         seen = set()
-        for found, _, folder in self._folders():  # of two with one number, which a kill leaves, the newer comes first
-            if found in too_old or (found == number and folder != new) or (found < number and found in seen):
+        for existing, _, folder in self._folders():  # two of one number, which a kill may leave: the newer one first
+            replaced = (existing == number and folder != new) or (existing < number and existing in seen)
+            if existing in too_old or replaced:
                 files.remove(folder)
-            seen.add(found)
+            seen.add(existing)
 
     def _folders(self):
-        """(number, how often it was replaced, path) of each state, the newest first."""
+        """Returns (number, how often it was replaced, path) of each state, the newest first."""
         forms = [(FOLDER.fullmatch(path.name), path) for path in self.path.iterdir()] if self.path.is_dir() else []
         return sorted(((int(form[1]), int(form[2] or 0), path) for form, path in forms if form), reverse=True)
 
 
-def _write(path, arrays, facts, put_in):
+def _write(path, arrays, facts, added):
     """Writes a checkpoint's folder, which must be new."""
     stored, dtypes = {}, {}
     for index, array in enumerate(map(np.asarray, arrays)):
@@ -168,21 +170,21 @@ def _write(path, arrays, facts, put_in):
         if stored[f"{index:04d}"] is not array:
             dtypes[f"{index:04d}"] = array.dtype.name
     state = {"arrays": len(stored), "dtypes": dtypes, "facts": facts}
-    text = json.dumps(state, indent=1, default=_python_scalar)  # Python's floats come back to the last bit
+    text = json.dumps(state, indent=1, default=_python_scalar)  # floats survive the round trip exactly
     with files.whole_folder(path) as unfinished:
         np.savez(unfinished / ARRAYS, **stored)
         (unfinished / FACTS).write_text(text)
-        for name, source in put_in.items():
+        for name, source in added.items():
             shutil.copyfile(source, unfinished / name)
-        sums = {name: _sha256(unfinished / name) for name in (ARRAYS, FACTS, *put_in)}
+        sums = {name: _sha256(unfinished / name) for name in (ARRAYS, FACTS, *added)}
         (unfinished / CHECKSUMS).write_bytes(_as_bytes(sums))
 
 
 def _read(number, folder):
-    """The checkpoint in a folder.
+    """Reads the `Checkpoint` in a folder.
 
     Raises:
-        ValueError, OSError: it is not as it was written.
+        ValueError, OSError: it is damaged.
     """
     sums = _checksums(folder)
     for name, expected in sums.items():
@@ -195,8 +197,8 @@ def _read(number, folder):
         arrays = [stored[f"{index:04d}"] for index in range(state["arrays"])]
     for name, dtype in state["dtypes"].items():
         arrays[int(name)] = arrays[int(name)].view(getattr(ml_dtypes, dtype))
-    put_in = {name: folder / name for name in sums if name not in (ARRAYS, FACTS)}
-    return Checkpoint(number, folder, arrays, state["facts"], put_in)
+    added = {name: folder / name for name in sums if name not in (ARRAYS, FACTS)}
+    return Checkpoint(number, folder, arrays, state["facts"], added)
 
 
 def _checksums(folder):
@@ -214,7 +216,7 @@ def _checksums(folder):
 
 
 def _as_bytes(sums):
-    """The checksums as a file that holds its own: only the file that was written is made again from what it says."""
+    """Returns the contents of the file of checksums, which include a checksum of the checksums."""
     own = hashlib.sha256(json.dumps(sums).encode()).hexdigest()
     return (json.dumps({"sha256": sums, "own": own}, indent=1) + "\n").encode()
 
@@ -225,7 +227,7 @@ def _sha256(path):
 
 
 def _storable(array):
-    """The array, or its bits as unsigned integers where it has a dtype of ml_dtypes, which npz files do not keep."""
+    """Returns the array; one of ml_dtypes, which npz files do not keep, as its bits in unsigned integers."""
     if getattr(ml_dtypes, array.dtype.name, None) is array.dtype.type:
         return array.view(f"uint{8 * array.dtype.itemsize}")
     if array.dtype.hasobject or array.dtype.isbuiltin == 2:
@@ -236,4 +238,4 @@ def _storable(array):
 def _python_scalar(value):
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"`facts` must be what JSON can say. Received: {value!r}")
+    raise TypeError(f"`facts` must be representable in JSON. Received: {value!r}")

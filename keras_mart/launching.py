@@ -1,4 +1,4 @@
-"""Workers on this machine: several processes of one program, started, heard and stopped together."""
+"""Runs a program as several workers on this machine, and forwards their output and signals."""
 
 import contextlib
 import json
@@ -9,16 +9,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 from keras_mart import checks, watch
 
-STOPPING = 30.0  # seconds for workers to end by themselves after one failed, before they are killed
-# Run in the worker before the command: where the launcher dies, whatever it dies of, Linux kills the worker.
-TIED = """
+STOPPING = 30.0  # seconds for the other workers to exit after one failed, before they are killed
+# Run in the worker before the command, so that Linux kills the worker when the launcher dies for any reason.
+BOOTSTRAP = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and so would the command
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and the command would inherit that
 if os.getppid() != int(sys.argv[1]):
     sys.exit("The launcher has died.")
 try:
@@ -28,47 +29,47 @@ except OSError as error:
 """
 
 
-def launch(command, workers, *, stopping=STOPPING):
-    """Runs a program as several workers of a cluster on this machine, until all have ended.
+def launch(command: Sequence[str], workers: int, *, stopping: float = STOPPING) -> int:
+    """Runs a program as several workers of a cluster on this machine, and waits until all have exited.
 
-    Each gets a TF_CONFIG with its own free port on 127.0.0.1, and its part of the processor's cores as
-    TF_NUM_INTRAOP_THREADS (at least one; what the environment says goes first). Every line they print comes out with
-    the worker's number in front, "[0] ...". Where one fails, the others are stopped: SIGTERM, after `stopping` seconds
-    SIGKILL. SIGTERM and the first Ctrl-C are passed on to the workers, which may end by themselves; a second Ctrl-C
-    kills them. Where the launcher itself is killed, Linux kills them too.
+    Each worker gets a TF_CONFIG with its own free port on 127.0.0.1, and its share of the processor's cores (at least
+    one) as TF_NUM_INTRAOP_THREADS, unless the environment sets it. Every line that a worker prints is forwarded with
+    the worker's number in front, "[0] ...". If one worker fails, the others are stopped: with SIGTERM, and after
+    `stopping` seconds with SIGKILL. SIGTERM and the first Ctrl-C are forwarded to the workers, which may then exit by
+    themselves; a second Ctrl-C kills them. If the launcher itself is killed, Linux kills the workers too.
 
     Args:
-        command: the program and its arguments, a list of strings.
-        workers: how many processes.
-        stopping: seconds.
+        command: the program and its arguments.
+        workers: number of processes.
+        stopping: seconds from SIGTERM to SIGKILL.
 
     Returns:
-        The exit status: 0 where all ended with 0, else that of the worker which failed first, 128 and the signal's
-        number where a signal killed it.
+        The exit status: 0 if all workers exited with 0, otherwise that of the worker that failed first, which is 128
+        plus the number of the signal if a signal killed it.
 
     Raises:
-        ValueError: no workers.
+        ValueError: `workers` is not positive.
     """
     checks.positive_integer(workers, "workers")
     environments = _environments(workers)
     lock = threading.Lock()
-    received = []
-    with _signals(received):
+    received: list[int] = []
+    with _collect_signals(received):
         processes = [_start(command, environment) for environment in environments]
-        hearing = [
-            threading.Thread(target=_repeat, args=(f"[{index}] ".encode(), source, target, lock), daemon=True)
+        readers = [
+            threading.Thread(target=_forward_lines, args=(f"[{index}] ".encode(), source, target, lock), daemon=True)
             for index, process in enumerate(processes)
             for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
         ]
-        for thread in hearing:
+        for thread in readers:
             thread.start()
         try:
             ended = _wait(processes, received, stopping)
         finally:
             _send(processes, signal.SIGKILL)
-        for thread in hearing:
-            thread.join(5)  # a grandchild might hold the pipe open
-    return _verdict(ended, bool(received))
+        for thread in readers:
+            thread.join(5)  # a worker's own child may keep the pipe open
+    return _exit_status(ended, interrupted=bool(received))
 
 
 def _environments(workers):
@@ -92,26 +93,29 @@ def _environments(workers):
 
 def _start(command, environment):
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", TIED, str(os.getpid()), *map(str, command)],
+        [sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(os.getpid()), *map(str, command)],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        start_new_session=True,  # a terminal's Ctrl-C comes through the launcher alone
+        start_new_session=True,  # Ctrl-C in a terminal reaches only the launcher
     )
 
 
-def _repeat(prefix, source, target, lock):
+def _forward_lines(prefix, source, target, lock):
     """Copies whole lines, so that those of several workers never mix."""
     for line in source:
-        with lock, contextlib.suppress(OSError, ValueError):  # nobody reads any more: the worker must not block
+        with (
+            lock,
+            contextlib.suppress(OSError, ValueError),
+        ):  # reads on if the target is closed, so that the worker does not block
             target.write((prefix + line.removesuffix(b"\n")).decode(errors="replace") + "\n")
             target.flush()
 
 
 def _wait(processes, received, stopping):
-    """Waits for all to end, passing signals on; returns [(worker, return code)] in the order in which they ended."""
-    ended, passed, deadline = [], 0, None
+    """Waits for all workers, forwarding signals; returns [(worker, return code)] in the order in which they exited."""
+    ended, forwarded, deadline = [], 0, None
     while len(ended) < len(processes):
         known = {index for index, _ in ended}
         for index, process in enumerate(processes):
@@ -120,10 +124,10 @@ def _wait(processes, received, stopping):
                 if process.returncode and deadline is None and not received:
                     _send(processes, signal.SIGTERM)
                     deadline = time.monotonic() + stopping
-        while passed < len(received):
-            again = received[passed] == signal.SIGINT and signal.SIGINT in received[:passed]
-            _send(processes, signal.SIGKILL if again else received[passed])
-            passed += 1
+        while forwarded < len(received):
+            again = received[forwarded] == signal.SIGINT and signal.SIGINT in received[:forwarded]
+            _send(processes, signal.SIGKILL if again else received[forwarded])
+            forwarded += 1
         if deadline is not None and time.monotonic() > deadline:
             _send(processes, signal.SIGKILL)
         time.sleep(0.05)
@@ -137,22 +141,22 @@ def _send(processes, number):
                 os.killpg(process.pid, number)  # a worker's own children too
 
 
-def _verdict(ended, asked):
+def _exit_status(ended, interrupted):
     failed = [(index, code) for index, code in ended if code]
     if not failed:
         return 0
-    # A worker that stopped because it lost another may end before that one.
+    # A worker that stopped because it lost another one may have exited before that one.
     causes = [each for each in failed if each[1] not in (watch.WORKER_LOST, -signal.SIGTERM, -signal.SIGKILL)]
     index, code = failed[0] if failed[0][1] != watch.WORKER_LOST else (causes or failed)[0]
-    if not asked:
+    if not interrupted:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit status {code}"
         print(f"keras_mart: worker {index} {how}; the others were stopped.", file=sys.stderr, flush=True)
     return 128 - code if code < 0 else code
 
 
 @contextlib.contextmanager
-def _signals(received):
-    """Collects SIGTERM and SIGINT meanwhile, where this is the main thread, which alone may."""
+def _collect_signals(received):
+    """Context that collects SIGTERM and SIGINT, in the main thread, the only one that can set signal handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,10 +1,10 @@
-"""compile(accumulate=n): a step in parts is the step of the whole batch."""
+"""compile(accumulate=n): a step in parts equals the step on the whole batch."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from agreement import TAUGHT, teacher
+from agreement import WITH_TEACHER, teacher
 from conftest import Counting, images_and_labels
 from test_methods import CASES, KINDS
 
@@ -15,7 +15,7 @@ from keras_mart.methods import METHODS
 EXAMPLES, SHAPE = 22, (6, 6, 1)
 X, Y = images_and_labels(EXAMPLES)
 WEIGHTS = np.linspace(0, 2, EXAMPLES)
-# Batches of 8, 8 and 6: three parts of 3 or 2, the last ones filled up; of 4, 4 and none where pairs stay together.
+# Batches of 8, 8 and 6: three parts of 3 or 2, the last one padded; of 4, 4 and none if pairs stay together.
 BATCH, PARTS = 8, 3
 
 
@@ -27,7 +27,7 @@ def build(case, accumulate, layers=(), seed=1, options=None, **compile_arguments
     arguments = {"seed": seed, **(options or {})} | ({"form": form} if form else {})
     if METHODS[name].has_adversary:
         arguments["attack"] = km.PGD(km.Linf(0.1), steps=2, step_size=0.05)
-    if name in TAUGHT:
+    if name in WITH_TEACHER:
         arguments["teacher"] = teacher()
     if name == "mma":
         arguments |= {"num_examples": EXAMPLES, "max_epsilon": 0.3, "min_margin": 0.05}
@@ -61,15 +61,15 @@ def agree(case, scope=None, data=(), **arguments):
 
 
 @pytest.mark.parametrize("case", KINDS)
-def test_parts_are_the_whole(case):
+def test_parts_equal_the_whole(case):
     agree(case)
 
 
-def test_weights_that_are_perturbed_and_averaged():
+def test_with_perturbed_and_averaged_weights():
     agree("trades", options={"weight_perturbation": km.AWP(0.01), "weight_average": 0.9})
 
 
-# XLA, which takes long to compile, draws other numbers than TensorFlow.
+# XLA compiles slowly, and draws other random numbers than TensorFlow.
 @pytest.mark.parametrize("case", ["standard", *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[1:])])
 def test_compiled_by_xla(case):
     agree(case, data=(X[:7], Y[:7]), jit_compile=True)
@@ -83,7 +83,7 @@ def test_two_replicas(two_replicas):
     agree("mma", two_replicas.scope)
 
 
-def test_a_part_that_is_not_finite_leaves_out_the_whole_step():
+def test_a_part_that_is_not_finite_skips_the_whole_step():
     weights = WEIGHTS.copy()
     weights[9] = np.nan
     agree("mart", data=(X, Y, weights), on_nan="skip")
@@ -100,7 +100,7 @@ def test_float16_scales_its_loss():
     same(*models, tolerance=2e-3)
 
 
-def test_a_saved_model_goes_on_in_parts(tmp_path):
+def test_a_saved_model_resumes_in_parts(tmp_path):
     model = build("at", PARTS)
     fit(model)
     model.save(tmp_path / "run.keras")
@@ -114,14 +114,14 @@ def test_a_saved_model_goes_on_in_parts(tmp_path):
 def test_statistics_are_weighted_by_examples():
     model = build("standard", 2, [keras.layers.BatchNormalization(momentum=0.0)])
     fit(model, X[:7], Y[:7])
-    # The last example comes again, but does not count.
+    # The last example is repeated as padding, but does not count.
     expected = 4 / 7 * X[:4].mean() + 3 / 7 * X[[4, 5, 6, 6]].mean()
     np.testing.assert_allclose(model.network.layers[0].moving_mean, [expected], rtol=1e-6)
 
 
 @keras.saving.register_keras_serializable("tests")
 class Noise(keras.layers.Layer):
-    """Keeps the noise that it draws, and by how much it differs from what it drew before."""
+    """Keeps the noise that it draws, and its difference from the previous noise."""
 
     def __init__(self):
         super().__init__()
@@ -136,11 +136,11 @@ class Noise(keras.layers.Layer):
         return images
 
 
-def test_parts_draw_other_numbers_and_the_step_goes_on_as_without_parts():
+def test_parts_draw_different_numbers_and_seeds_advance_as_without_parts():
     layers = [Noise(), Noise()]
     for accumulate, layer in zip((1, 2), layers, strict=True):
         fit(build("mart", accumulate, [layer]), X[:8], Y[:8])
-        assert float(layer.change) == 0  # both forwards of a part draw the same
+        assert float(layer.change) == 0  # both forward passes of a part draw the same
     alone, mean = (float(layer.drawn) for layer in layers)
     assert abs(mean - alone) > 1e-3
     np.testing.assert_array_equal(*(layer.generator.state for layer in layers))
@@ -156,7 +156,7 @@ def test_the_graph_does_not_grow_with_the_parts():
 
 
 @pytest.mark.parametrize("draw", [randomness.uniform, randomness.normal])
-def test_rows_of_what_a_seed_draws(draw):
+def test_rows_of_the_numbers_of_a_seed(draw):
     seed, rows = tf.constant([3, 4]), [2, 4, 4]
     of_rows = randomness.Rows(seed, 5, tf.constant(rows))
 
@@ -168,7 +168,7 @@ def test_rows_of_what_a_seed_draws(draw):
     np.testing.assert_array_equal(randomness.shared_seed(of_rows), seed)
 
 
-def test_what_is_refused(two_replicas):
+def test_invalid_arguments_are_refused(two_replicas):
     with pytest.raises(ValueError, match=r"`accumulate` must be a positive integer\. Received: accumulate=0"):
         build("at", 0)
     optimizer = keras.optimizers.Adam(gradient_accumulation_steps=4)

@@ -1,4 +1,4 @@
-"""The moving average of the weights: its closed form, what looks at it, and that training does not."""
+"""The moving average of the weights: its closed form, and that evaluation uses it and training does not."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ from keras_mart.attacks.inference import inference
 DECAY = 0.2
 SHAPE, CLASSES = (6, 6, 1), 3
 X, Y = images_and_labels(12)
-# From the image itself: no random numbers, which replicas draw otherwise than one device.
+# Without a random start, since replicas draw other random numbers than one device.
 ATTACK = km.PGD(km.Linf(0.1), steps=1, step_size=0.05, start="zero")
 
 
@@ -53,7 +53,7 @@ def fit(model, x=X, y=Y, **arguments):
 
 
 def averages(raw, decay=DECAY):
-    """The average after each step, from the weights after each step: every weight and statistic in float64."""
+    """Computes the average after each step from the weights after each step, all in float64."""
     found = []
     for number, weights in enumerate(raw):
         share = 1 - min(decay, number / (number + 9))
@@ -92,7 +92,7 @@ def test_the_average_after_each_step(arguments):
     assert np.abs(means[0] - means[1]).max() > 1e-3
 
 
-def test_training_goes_on_with_the_raw_weights():
+def test_training_uses_the_raw_weights():
     plain, averaging = build(average=None), build()
     assert plain.averaged_network is None
     assert fit(plain, epochs=2) == fit(averaging, epochs=2)
@@ -102,12 +102,12 @@ def test_training_goes_on_with_the_raw_weights():
         np.testing.assert_array_equal(one, other)
 
 
-def test_what_judges_takes_the_average(tmp_path):
+def test_evaluation_uses_the_average(tmp_path):
     model = build()
     fit(model)
 
     def say(model):
-        model.averaged_network.layers[-1].bias.assign([0.0, 50.0, 0.0])  # always 1
+        model.averaged_network.layers[-1].bias.assign([0.0, 50.0, 0.0])  # always predicts 1
         model.network.layers[-1].bias.assign([50.0, 0.0, 0.0])
 
     say(model)
@@ -129,7 +129,7 @@ def test_what_judges_takes_the_average(tmp_path):
     strong = km.PGD(km.Linf(0.1), steps=3, start="zero")
     np.testing.assert_array_equal(strong(model, X, Y), strong(model.averaged_network, X, Y))
     assert np.abs(strong(model, X, Y) - strong(model.network, X, Y)).max() > 0.05
-    # What training attacks is the raw one.
+    # Training attacks the raw network.
     np.testing.assert_array_equal(model.inference()(X), inference(model.network)(X))
 
 
@@ -149,11 +149,11 @@ def test_saved_and_loaded(network, tmp_path):
     close(loaded.averaged_network, model.averaged_network.get_weights(), rtol=0, atol=0)
     close(loaded.network, model.network.get_weights(), rtol=0, atol=0)
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), model.predict(X, verbose=0))
-    assert fit(model) == fit(loaded)  # without Dropout, whose seeds a `.keras` file does not hold
+    assert fit(model) == fit(loaded)  # without Dropout, whose seeds a `.keras` file does not include
     close(loaded.averaged_network, model.averaged_network.get_weights(), rtol=0, atol=0)
 
 
-def test_two_replicas_do_what_one_device_does(two_replicas):
+def test_two_replicas_equal_one_device(two_replicas):
     def run(strategy):
         keras.utils.set_random_seed(0)
         with strategy.scope():
@@ -186,21 +186,21 @@ def test_a_network_not_built_yet(network, first):
             X, Y, sample_weight=wrong, **({"batch_size": len(X), "verbose": 0} if first == "fit" else {})
         )
     close(model.averaged_network, model.network.get_weights(), rtol=0, atol=0)
-    for variable in model.optimizer.variables:  # `skip` kept them all
+    for variable in model.optimizer.variables:  # `skip` reverted all updates
         assert np.isfinite(np.asarray(variable.value)).all()
     assert np.isfinite(fit(model)["loss"]).all()
 
 
-def test_what_is_counted_is_no_average():
+def test_counters_are_copied():
     norm = keras.layers.Normalization()
-    norm.adapt(X)  # it has a number of examples, an integer
+    norm.adapt(X)  # it counts examples, an integer
     layers = [norm, keras.layers.Flatten(), keras.layers.Dense(CLASSES)]
     model = build(keras.Sequential([keras.Input(SHAPE), *layers]))
     fit(model, epochs=2)
     close(model.averaged_network.layers[0], norm.get_weights(), rtol=1e-6)
 
 
-# Layers that keep a state, derive one from their weights, keep one beside them, or draw random numbers.
+# Layers with a state: separate, derived from their weights or kept outside them; or with random numbers.
 def adapted(layer, data=X):
     layer.adapt(data)
     return layer
@@ -208,7 +208,7 @@ def adapted(layer, data=X):
 
 @keras.saving.register_keras_serializable("test_averaging")
 class Levels(keras.layers.Layer):
-    """The images as integers, or as their names."""
+    """Converts images to integers, or to strings."""
 
     def __init__(self, names=False, **kwargs):
         super().__init__(**kwargs)
@@ -248,7 +248,7 @@ KEEPERS = {
 
 def keeper(name):
     network = keras.Sequential([keras.Input(SHAPE), *KEEPERS[name](), L.Flatten(), L.Dense(CLASSES)])
-    network(X, training=True)  # moves what moves
+    network(X, training=True)  # updates the states
     return network
 
 
@@ -257,7 +257,7 @@ def answers(network):
 
 
 @pytest.mark.parametrize("name", supported(KEEPERS))
-def test_the_copy_answers_as_the_network(name, tmp_path):
+def test_the_copy_has_the_networks_outputs(name, tmp_path):
     network = keeper(name)
     model = build(network)
     np.testing.assert_array_equal(answers(model.averaged_network), answers(network))
@@ -276,7 +276,7 @@ def test_the_copy_of_a_network_of_keras_applications():
     np.testing.assert_array_equal(model.averaged_network(images), network(images))
 
 
-def test_a_layer_that_is_adapted_later_is_adapted_in_the_copy_too():
+def test_a_layer_adapted_later_is_adapted_in_the_copy_too():
     norm = L.Normalization()
     model = build(keras.Sequential([keras.Input(SHAPE), norm, L.Flatten(), L.Dense(CLASSES)]), average=0.9)
     fit(model)
@@ -286,13 +286,13 @@ def test_a_layer_that_is_adapted_later_is_adapted_in_the_copy_too():
 
 
 class Dense(keras.layers.Dense):
-    """Of a name that Keras has too."""
+    """Has the name of a Keras layer."""
 
     def call(self, images):
         return 10 * super().call(images)
 
 
-def test_a_class_of_another_s_name_is_never_taken_for_it():
+def test_classes_with_the_same_name_are_not_confused():
     network = keras.Sequential([keras.Input(SHAPE), L.Flatten(), Dense(4), L.Dense(CLASSES)])
     np.testing.assert_array_equal(answers(build(network).averaged_network), answers(network))
 
@@ -309,7 +309,7 @@ def test_a_class_of_another_s_name_is_never_taken_for_it():
 
 
 class Holding(L.Layer):
-    """Keeps its layer where a model's `layers` do not show it."""
+    """Keeps its layer where a model's `layers` do not list it."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -322,7 +322,7 @@ class Holding(L.Layer):
         return self.norm(images)
 
 
-def test_a_hidden_layer_is_adapted_later_too():
+def test_a_hidden_layer_adapted_later_is_adapted_in_the_copy_too():
     holding = Holding()
     model = build(keras.Sequential([keras.Input(SHAPE), holding, L.Flatten(), L.Dense(CLASSES)]))
     holding.norm.adapt(5 * X + 3)

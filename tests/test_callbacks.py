@@ -1,4 +1,4 @@
-"""The callbacks in a real `fit`: when they measure, what they measure, and who can read it."""
+"""The callbacks in a real `fit`: when they measure, their values, and which callbacks can read them."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from conftest import linear_network
 import keras_mart as km
 from keras_mart.callbacks import EpochScalars
 
-# One value, two classes: right where the value lies on its class's side of 0.5.
+# Two classes, by one value: an example is correct if its value is on its class's side of 0.5.
 IMAGES = np.linspace(0.05, 0.95, 10, dtype="float32")[:, None]
 LABELS = (IMAGES[:, 0] > 0.5).astype("int32")
 ATTACKS = {"fgsm": km.FGSM(km.Linf(0.1)), "start": km.PGD(km.Linf(0.3), 1, step_size=1e-9)}
@@ -17,7 +17,7 @@ KEYS = ["val_fgsm_accuracy", "val_start_accuracy"]
 
 
 class Recorder(keras.callbacks.Callback):
-    """Keeps each epoch's logs as a callback at its place in the list sees them, and what `evaluate` says then."""
+    """Keeps each epoch's logs as seen at its position in the list, and the result of `evaluate` at that time."""
 
     def __init__(self):
         super().__init__()
@@ -29,7 +29,7 @@ class Recorder(keras.callbacks.Callback):
 
 
 def fit(*callbacks, epochs, wrapped=False):
-    """Trains a network that begins with every label wrong and comes to have them right."""
+    """Trains a network that starts with every prediction wrong and ends with all correct."""
     network = linear_network([[1, -1]], [-0.5, 0.5])
     model = km.AT(network, km.FGSM(km.Linf(0.01))) if wrapped else network
     loss = None if wrapped else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -40,14 +40,14 @@ def fit(*callbacks, epochs, wrapped=False):
 @pytest.mark.parametrize(
     "every, epochs, measured", [(1, 3, [1, 2, 3]), (2, 5, [1, 2, 4, 5]), (3, 7, [1, 3, 6, 7]), (5, 1, [1])]
 )
-def test_measures_after_the_first_epoch_every_so_many_and_the_last(every, epochs, measured):
+def test_measures_after_the_first_epoch_every_nth_and_the_last(every, epochs, measured):
     recorder = Recorder()
     fit(km.RobustAccuracy((IMAGES, LABELS), ATTACKS, every, verbose=0), recorder, epochs=epochs)
     keys = [[key for key in logs if key.startswith("val")] for logs in recorder.logs]
     assert keys == [KEYS if epoch in measured else [] for epoch in range(1, epochs + 1)]
 
 
-def test_measures_too_where_a_callback_before_it_stops_the_training():
+def test_measures_when_an_earlier_callback_stops_training():
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             self.model.stop_training = epoch == 3
@@ -58,16 +58,16 @@ def test_measures_too_where_a_callback_before_it_stops_the_training():
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_the_value_is_that_of_evaluate(wrapped):
+def test_the_value_equals_that_of_evaluate(wrapped):
     recorder = Recorder()
     robust_accuracy = km.RobustAccuracy((IMAGES, LABELS), ATTACKS, seed=3, verbose=0)
     history = fit(robust_accuracy, recorder, epochs=8, wrapped=wrapped).history
     for name in ATTACKS:
         assert history[f"val_{name}_accuracy"] == [table[name] for table in recorder.tables]
-        assert len(set(history[f"val_{name}_accuracy"])) > 2  # it follows the weights
+        assert len(set(history[f"val_{name}_accuracy"])) > 2  # it changes with the weights
 
 
-@pytest.mark.filterwarnings("ignore:Can save best model only")  # Keras says so in epochs without a measurement
+@pytest.mark.filterwarnings("ignore:Can save best model only")  # Keras warns in epochs without a measurement
 def test_model_checkpoint_can_monitor_it(tmp_path):
     robust_accuracy = km.RobustAccuracy((IMAGES, LABELS), ATTACKS, every=2, seed=3, verbose=0)
     checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", KEYS[0], mode="max", save_best_only=True)
@@ -121,14 +121,14 @@ def test_epoch_scalars_are_written(tmp_path):
         ((IMAGES, LABELS), {"fgsm": km.FGSM}, "'fgsm'"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_training(data, attacks, message):
+def test_invalid_data_and_attacks_are_refused_before_training(data, attacks, message):
     recorder = Recorder()
     with pytest.raises(ValueError, match=message):
         fit(km.RobustAccuracy(data, attacks), recorder, epochs=1)
     assert not recorder.logs
 
 
-def test_validation_by_another_attack_measures_what_evaluate_does(tmp_path):
+def test_validation_by_another_attack_equals_evaluate(tmp_path):
     attack = km.PGD(km.Linf(0.3), 5, step_size=0.1, start="zero")
     model = km.AT(linear_network([[-4.0, 4.0]], [2.0, -2.0]), km.PGD(km.Linf(0.01), 1, start="zero"), seed=0)
     model.compile("sgd", validation_attack=attack)

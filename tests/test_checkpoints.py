@@ -1,4 +1,4 @@
-"""The states of a run come back bit by bit, and whatever kills or damages leaves one that can be gone on from."""
+"""The states of a run are restored bit for bit, and killed processes and damage leave one to resume from."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ from test_files import dead_process, small_files
 import keras_mart
 from keras_mart.checkpoints import Checkpoints
 
-# It saves one number after the other, each twice, and says so. The package's __init__ would import TensorFlow.
+# Saves increasing numbers, each twice, and prints them. The package's own __init__ would import TensorFlow.
 CHILD = """
 import sys, types
 import numpy as np
@@ -39,7 +39,7 @@ while True:
 
 
 class Killed(BaseException):
-    """What a simulated SIGKILL raises; no handler runs any operation after it."""
+    """Raised by a simulated SIGKILL, after which no handler runs any operation on files."""
 
 
 def names(path):
@@ -52,7 +52,7 @@ def save(states, number, content=None):
 
 
 def content(states):
-    """(number, content) of the newest state, which must agree with itself and be found without a word."""
+    """Returns (number, content) of the newest state, which must be consistent and read without a message."""
     newest, damaged = states.newest()
     assert damaged == [] and set(newest.arrays[0].tolist()) == {newest.facts["content"]}
     return newest.number, newest.facts["content"]
@@ -62,7 +62,7 @@ def bits(array):
     return array.dtype, array.shape, array.tobytes()
 
 
-def test_what_is_saved_comes_back_bit_by_bit(tmp_path):
+def test_states_are_restored_bit_for_bit(tmp_path):
     special = np.array([0x7FC1, 0xFF80, 0x8000, 0x0001], "uint16")  # NaN with a payload, -infinity, -0, a subnormal
     arrays = [
         special.view(ml_dtypes.bfloat16),
@@ -90,7 +90,7 @@ def test_what_is_saved_comes_back_bit_by_bit(tmp_path):
     assert math.copysign(1, facts["negative"]) == -1
 
 
-def test_files_that_are_put_in_are_copies(tmp_path):
+def test_added_files_are_copies(tmp_path):
     best = tmp_path / "best.keras"
     best.write_text("old")
     states = Checkpoints(tmp_path / "states")
@@ -99,7 +99,7 @@ def test_files_that_are_put_in_are_copies(tmp_path):
     assert states.newest()[0].files["best.keras"].read_text() == "old"
 
 
-def test_the_last_two_are_kept_and_leftovers_go(tmp_path):
+def test_the_last_two_are_kept_and_unfinished_ones_removed(tmp_path):
     states = Checkpoints(tmp_path)
     assert states.newest() == (None, []) == Checkpoints(tmp_path / "missing").newest()
     (tmp_path / f".unfinished-{dead_process()}-0000000007").mkdir()
@@ -107,17 +107,17 @@ def test_the_last_two_are_kept_and_leftovers_go(tmp_path):
     for number in (7, 90, 1200):
         save(states, number)
     assert names(tmp_path) == ["0000000090", "0000001200", "notes.txt"]
-    save(states, 1000)  # it went back without forgetting: what was just saved stays
+    save(states, 1000)  # resumed from an earlier state without `remove_after`: the newest save is kept
     assert names(tmp_path) == ["0000000090", "0000001000", "0000001200", "notes.txt"]
     save(Checkpoints(tmp_path, keep=1), 10**10)
     assert names(tmp_path) == ["10000000000", "notes.txt"] and content(states)[0] == 10**10
 
 
-def test_later_states_are_forgotten(tmp_path):
+def test_later_states_are_removed(tmp_path):
     states = Checkpoints(tmp_path, keep=9)
     for number in (1, 2, 3, 4):
         save(states, number)
-    states.forget_after(2)
+    states.remove_after(2)
     assert names(tmp_path) == ["0000000001", "0000000002"]
 
 
@@ -140,7 +140,7 @@ def test_damage_is_noticed_and_named(tmp_path, name, damage):
         states.save(number, [np.zeros(9)], number, {"best.keras": tmp_path / "best.keras"}) for number in (1, 2)
     )
     (tmp_path / "best.keras").unlink()
-    for path in (older, newer):  # each its own: they share the file
+    for path in (older, newer):  # each gets its own copy of the shared file
         (path / "copy").write_bytes((path / name).read_bytes())
         (path / "copy").replace(path / name)
     damage(newer / name)
@@ -149,7 +149,7 @@ def test_damage_is_noticed_and_named(tmp_path, name, damage):
     assert newest.number == newest.facts == 1 and len(damaged) == 1
     assert re.fullmatch(rf"The checkpoint {newer} is damaged \({what}\); the one before it is used\.", damaged[0])
     damage(older / name)
-    with pytest.raises(ValueError, match=rf"Received: damaged ones only, {newer} \({what}\), {older} \({what}\)"):
+    with pytest.raises(ValueError, match=rf"Received: only damaged ones, {newer} \({what}\), {older} \({what}\)"):
         states.newest()
 
 
@@ -165,7 +165,7 @@ def test_any_changed_bit_of_the_checksums_is_noticed(tmp_path):
             states.newest()
 
 
-def test_no_room_leaves_the_earlier_states(tmp_path):
+def test_a_full_disk_leaves_the_earlier_states(tmp_path):
     states = Checkpoints(tmp_path)
     for number in (1, 2):
         save(states, number)
@@ -180,7 +180,7 @@ def test_no_room_leaves_the_earlier_states(tmp_path):
         ((-1, [], None), r"`number` must be an integer of at least 0. Received: number=-1"),
         ((1.5, [], None), r"`number` must be an integer of at least 0. Received: number=1.5"),
         ((1, [np.array([None])], None), r"`arrays` must have dtypes of NumPy or ml_dtypes, no objects. Received: obj"),
-        ((1, [], {1, 2}), r"`facts` must be what JSON can say. Received: \{1, 2\}"),
+        ((1, [], {1, 2}), r"`facts` must be representable in JSON. Received: \{1, 2\}"),
         ((1, [], None, {"../x": "x"}), r"`files` must have plain names, .* Received: \['../x'\]"),
         ((1, [], None, {"facts.json": "x"}), r"`files` must have plain names, .* Received: \['facts.json'\]"),
         ((1, [], None, {"x": "/missing/x"}), r"No such file or directory: '/missing/x'"),
@@ -195,7 +195,7 @@ def test_what_cannot_be_saved(tmp_path, arguments, error):
 
 
 def killed_at(monkeypatch, operation):
-    """From its so-many-th operation on files this process does nothing any more, as if it were killed there."""
+    """Simulates a process that is killed at its n-th operation on files."""
     counter = itertools.count()
 
     def stopped(name, function):
@@ -230,8 +230,8 @@ def test_a_save_that_is_killed_anywhere_loses_nothing(tmp_path, monkeypatch, num
             except Killed:
                 pass
         assert content(states) in (before, new)
-        assert all(len(names(path)) == 3 for path in states.path.glob("0*"))  # nothing is seen in part
-        with monkeypatch.context() as patches:  # the next one is killed where it may hurt: in a folder left by this one
+        assert all(len(names(path)) == 3 for path in states.path.glob("0*"))  # no state is visible in part
+        with monkeypatch.context() as patches:  # the next process is killed in a folder left by this one
             killed_at(patches, operation)
             try:
                 save(states, number, 200)

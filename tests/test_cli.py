@@ -687,7 +687,7 @@ def test_several_workers_ask_once_after_each_batch_of_every_validation(monkeypat
 
 
 def test_no_callback_of_ours_makes_keras_wait_for_every_step():
-    for callback in (saving.Saver, callbacks.EpochScalars, callbacks.RobustAccuracy, model._Epochs):
+    for callback in (saving.Saver, callbacks.EpochScalars, callbacks.RobustAccuracy, model._EpochCallback):
         for hook in ("on_batch_end", "on_train_batch_end", "on_test_batch_end"):
             assert getattr(callback, hook) is getattr(keras.callbacks.Callback, hook), (callback, hook)
 
@@ -977,7 +977,7 @@ def test_what_ends_a_training_is_said(error, status, message, tiny, monkeypatch)
 )
 def test_workers_that_differ_are_told(asked, answers, message, tiny, monkeypatch):
     gathered = lambda thing, strategy: answers if type(thing) is asked and thing != FLAGS.seed else [thing]  # noqa: E731
-    monkeypatch.setattr(cli.distribution, "gathered", gathered)
+    monkeypatch.setattr(cli.distribution, "all_gather", gathered)
     result = command(*tiny, "--workdir=new")
     assert result.status == 2
     assert message in result.err

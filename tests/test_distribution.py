@@ -1,4 +1,4 @@
-"""keras_mart.distribution: strategies by name, clusters from TF_CONFIG and Slurm, who of them this process is."""
+"""keras_mart.distribution: strategies by name, clusters from TF_CONFIG and Slurm, this process's worker index."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def slurm(monkeypatch):
         named = {"STEP_NODELIST": nodes, "STEP_TASKS_PER_NODE": tasks, "PROCID": rank, "JOB_ID": job}
         for name, value in named.items():
             monkeypatch.setenv(f"SLURM_{name}", str(value))
-        return clusters.of_environment()
+        return clusters.from_environment()
 
     return step
 
@@ -40,7 +40,7 @@ def slurm(monkeypatch):
 def test_no_cluster(environment, monkeypatch):
     if environment is not None:
         monkeypatch.setenv("TF_CONFIG", environment)
-    assert clusters.of_environment() is None
+    assert clusters.from_environment() is None
     assert distribution.strategy("auto") is tf.distribute.get_strategy()
     with pytest.raises(ValueError, match="needs a cluster"):
         distribution.strategy("multiworker")
@@ -54,31 +54,31 @@ def test_a_cluster_of_one_is_none(monkeypatch):
 
 def test_the_cluster_of_tf_config(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", config({"worker": TWO}, index=1))
-    assert (clusters.of_environment().addresses, clusters.of_environment().index) == (TWO, 1)
+    assert (clusters.from_environment().addresses, clusters.from_environment().index) == (TWO, 1)
 
 
 @pytest.mark.parametrize(("kind", "index", "expected"), [("chief", 0, 0), ("worker", 0, 1), ("worker", 1, 2)])
 def test_a_chief_comes_first(kind, index, expected, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", config({"worker": TWO, "chief": ["host:1"]}, kind, index))
-    assert clusters.of_environment().addresses == ["host:1", *TWO]
-    assert clusters.of_environment().index == expected
+    assert clusters.from_environment().addresses == ["host:1", *TWO]
+    assert clusters.from_environment().index == expected
 
 
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
         ("{worker", "must be JSON"),
-        ("[]", "must hold"),
-        ('{"cluster": ["a:1"]}', "must hold"),
-        ('{"cluster": {"worker": "a:1"}}', "must hold"),
+        ("[]", 'must have "cluster"'),
+        ('{"cluster": ["a:1"]}', 'must have "cluster"'),
+        ('{"cluster": {"worker": "a:1"}}', 'must have "cluster"'),
         (config({"worker": TWO, "ps": ["a:1"]}), "no other job"),
         (config({"evaluator": TWO}), "no other job"),
         (config({"worker": []}), "must have workers"),
-        (config({"worker": ["a:1"], "chief": TWO}, "chief"), "one chief at most"),
+        (config({"worker": ["a:1"], "chief": TWO}, "chief"), "at most one chief"),
         (config({"worker": ["a", "b:1"]}), '"host:port"'),
         (config({"worker": ["http://a:1", "b:1"]}), '"host:port"'),
         (config({"worker": ["a:1", 2]}), '"host:port"'),
-        (config({"worker": ["a:1", "a:1"]}), "of its own"),
+        (config({"worker": ["a:1", "a:1"]}), "different address"),
         (json.dumps({"cluster": {"worker": TWO}}), "which worker this is"),
         (config({"worker": TWO}, "chief"), "which worker this is"),
         (config({"worker": TWO}, index=2), "from 0 to 1"),
@@ -86,7 +86,7 @@ def test_a_chief_comes_first(kind, index, expected, monkeypatch):
         (config({"worker": TWO}, index="first"), "from 0 to 1"),
     ],
 )
-def test_what_is_wrong_with_tf_config_is_said(text, rule, monkeypatch):
+def test_invalid_tf_config(text, rule, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(ValueError, match=f"TF_CONFIG .*{rule}.*Received"):
         distribution.strategy("auto")
@@ -96,7 +96,7 @@ def test_what_is_wrong_with_tf_config_is_said(text, rule, monkeypatch):
     ("nodes", "tasks", "hosts"),
     [
         ("node1", "2", ["node1", "node1"]),
-        ("node[9-11]", "1(x3)", ["node9", "node10", "node11"]),  # not in the order of the letters
+        ("node[9-11]", "1(x3)", ["node9", "node10", "node11"]),  # not in alphabetical order
         ("gpu[08-09,11],login", "1(x2),2,1", ["gpu08", "gpu09", "gpu11", "gpu11", "login"]),
         ("r[1-2]n[3-4]-ib", "1(x4)", ["r1n3-ib", "r1n4-ib", "r2n3-ib", "r2n4-ib"]),
     ],
@@ -108,20 +108,20 @@ def test_the_cluster_of_a_slurm_step(nodes, tasks, hosts, slurm):
     assert cluster.index == 1
 
 
-def test_neighbouring_slurm_jobs_have_other_ports(slurm):
+def test_consecutive_slurm_jobs_have_different_ports(slurm):
     assert not set(slurm("a", "64", job=41).addresses) & set(slurm("a", "64", job=42).addresses)
 
 
-def test_tf_config_goes_before_slurm(slurm, monkeypatch):
+def test_tf_config_takes_precedence_over_slurm(slurm, monkeypatch):
     slurm()
     monkeypatch.setenv("TF_CONFIG", config({"worker": TWO}))
-    assert clusters.of_environment().addresses == TWO
+    assert clusters.from_environment().addresses == TWO
 
 
 @pytest.mark.parametrize(
     "wrong", [{"tasks": "two"}, {"tasks": "2(x3)"}, {"rank": 2}, {"rank": "x"}, {"nodes": "node[a-b]"}]
 )
-def test_what_is_wrong_with_slurm_is_said(wrong, slurm):
+def test_invalid_slurm_variables(wrong, slurm):
     with pytest.raises(ValueError, match="Slurm step"):
         slurm(**wrong)
 
@@ -130,13 +130,13 @@ def test_a_slurm_job_without_a_step_is_no_cluster(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SLURM_PROCID", "0")
-    assert clusters.of_environment() is None
+    assert clusters.from_environment() is None
 
 
-def test_a_strategy_that_comes_too_late(monkeypatch):
+def test_a_strategy_created_too_late(monkeypatch):
     tf.constant(1.0)
     monkeypatch.setenv("TF_CONFIG", config({"worker": TWO}))
-    monkeypatch.setattr(watch, "begin", lambda *_: pytest.fail("waits for the others though it cannot go on"))
+    monkeypatch.setattr(watch, "start", lambda *_: pytest.fail("waits for the other workers before the check"))
     with pytest.raises(RuntimeError, match="before TensorFlow does anything else"):
         distribution.strategy("auto")
 
@@ -154,13 +154,13 @@ def test_outside_a_cluster_this_is_the_chief(two_replicas):
 WORKER = """
 import os, signal, sys
 from keras_mart import clusters, distribution, watch
-watch.GRACE = 0.5
+watch.GRACE_PERIOD = 0.5
 strategy = distribution.strategy("auto")
 import tensorflow as tf
 
 @tf.function
 def summed(value):
-    return strategy.run(lambda value: distribution.total(2.0 * value), args=(value,))
+    return strategy.run(lambda value: distribution.all_reduce_sum(2.0 * value), args=(value,))
 
 index, count = distribution.worker(strategy)
 with strategy.scope():
@@ -172,7 +172,7 @@ while True:
 """
 
 
-def test_a_cluster_and_the_loss_of_one_of_it():
+def test_a_cluster_that_loses_a_worker():
     with socket.socket() as first, socket.socket() as second:
         first.bind(("127.0.0.1", 0))
         second.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""DKL's class means: gathered in one epoch, used in the next."""
+"""DKL's class means: computed in one epoch, used in the next."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ UNIFORM = np.full((CLASSES, CLASSES), 1 / CLASSES)
 
 
 def still(wrapped):
-    """A model that does not change: its rate is 0."""
+    """Returns a model that does not change: its learning rate is 0."""
     model = km.DKL(wrapped, ATTACK, seed=0)
     model.compile(keras.optimizers.SGD(0.0))
     return model
@@ -25,7 +25,7 @@ def means(model, images=X, labels=Y):
     return np.stack([probabilities[labels == label].mean(axis=0) for label in range(CLASSES)])
 
 
-def test_they_are_those_of_the_last_epoch(tmp_path):
+def test_means_are_those_of_the_previous_epoch(tmp_path):
     model = still(network(batch_norm=False))
     fit("dkl", model)
     np.testing.assert_allclose(model.class_means, UNIFORM, rtol=1e-6)
@@ -37,7 +37,7 @@ def test_they_are_those_of_the_last_epoch(tmp_path):
     assert not np.allclose(means(model), UNIFORM, atol=0.01)
 
 
-def test_they_weigh_the_loss_from_the_first_step_of_an_epoch_on():
+def test_means_weight_the_loss_from_the_first_step_of_an_epoch():
     model = still(network(batch_norm=False))
     fit("dkl", model)
     random = np.random.default_rng(0)
@@ -48,7 +48,7 @@ def test_they_weigh_the_loss_from_the_first_step_of_an_epoch_on():
         np.testing.assert_allclose(model.training_loss(Y, outputs), expected, rtol=1e-4)
 
 
-def test_a_class_that_was_not_met_keeps_what_it_had():
+def test_a_class_without_examples_keeps_its_mean():
     model = still(network(batch_norm=False))
     met = Y != 1
     fit("dkl", model, X[met], Y[met])
@@ -58,7 +58,7 @@ def test_a_class_that_was_not_met_keeps_what_it_had():
     np.testing.assert_allclose(model.class_means, expected, rtol=1e-5)
 
 
-def test_filling_is_not_counted_and_soft_labels_count_by_their_shares():
+def test_padding_is_not_counted_and_soft_labels_count_by_their_shares():
     model = still(network(batch_norm=False))
     shares = np.random.default_rng(0).dirichlet(np.ones(CLASSES), len(X)).astype("float32")
     real = np.float32(np.arange(len(X)) % 2)
@@ -69,7 +69,7 @@ def test_filling_is_not_counted_and_soft_labels_count_by_their_shares():
 
 
 @pytest.mark.parametrize("called", [False, True])
-def test_a_subclassed_network_tells_its_classes_when_it_is_built(called):
+def test_a_subclassed_network_gets_its_class_means_when_it_is_built(called):
     wrapped = Plain()
     if called:
         wrapped(X)

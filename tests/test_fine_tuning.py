@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from agreement import TAUGHT, teacher
+from agreement import WITH_TEACHER, teacher
 from conftest import images_and_labels
 from keras import layers, ops
 
@@ -52,7 +52,7 @@ def with_head(base, **call):
 def wrapped(network, method="at", **options):
     arguments = {"mma": {"num_examples": len(X), "max_epsilon": 0.2}}.get(method, {})
     arguments |= {"attack": ATTACK} if METHODS[method].has_adversary else {}
-    arguments |= {"teacher": teacher()} if method in TAUGHT else {}
+    arguments |= {"teacher": teacher()} if method in WITH_TEACHER else {}
     return METHODS[method](network, seed=0, **arguments, **options)
 
 

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: what is said, and what stays as it was."""
+"""Losses and gradients that are not finite: what is reported, and that nothing changes."""
 
 import re
 
@@ -16,7 +16,7 @@ from keras_mart.methods import METHODS, Outputs, hyperparameter
 X, Y = images_and_labels(8)
 INDEX = np.arange(8)
 GOOD = np.ones(8, "float32")
-BAD = np.where(INDEX == 7, np.nan, GOOD)  # the second replica's
+BAD = np.where(INDEX == 7, np.nan, GOOD)  # on the second replica
 ATTACK = km.PGD(km.Linf(0.1), steps=1, step_size=0.05, start="zero")
 
 
@@ -34,7 +34,7 @@ def fit(model, weights=GOOD, x=X, y=Y, **arguments):
 
 
 def state(model, strategy):
-    """Path to the values on all replicas of all that must stay: everything but the number of the step."""
+    """Returns all variables that must not change, by path, with their values on all replicas."""
     kept = [*model.variables, *model.optimizer.variables]  # statistics, seeds, margins, averages, slots, iterations
     metrics = {id(variable) for metric in model.metrics for variable in metric.variables}
     kept = [each for each in kept if id(each) not in metrics and each is not model.step and each is not model.epoch]
@@ -54,17 +54,17 @@ def strategy(replicas, two_replicas):
 
 
 @pytest.mark.parametrize(("case", "replicas"), [("mart", 1), ("mma", 2)])
-def test_stop_leaves_everything_as_it_was(case, strategy):
+def test_stop_changes_nothing(case, strategy):
     with strategy.scope():
         model = build(case, average=0.9)
-    labels = np.argmax(model(X), 1)  # MMA keeps margins of what is classified correctly
-    fit(model, y=labels, epochs=2)  # after the first step the average is the network
+    labels = np.argmax(model(X), 1)  # MMA keeps margins of correctly classified examples
+    fit(model, y=labels, epochs=2)  # after the first step the average is a copy of the network
     before = state(model, strategy)
     with pytest.raises(FloatingPointError, match=r"must be finite\. Received at step 3: loss = nan, "):
         fit(model, BAD, y=labels)
     after = state(model, strategy)
     (iterations,) = [name for name in after if name[1].endswith("/iteration")]
-    assert after.pop(iterations)[0] <= before.pop(iterations)[0] + 1  # what the error does not wait for
+    assert after.pop(iterations)[0] <= before.pop(iterations)[0] + 1  # the counter may be one ahead
     assert_same(before, after)
     assert np.isfinite(fit(model, y=labels)["loss"]).all()
 
@@ -72,8 +72,8 @@ def test_stop_leaves_everything_as_it_was(case, strategy):
 @pytest.mark.parametrize(
     "arguments", [{"run_eagerly": True}, {"steps_per_execution": 2}, {"jit_compile": True}], ids=str
 )
-def test_stop_tells_the_step_and_the_values_of_the_parts(arguments):
-    # No adversary and no state: what the parts are is known.
+def test_stop_reports_the_step_and_the_values_of_the_terms(arguments):
+    # Without an adversary and a state, the terms are known.
     network = keras.Sequential([keras.Input(X.shape[1:]), keras.layers.Flatten(), keras.layers.Dense(3)])
     model = build("mart", network, km.PGD(km.Linf(0), steps=1), **arguments)
     weights = network.get_weights()
@@ -92,8 +92,8 @@ def test_stop_tells_the_step_and_the_values_of_the_parts(arguments):
     np.testing.assert_array_equal(network.get_weights()[0], weights[0])
 
 
-@pytest.mark.parametrize(("bad", "looked"), [(3, 4), (6, 7)], ids=["at the next look", "at the end of the epoch"])
-def test_stop_is_told_where_the_host_looks_with_the_weights_of_the_last_good_step(bad, looked):
+@pytest.mark.parametrize(("bad", "checked"), [(3, 4), (6, 7)], ids=["at the next check", "at the end of the epoch"])
+def test_stop_is_reported_at_the_next_check_with_the_weights_of_the_last_good_step(bad, checked):
     x, y = images_and_labels(28)
     weights = np.where(np.arange(28) // 4 == bad - 1, np.nan, 1.0)
     seen = []
@@ -102,14 +102,14 @@ def test_stop_is_told_where_the_host_looks_with_the_weights_of_the_last_good_ste
     with pytest.raises(FloatingPointError, match=f"Received at step {bad}: loss = nan"):
         fit(model, weights, x, y, batch_size=4, callbacks=[counting])
     assert int(model.step) == bad - 1
-    assert len(seen) == (looked if looked == 7 else looked - 1)  # the steps until then were made, and changed nothing
+    assert len(seen) == (checked if checked == 7 else checked - 1)  # the steps in between ran, and changed nothing
     fit(good, x=x[: 4 * bad - 4], y=y[: 4 * bad - 4], weights=None, batch_size=4)
     for one, other in zip(model.network.get_weights(), good.network.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert np.isfinite(fit(model, None, x, y, batch_size=4)["loss"]).all()  # nothing is left of it
+    assert np.isfinite(fit(model, None, x, y, batch_size=4)["loss"]).all()  # the next fit is not affected
 
 
-def test_the_parts_are_told_after_a_validation_too():
+def test_the_terms_are_reported_after_a_validation_too():
     model = build("mart")
     fit(model, validation_data=(X, Y))
     with pytest.raises(FloatingPointError, match="loss = nan, boosted_cross_entropy = "):
@@ -117,9 +117,9 @@ def test_the_parts_are_told_after_a_validation_too():
 
 
 @pytest.mark.parametrize("again", ["fit", "evaluate", "compile"])
-def test_what_was_not_told_when_something_else_ended_a_fit_is_forgotten(again):
+def test_a_step_not_reported_before_a_fit_ended_is_discarded(again):
     def interrupt(batch, logs):
-        if batch == 2:  # after a look at the second step, before that at the fourth
+        if batch == 2:  # after the check of the second step, before that of the fourth
             raise KeyboardInterrupt
 
     model = build()
@@ -130,14 +130,14 @@ def test_what_was_not_told_when_something_else_ended_a_fit_is_forgotten(again):
         fit(model, weights, x, y, batch_size=4, callbacks=[ending])
     if again == "compile":
         model.compile("sgd")
-        model.guard.look()
+        model.guard.report()
     elif again == "fit":
         fit(model)
     else:
         model.evaluate(X, Y, verbose=0)
 
 
-def test_skip_tells_how_many_were_left_out(capfd):
+def test_skip_reports_how_many_steps_were_left_out(capfd):
     x, y = images_and_labels(28)
     model = build(on_nan="skip")
     fit(model, np.where(np.arange(28) // 4 > 3, np.nan, 1.0), x, y, batch_size=4)  # 5, 6 and 7
@@ -147,11 +147,11 @@ def test_skip_tells_how_many_were_left_out(capfd):
 
 
 @pytest.mark.parametrize(("case", "replicas"), [("mart", 1), ("mma", 2)])
-def test_skip_leaves_everything_as_it_was(case, strategy, capfd):
+def test_skip_changes_nothing(case, strategy, capfd):
     with strategy.scope():
         model = build(case, average=0.9, on_nan="skip")
-    labels = np.argmax(model(X), 1)  # MMA keeps margins of what is classified correctly
-    fit(model, y=labels, epochs=2)  # after the first step the average is the network
+    labels = np.argmax(model(X), 1)  # MMA keeps margins of correctly classified examples
+    fit(model, y=labels, epochs=2)  # after the first step the average is a copy of the network
     before = state(model, strategy)
     history = fit(model, BAD, y=labels)
     assert capfd.readouterr().err.count('Not finite, left out: "step 3: loss = nan, ') == 1
@@ -162,11 +162,13 @@ def test_skip_leaves_everything_as_it_was(case, strategy, capfd):
     stuck = [name for name in before if np.array_equal(before[name], after[name])]
     numbers = ("learning_rate", *(f"/{name}" for name in hyperparameter.names(model)))
     stuck = [name for name in stuck if not name[1].endswith(numbers)]
-    assert len(stuck) == 1 and "seed_generator" in stuck[0][1]  # that of the averaged network, which never drops
+    assert (
+        len(stuck) == 1 and "seed_generator" in stuck[0][1]
+    )  # that of the averaged network, always in evaluation mode
 
 
 @pytest.mark.parametrize("replicas", [2])
-def test_skip_counts_nothing_in_the_metrics_and_goes_on(strategy):
+def test_skip_leaves_metrics_unchanged_and_continues(strategy):
     def run(*batches, weights):
         keras.utils.set_random_seed(0)
         network = keras.Sequential([keras.Input(X.shape[1:]), keras.layers.Flatten(), keras.layers.Dense(3)])
@@ -179,7 +181,7 @@ def test_skip_counts_nothing_in_the_metrics_and_goes_on(strategy):
         alone, expected = run(INDEX[:4], weights=GOOD[:4])
     assert history == expected
     for one, other in zip(skipping.get_weights(), alone.get_weights(), strict=True):
-        if one.shape:  # all but the number of the step
+        if one.shape:  # all except the number of the step
             np.testing.assert_array_equal(one, other)
 
 
@@ -203,7 +205,7 @@ def mixed_float16():
 
 
 @pytest.mark.parametrize(("on_nan", "replicas"), [("stop", 1), pytest.param("skip", 2, marks=pytest.mark.slow)])
-def test_overflowing_gradients_are_the_loss_scaling_s_business(on_nan, strategy):
+def test_overflowing_gradients_are_left_to_loss_scaling(on_nan, strategy):
     with strategy.scope():
         model = build(network=mixed_float16(), on_nan=on_nan)
     scaling = model.optimizer
@@ -229,7 +231,7 @@ def test_a_loss_that_is_not_finite_does_not_disturb_the_loss_scaling(strategy):
 
 
 class Root(keras.layers.Layer):
-    """Adds the absolute value of a weight that is 0, of which the gradient is NaN when computed like this."""
+    """Adds the absolute value of a weight that is 0, computed such that its gradient is NaN."""
 
     def build(self, shape):
         self.weight = self.add_weight(shape=(shape[-1],), initializer="zeros")
@@ -275,13 +277,13 @@ def test_the_terms_are_parts_of_the_loss(case):
     terms = method(case).loss_terms(Y, outputs)
     if case in OF_TERMS:
         np.testing.assert_allclose(OF_TERMS[case](terms), method(case).training_loss(Y, outputs), rtol=1e-5)
-    else:  # without its second term the loss is the first
+    else:  # without its second term the loss is the first one
         name = "adversarial_cross_entropy" if case == "alp" else "cross_entropy"
         np.testing.assert_allclose(terms[name], method(case, beta=0).training_loss(Y, outputs), rtol=1e-6)
 
 
 @pytest.mark.parametrize("label", [-1, 3])
-def test_labels_that_are_no_class_are_found_in_every_batch(label):
+def test_labels_out_of_range_are_found_in_every_batch(label):
     model = build()
     data = tf.data.Dataset.from_tensor_slices((X, np.array([*Y[:6], label, Y[7]]))).batch(4)
     with pytest.raises(ValueError, match=r"Labels must lie in \[0, 3\)\. Received at step 2: labels from -?\d to \d\."):
@@ -290,12 +292,12 @@ def test_labels_that_are_no_class_are_found_in_every_batch(label):
         model.evaluate(data, verbose=0)
 
 
-def test_an_unknown_way_is_refused():
+def test_an_unknown_value_is_refused():
     with pytest.raises(ValueError, match=r"`on_nan`.*stop, skip.*'ignore'"):
         build(on_nan="ignore")
 
 
-def test_other_errors_are_left_alone():
+def test_other_errors_are_raised_unchanged():
     class Fails(keras.layers.Layer):
         def call(self, inputs, training=None):
             if not training:
@@ -308,7 +310,7 @@ def test_other_errors_are_left_alone():
         fit(build(network=network), batch_size=4)
 
 
-def test_a_single_batch_is_told_like_a_fit():
+def test_a_single_batch_is_reported_as_in_fit():
     model = build()
     with pytest.raises(FloatingPointError, match=r"must be finite\. Received at step 1: loss = nan"):
         model.train_on_batch(X, Y, sample_weight=BAD)

@@ -16,13 +16,13 @@ EPSILON, BETA, STEP, VARIANCE = 0.1, 0.7, 1e-5, 1e-3
 
 def network(normalisation):
     images = keras.Input(X.shape[1:])
-    features = keras.layers.Conv2D(4, 3, use_bias=False)(images)  # whose bias would be rounding
+    features = keras.layers.Conv2D(4, 3, use_bias=False)(images)  # a bias's gradient would be only rounding
     features = keras.layers.Activation("softplus")(normalisation(epsilon=VARIANCE)(features))
     return keras.Model(images, keras.layers.Dense(3)(keras.layers.Flatten()(features)))
 
 
 def logits(weights, images):
-    """The network in training mode, in float64."""
+    """Computes the network in training mode, in float64."""
     kernel, gamma, beta, dense, bias = weights
     features = tf.nn.conv2d(images, kernel, 1, "VALID")
     mean, variance = tf.nn.moments(features, (0, 1, 2))
@@ -38,7 +38,7 @@ def image_gradient(weights, images):
 
 
 def loss(weights, adversarial, nearby, held):
-    """The mean loss; the gradient at x is `held`."""
+    """Returns the mean loss; the gradient at x is `held` fixed."""
     value = tf.nn.sparse_softmax_cross_entropy_with_logits(Y, logits(weights, adversarial))
     gradient = image_gradient(weights, nearby)
     cosine = tf.reduce_sum(held * gradient, 1) / tf.norm(held, axis=1) / tf.norm(gradient, axis=1)

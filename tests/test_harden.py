@@ -1,4 +1,4 @@
-"""One call from a trained network to a robust one."""
+"""keras_mart.harden: makes a trained network robust with one call."""
 
 import keras
 import numpy as np
@@ -54,10 +54,10 @@ def test_hardens_a_copy_of_any_classifier(data, trained):
         assert said in text
 
 
-def test_a_network_that_needs_nothing_is_trained(data):
+def test_a_network_that_needs_no_change(data):
     network = keras.Sequential([layers.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10)])
     hardened = km.harden(network, data, data, threat=km.Linf(0.1), epochs=1, verbose=0)
-    assert "taken as it is" in str(hardened)
+    assert "not changed" in str(hardened)
     assert not np.array_equal(hardened.model.network.layers[-1].kernel, network.layers[-1].kernel)
 
 
@@ -66,10 +66,10 @@ def test_trains_under_the_strategy_of_the_network(data, two_replicas):
         network = keras.Sequential([layers.Input((8, 8, 1)), layers.Flatten(), layers.Dense(10)])
     hardened = km.harden(network, data, data, threat=km.Linf(0.1), epochs=2, batch_size=100, verbose=0)
     assert hardened.model.distribute_strategy is two_replicas
-    assert int(hardened.model.step.numpy()) == 6  # whichever epoch was the best
+    assert int(hardened.model.step.numpy()) == 6  # regardless of which epoch was the best
 
 
-def test_every_choice_can_be_given(data, trained):
+def test_every_setting_can_be_given(data, trained):
     attack = km.PGD(km.L2(0.5), steps=1)
     hardened = km.harden(
         trained, data, data, threat=km.L2(0.5), method=km.MART, epochs=1, test=(data[0][:32], data[1][:32]),
@@ -84,12 +84,12 @@ def test_every_choice_can_be_given(data, trained):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"method": "standard"}, "must be one of at, alp, clp, trades, mma, mart"),
         ({"method": "trads"}, "Did you mean 'trades'"),
         ({"method": km.Standard}, "must train against an adversary"),
-        ({"optimizer": "adam", "learning_rate": 0.1}, "give yours to `optimizer`"),
+        ({"optimizer": "adam", "learning_rate": 0.1}, "set the rate of `optimizer` itself"),
         ({"validation_attack": km.AutoAttack(km.Linf(0.1))}, "`validation_attack` must be an attack"),
         ({"train": (np.zeros([4, 8, 8, 1]), np.zeros(4, int), np.ones(4))}, "3 arrays"),
         ({"method": "mma"}, "max_epsilon"),
@@ -98,7 +98,7 @@ def test_every_choice_can_be_given(data, trained):
         ({"network": keras.Sequential([layers.Input((8, 8, 1)), layers.Flatten()])}, "must have trainable weights"),
     ],
 )
-def test_what_cannot_be_hardened_is_named(data, trained, arguments, said):
+def test_invalid_arguments(data, trained, arguments, message):
     given = {"network": trained, "train": data, "validation": data, "threat": km.Linf(0.1), **arguments}
-    with pytest.raises((ValueError, TypeError), match=said):
+    with pytest.raises((ValueError, TypeError), match=message):
         km.harden(given.pop("network"), given.pop("train"), given.pop("validation"), **given)

@@ -1,4 +1,4 @@
-"""When what is set on a model takes effect: numbers at once, objects at the next `fit` or `evaluate`."""
+"""When changed attributes of a model take effect: numbers at once, objects at the next `fit` or `evaluate`."""
 
 import keras
 import numpy as np
@@ -43,7 +43,7 @@ class Setting(keras.callbacks.Callback):
 
 
 class Scaled(km.AT):
-    """A method of a user's own, with a number of its own."""
+    """A user's method with a hyperparameter of its own."""
 
     scale = km.Hyperparameter("positive", lambda value: value > 0)
 
@@ -71,7 +71,7 @@ MMA = {"num_examples": 8, "max_epsilon": 0.3, "min_margin": 0.1}
     ],
 )
 @pytest.mark.parametrize("run_eagerly", [False, True])
-def test_a_number_that_a_callback_sets_is_the_next_epochs(kind, name, first, second, run_eagerly):
+def test_a_number_set_by_a_callback_is_used_in_the_next_epoch(kind, name, first, second, run_eagerly):
     more = {"start": "uniform"} if kind is km.TRADES else {}
     attack = km.PGD(km.Linf(0.02), 2, **({"start": "zero"} | more))
     arguments = {"attack": attack} | (MMA if kind is km.MMA else {}) | {name: first}
@@ -111,7 +111,7 @@ def test_a_number_is_set_without_a_new_trace():
     assert len(traces) > before
 
 
-def test_numbers_are_saved_as_they_are(tmp_path):
+def test_numbers_are_saved_exactly(tmp_path):
     model = build(beta=1 / 3, weight_average=0.9)
     model.beta, model.seed, model.weight_average = 0.1, 7, 0.5
     assert model.get_config()["beta"] == 0.1
@@ -139,15 +139,15 @@ def test_the_seed_takes_effect_at_once():
 
 
 @pytest.mark.parametrize("perturbation", [None, km.AWP(0.5)], ids=str)
-def test_another_attack_or_perturbation_is_the_next_fits(perturbation):
+def test_a_new_attack_or_perturbation_is_used_by_the_next_fit(perturbation):
     model, wanted = build(), build(attack=STRONG, weight_perturbation=perturbation)
     fit(model)
     model.attack, model.weight_perturbation = STRONG, perturbation
-    fit(wanted)  # the number of the step decides the random numbers
+    fit(wanted)  # random numbers depend on the number of the step
     assert fit(model) == fit(wanted)
 
 
-def test_another_attack_is_the_next_evaluations_also_within_fit():
+def test_a_new_attack_is_used_by_the_next_evaluation_also_within_fit():
     model, wanted = build(), build(attack=STRONG)
     weak = evaluated(model)
     model.attack = STRONG
@@ -159,7 +159,7 @@ def test_another_attack_is_the_next_evaluations_also_within_fit():
     assert history[0] == pytest.approx(weak["loss"]) and history[1] == pytest.approx(evaluated(wanted)["loss"])
 
 
-def test_another_array_is_the_next_fits():
+def test_a_new_array_is_used_by_the_next_fit():
     class Weighted(km.AT):
         def __init__(self, network, attack=None, *, table, **kwargs):
             super().__init__(network, attack, **kwargs)
@@ -176,7 +176,7 @@ def test_another_array_is_the_next_fits():
     assert fit(model)[0] == pytest.approx(100 * before, rel=1e-5)
 
 
-def test_numbers_that_were_set_are_checked_together():
+def test_numbers_that_depend_on_one_another_are_checked_by_fit():
     model = build(km.MMA, **MMA)
     for name, value in (("max_epsilon", 32.0), ("min_margin", 0.31)):
         model = build(km.MMA, **MMA)
@@ -185,21 +185,21 @@ def test_numbers_that_were_set_are_checked_together():
             fit(model, (X, np.arange(8)))
 
 
-def test_numbers_come_back_with_the_weights(tmp_path):
+def test_numbers_are_restored_with_the_weights(tmp_path):
     model, other = build(beta=3.0), build(beta=1.0)
     model.save_weights(tmp_path / "run.weights.h5")
     other.load_weights(tmp_path / "run.weights.h5")
     assert other.beta == 3.0
 
 
-def test_another_form_is_the_next_fits():
+def test_a_new_form_is_used_by_the_next_fit():
     model, wanted = build(km.ALP), build(km.ALP, form="original")
     fit(model)
     model.form = "original"
     assert fit(model)[0] == pytest.approx(fit(wanted)[0], rel=1e-6)
 
 
-def test_a_new_head_is_predicted_with():
+def test_predict_uses_a_new_head():
     model = build()
     model.predict(X, verbose=0)
     model.network.pop()
@@ -210,14 +210,14 @@ def test_a_new_head_is_predicted_with():
 
 
 @pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf, "5", None, [1.0, 2.0]])
-def test_a_number_that_is_none_is_refused_when_it_is_set(bad):
+def test_invalid_numbers_are_refused(bad):
     model = build(beta=2.0)
     with pytest.raises(ValueError, match=r"`beta`.* Received: beta="):
         model.beta = bad
     assert model.beta == 2.0
 
 
-def test_whether_there_is_an_average_is_settled_at_first():
+def test_an_average_cannot_be_added_or_removed_later():
     with pytest.raises(ValueError, match="with or without `weight_average`"):
         build().weight_average = 0.9
 

@@ -1,4 +1,4 @@
-"""What recipes add to every method: soft labels, smoothing, a growing ball, modes and statistics, further forwards."""
+"""Options of all methods: soft labels, smoothing, epsilon schedules, modes, statistics, further forward passes."""
 
 import keras
 import numpy as np
@@ -19,14 +19,14 @@ def batch_norm(model):
 
 
 def all_of_it(case, model):
-    """The arguments of all ingredients that a method takes."""
+    """Returns the arguments of all options that a method supports."""
     arguments = {"label_smoothing": 0.1, "weight_average": 0.9, "weight_average_start": 2}
     arguments |= {"epsilon_schedule": GROWING} if model.has_radius and case != "clp-original" else {}
     return arguments | ({"attack_mode": "training", "statistics": "adversarial"} if model.has_adversary else {})
 
 
 @pytest.mark.parametrize("case", KINDS)
-def test_every_method_trains_with_all_of_it_and_goes_on_where_it_stopped(case, tmp_path):
+def test_every_method_trains_with_all_options_and_resumes(case, tmp_path):
     model = build(case, metrics=["accuracy"], **all_of_it(case, build(case, compiled=False)))
     history = fit(case, model, y=ONE_HOT, validation_data=(X, ONE_HOT))
     assert history["accuracy"] == history["natural_accuracy"]
@@ -60,7 +60,7 @@ def test_smoothing_is_a_soft_label_in_the_loss_only(case):
 
 
 def test_soft_labels_are_mixed_and_weigh_each_class():
-    model = build("at", validation_attack=km.PGD(km.Linf(0.0), 1))  # as it takes only one label of a mixed one
+    model = build("at", validation_attack=km.PGD(km.Linf(0.0), 1))  # since attacks use only one label of a mixed one
     mixed = np.full((EXAMPLES, CLASSES), 1 / CLASSES, "float32")
     losses = [model.evaluate(X, np.full(EXAMPLES, label), verbose=0)[0] for label in range(CLASSES)]
     assert model.evaluate(X, mixed, verbose=0)[0] == pytest.approx(np.mean(losses), rel=1e-5)
@@ -77,7 +77,7 @@ def test_soft_labels_are_mixed_and_weigh_each_class():
 def test_wrong_soft_labels_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         fit("at", build("at"), y=labels)
-    if "shape" not in message:  # of a data set only the specs are looked at beforehand
+    if "shape" not in message:  # of a data set only the specs are checked before training
         with pytest.raises(ValueError, match=r"Soft labels must be .* at step 1"):
             build("at").fit(tf.data.Dataset.from_tensor_slices((X, labels.astype("float32"))).batch(8), verbose=0)
 
@@ -122,19 +122,19 @@ def test_statistics_may_be_the_adversarial_images_only(options):
     np.testing.assert_allclose(batch_norm(both).moving_mean, 0.99 * 0.01 * natural + 0.01 * adversarial, atol=1e-6)
 
 
-def test_an_average_that_begins_later_is_a_copy_until_then():
+def test_an_average_that_starts_later_is_a_copy_until_then():
     model = build("at", weight_average=0.9, weight_average_start=3)
     same = []
     for _ in range(5):
         model.train_on_batch(X, Y)
         pairs = zip(model.network.get_weights(), model.averaged_network.get_weights(), strict=True)
         same.append(all(np.array_equal(one, other) for one, other in pairs))
-    # The step that is number 3, from 0, is the first of the average and a copy too.
+    # Step 3, counted from 0, is the first one of the average, and still a copy.
     assert same == [True, True, True, True, False]
 
 
 class Thrice(km.TRADES):
-    """Forwards the natural and the perturbed images once more, which must give the same logits."""
+    """Forwards the natural and the perturbed images again, which must give the same logits."""
 
     def training_loss(self, labels, outputs):
         again = [outputs.forward(each) for each in (outputs.images, outputs.perturbed)]
@@ -149,7 +149,7 @@ def test_a_loss_may_ask_for_further_forwards(options):
     model = Thrice(keras.Sequential([keras.Input(X.shape[1:]), *layers]), ATTACK, seed=0)
     model.compile(keras.optimizers.SGD(0.1), **options)
     before = model.network.get_weights()[0]
-    # All forwards of a step draw the same random numbers: others would cost thousands.
+    # All forward passes of a step draw the same random numbers: otherwise the loss would be in the thousands.
     assert fit("at", model)["loss"][0] < 10
     assert not np.array_equal(model.network.get_weights()[0], before)
     logits = model.predict(X, verbose=0)
@@ -162,16 +162,16 @@ def test_a_loss_may_ask_for_further_forwards(options):
         ("at", {"attack_mode": "train"}, "`attack_mode` must be one of evaluation, training"),
         ("at", {"statistics": "natural"}, "`statistics` must be one of all, adversarial"),
         ("at", {"epsilon_schedule": 0.1}, "`epsilon_schedule` must be a keras.optimizers.schedules"),
-        ("mma", {"epsilon_schedule": GROWING}, "whose attack has one radius, which MMA has not"),
-        ("standard", {"epsilon_schedule": GROWING}, "which Standard has not"),
-        ("standard", {"attack_mode": "training"}, "methods with an adversary, which Standard has not"),
+        ("mma", {"epsilon_schedule": GROWING}, "one radius for all examples; MMA has none"),
+        ("standard", {"epsilon_schedule": GROWING}, "one radius for all examples; Standard has none"),
+        ("standard", {"attack_mode": "training"}, "methods with an adversary; Standard has none"),
         ("at", {"label_smoothing": 1.0}, "`label_smoothing` must be at least 0 and below 1"),
         ("at", {"weight_average": 0.9, "weight_average_start": -1}, "`weight_average_start` must be a number of steps"),
         ("at", {"weight_average_start": 1}, "`weight_average_start` needs a `weight_average`"),
         ("clp-original", {"epsilon_schedule": GROWING}, "`epsilon_schedule` has no effect on noise"),
     ],
 )
-def test_what_makes_no_sense_is_refused(method, arguments, message):
+def test_arguments_without_effect_are_refused(method, arguments, message):
     with pytest.raises(ValueError, match=message):
         build(method, compiled=False, **arguments)
 

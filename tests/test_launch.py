@@ -1,4 +1,4 @@
-"""keras_mart.launch: workers of one machine, tiny programs without TensorFlow in their place."""
+"""keras_mart.launch: workers on one machine, replaced by tiny programs without TensorFlow."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from keras_mart.cli.flags import FLAGS
 
 LAUNCHER = """
 import importlib.util, json, sys, types
-# The launcher's files alone: TensorFlow takes seconds to import.
+# Imports only the launcher's files: importing TensorFlow takes seconds.
 package = types.ModuleType("keras_mart")
 package.__path__ = [sys.argv[1]]
 sys.modules["keras_mart"] = package
@@ -29,14 +29,14 @@ ME = 'import json, os, signal, sys, time; me = json.loads(os.environ["TF_CONFIG"
 
 
 def start(program, workers=2):
-    """The launcher in a process of its own, as a terminal would start it."""
+    """Starts the launcher in a separate process, as a terminal would."""
     package = os.path.dirname(km.__file__)
     command = [sys.executable, "-c", LAUNCHER, package, str(workers), ME + program]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def run(program, workers=2):
-    """(status, stdout, stderr, seconds)"""
+    """Returns (status, stdout, stderr, seconds)."""
     began = time.monotonic()
     process = start(program, workers)
     out, err = process.communicate(timeout=60)
@@ -58,7 +58,7 @@ def alive(pid):
         return False
 
 
-def test_each_worker_gets_the_cluster_and_its_own_place_in_it(capfd):
+def test_each_worker_gets_the_cluster_and_its_own_index(capfd):
     print_all = ME + 'print(os.environ["TF_CONFIG"], os.environ["TF_NUM_INTRAOP_THREADS"])'
     assert km.launch([sys.executable, "-c", print_all], 3) == 0
     lines = sorted(capfd.readouterr().out.splitlines())
@@ -70,7 +70,7 @@ def test_each_worker_gets_the_cluster_and_its_own_place_in_it(capfd):
     assert {line.rpartition(" ")[2] for line in lines} == {str(max(1, len(os.sched_getaffinity(0)) // 3))}
 
 
-def test_what_the_environment_says_of_threads_goes_first(capfd, monkeypatch):
+def test_the_environment_variable_for_threads_takes_precedence(capfd, monkeypatch):
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "7")
     km.launch([sys.executable, "-c", 'import os; print(os.environ["TF_NUM_INTRAOP_THREADS"])'], 1)
     assert capfd.readouterr().out == "[0] 7\n"
@@ -98,7 +98,7 @@ sys.stderr.write("no end of line")
         ("os.kill(os.getpid(), signal.SIGSEGV)", 139, "worker 1 was killed by SIGSEGV"),
     ],
 )
-def test_where_one_fails_the_others_are_stopped(end, status, words):
+def test_if_one_worker_fails_the_others_are_stopped(end, status, words):
     result = run(f"time.sleep(60) if me != 1 else {end}", workers=3)
     assert result[0] == status
     assert words in result[2]
@@ -106,7 +106,7 @@ def test_where_one_fails_the_others_are_stopped(end, status, words):
 
 
 def deaf(path):
-    """Program text: both workers ignore SIGTERM from here on, before one of them can end."""
+    """Returns program text: both workers ignore SIGTERM before one of them can exit."""
     return f"""
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 open({str(path)!r} + str(me), "w").close()
@@ -114,7 +114,7 @@ while not os.path.exists({str(path)!r} + str(1 - me)): time.sleep(0.02)
 """
 
 
-def test_the_cause_is_named_though_a_worker_that_lost_it_ends_first(tmp_path):
+def test_the_cause_is_named_although_a_worker_that_lost_it_exits_first(tmp_path):
     program = f"""{deaf(tmp_path / "deaf")}
 if me == 0: sys.exit({watch.WORKER_LOST})
 time.sleep(0.5); sys.exit(7)
@@ -132,7 +132,7 @@ def test_a_worker_that_does_not_stop_is_killed(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_is_passed_on_once_and_the_workers_end_by_themselves(number, status):
+def test_a_signal_is_forwarded_once_and_the_workers_exit_by_themselves(number, status):
     program = f"""
 got = []
 signal.signal({int(number)}, lambda *_: got.append(1))
@@ -176,7 +176,7 @@ def test_no_worker_outlives_a_killed_launcher():
     wait_for(lambda: not any(map(alive, pids)))
 
 
-def test_a_program_that_is_not_there_is_said(capfd):
+def test_a_missing_program_is_reported(capfd):
     assert km.launch(["/no/such/program"], 1) == 1
     assert "/no/such/program" in capfd.readouterr().err
 
@@ -188,7 +188,7 @@ def test_the_number_of_workers_is_checked():
 
 @pytest.fixture
 def command(monkeypatch, tmp_path, capsys):
-    """Runs the command line up to the launch: (exit status, launched command and workers, stderr)."""
+    """Runs the command line up to the launch; returns (exit status, launched command and workers, stderr)."""
     for name in ("TF_CONFIG", "SLURM_STEP_NODELIST"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -227,7 +227,7 @@ def test_a_cluster_starts_no_workers_of_its_own(command, monkeypatch):
     assert "a cluster of a:1, b:1" in err
 
 
-def test_wrong_flags_are_said_once_before_workers_start(command):
+def test_invalid_flags_are_reported_once_before_workers_start(command):
     status, launched, err = command("--workers=2", "--depth=10", "--network=small_cnn")
     assert (status, launched) == (2, [])
     assert "--depth is taken by" in err

@@ -1,4 +1,4 @@
-"""The contract that every method in the registry keeps, and what single methods promise besides."""
+"""The contract of every method in the registry, and properties of single methods."""
 
 import keras
 import numpy as np
@@ -13,10 +13,10 @@ from keras_mart.methods import METHODS, Outputs
 EXAMPLES, CLASSES, SHAPE = 22, 3, (6, 6, 1)
 ATTACK = km.PGD(km.Linf(0.1), steps=2, step_size=0.05)
 MMA = {"attack": ATTACK, "num_examples": EXAMPLES, "max_epsilon": 0.3, "min_margin": 0.05}
-# Every method, and the other form of those that have two.
+# Every method, and the second form of those that have two.
 CASES = [*METHODS, "alp-original", "clp-original"]
 every_method = pytest.mark.parametrize("case", CASES)
-# One of each kind, for what depends on which images a method trains on and what it keeps: others have another loss.
+# One method of each kind: kinds differ in the images that they train on and the state that they keep.
 KINDS = ("standard", "at", "mart", "mma", "clp-original", "hat", "dkl", "gradalign")
 
 
@@ -38,8 +38,8 @@ def network(batch_norm=True, classes=CLASSES, regularizer=None):
     )
 
 
-TAUGHT = {"attack": ATTACK, "teacher": teacher()}
-ARGUMENTS = {"standard": {}, "mma": MMA, "hat": TAUGHT, "rslad": TAUGHT}
+TEACHER = {"attack": ATTACK, "teacher": teacher()}
+ARGUMENTS = {"standard": {}, "mma": MMA, "hat": TEACHER, "rslad": TEACHER}
 
 INGREDIENTS = (
     "weight_average", "weight_average_start", "label_smoothing", "epsilon_schedule", "attack_mode", "statistics",
@@ -75,7 +75,7 @@ def own_config(model):
 
 
 @every_method
-def test_fits_evaluates_saves_and_goes_on_where_it_stopped(case, tmp_path):
+def test_fits_evaluates_saves_and_resumes(case, tmp_path):
     model = build(case, metrics=["accuracy"])
     history = fit(case, model, epochs=2, validation_data=(X, Y))
     metrics = {"loss", "accuracy", "natural_accuracy"} | ({"adversarial_accuracy"} if case != "standard" else set())
@@ -102,7 +102,7 @@ def test_fits_evaluates_saves_and_goes_on_where_it_stopped(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["standard", "mart", "mma", "clp-original", "gradalign"])
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(case):
+def test_the_seed_determines_the_run(case):
     runs = [build(case), build(case)]
     assert fit(case, runs[0]) == fit(case, runs[1])
     same_weights(*runs)
@@ -114,19 +114,19 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(case):
             same_weights(runs[0], other)
 
 
-# XLA takes long to compile, each size of a batch anew: one method with it is enough for every day.
+# XLA compiles slowly, and again for each batch size: one method with XLA is enough for the daily tests.
 WITH_XLA = [pytest.param(case, True, marks=[] if case == "mart" else pytest.mark.slow) for case in CASES]
 
 
 @pytest.mark.parametrize(("case", "jit_compile"), [*((case, False) for case in KINDS), *WITH_XLA])
-def test_two_replicas_do_what_one_device_does(case, jit_compile, two_replicas, monkeypatch):
+def test_two_replicas_equal_one_device(case, jit_compile, two_replicas, monkeypatch):
     replace_random_numbers(monkeypatch.setattr)
 
     def run(strategy, jit_compile):
         with strategy.scope():
             wrapped = network(batch_norm=False, regularizer="l2")
             model = build(case, wrapped, metrics=["accuracy"], jit_compile=jit_compile)
-        # Batches of 7, 7, 7 and 1: two replicas get 4 and 3 examples, and one of them none in the end.
+        # Batches of 7, 7, 7 and 1: two replicas get 4 and 3 examples, and one of them none at the end.
         how = {"batch_size": 7, "sample_weight": np.linspace(0, 2, EXAMPLES)}
         if jit_compile:
             how["validation_batch_size"] = EXAMPLES
@@ -165,19 +165,19 @@ def test_an_optimizer_is_left_as_it_was(two_replicas):
     assert not {"_all_reduce_sum_gradients", "_distributed_tf_update_step"} & vars(optimizer).keys()
 
 
-def test_several_steps_of_an_execution_are_refused_on_several_replicas(two_replicas):
+def test_several_steps_per_execution_are_refused_on_several_replicas(two_replicas):
     with two_replicas.scope(), pytest.raises(ValueError, match=r"Received: steps_per_execution=2 on 2 replicas"):
         build("at", steps_per_execution=2)
 
 
 @pytest.mark.parametrize("how", ["fit", "evaluate", "train_on_batch"])
-def test_a_model_that_is_not_compiled_says_so(how):
+def test_a_model_must_be_compiled(how):
     with pytest.raises(ValueError, match=r"You must call `compile\(\)` before using the model"):
         getattr(build("at", compiled=False), how)(X, Y)
 
 
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_two_replicas_update_by_a_rate_that_changes(jit_compile, two_replicas):
+def test_two_replicas_follow_a_learning_rate_schedule(jit_compile, two_replicas):
     def run(strategy):
         with strategy.scope():
             model = km.Standard(network(batch_norm=False), seed=0)
@@ -189,12 +189,12 @@ def test_two_replicas_update_by_a_rate_that_changes(jit_compile, two_replicas):
     same_weights(run(tf.distribute.get_strategy()), run(two_replicas), tolerance=1e-6)
 
 
-def test_statistics_of_two_replicas_are_averaged_by_their_examples(two_replicas):
+def test_statistics_of_two_replicas_are_weighted_by_examples(two_replicas):
     attack = km.PGD(km.Linf(0), steps=1)
     with two_replicas.scope():
         model = km.AT(network(), attack, seed=0)
         model.compile("sgd")
-    # 4 examples on the first replica, 3 on the second; then one of them has none.
+    # 4 examples on the first replica, 3 on the second; in the last batch one of them has none.
     model.fit(X[:7], Y[:7], batch_size=7, shuffle=False, verbose=0)
     parts = [network(), network()]
     for part, images in zip(parts, (X[:4], X[4:7]), strict=True):
@@ -222,7 +222,7 @@ def test_an_overflow_on_one_replica_skips_the_step_on_all(two_replicas):
         keras.config.set_dtype_policy("float32")
     before = [variable.numpy() for variable in model.trainable_variables]
     weights = np.ones(8, "float32")
-    weights[7] = 1e30  # the second replica's
+    weights[7] = 1e30  # on the second replica
     model.fit(X[:8], Y[:8], sample_weight=weights, batch_size=8, shuffle=False, verbose=0)
     for old, variable in zip(before, model.trainable_variables, strict=True):
         np.testing.assert_array_equal(variable.numpy(), old)
@@ -248,7 +248,7 @@ def test_xla_changes_nothing_but_the_random_numbers(case, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", [{"run_eagerly": True}, {"steps_per_execution": 2}], ids=str)
-def test_how_steps_are_executed_changes_nothing(arguments):
+def test_the_form_of_execution_changes_nothing(arguments):
     plain, other = build("mart"), build("mart", **arguments)
     np.testing.assert_allclose(fit("mart", plain)["loss"], fit("mart", other)["loss"], rtol=1e-5)
     same_weights(plain, other, tolerance=1e-6)
@@ -293,7 +293,7 @@ def test_regularisation_counts_once(case):
     assert first_loss(case, wrapped=wrapped) == pytest.approx(first_loss(case) + penalty, rel=1e-5)
 
 
-def test_labels_may_have_a_last_axis_of_one_and_batches_may_be_single():
+def test_labels_may_have_a_last_axis_of_one_and_batches_one_example():
     assert first_loss(y=Y[:, None]) == first_loss()
     assert np.isfinite(fit("mart", build("mart"), X[:3], Y[:3], batch_size=1)["loss"]).all()
 
@@ -360,7 +360,7 @@ def test_a_network_may_have_a_part_called_network():
     assert np.isfinite(fit("mart", build("mart", backbone))["loss"]).all()
 
 
-def test_a_frozen_layer_stays_and_a_new_optimizer_may_come():
+def test_a_frozen_layer_does_not_change_also_with_a_new_optimizer():
     wrapped = network()
     wrapped.layers[0].trainable = False
     kernel = wrapped.layers[0].kernel.numpy()
@@ -371,7 +371,7 @@ def test_a_frozen_layer_stays_and_a_new_optimizer_may_come():
     np.testing.assert_array_equal(wrapped.layers[0].kernel, kernel)
 
 
-def test_data_may_come_in_every_way_that_fit_takes():
+def test_data_may_have_every_form_that_fit_takes():
     def batches():
         yield from ((X[i : i + 11], Y[i : i + 11]) for i in (0, 11))
 
@@ -385,12 +385,12 @@ def test_data_may_come_in_every_way_that_fit_takes():
     losses = []
     for data in (batches(), Sequence(), as_dataset):
         losses += build("mart").fit(data, shuffle=False, verbose=0).history["loss"]
-    # Arrays alone come with a batch size known beforehand, which some processors' code rounds differently.
+    # Only arrays have a static batch size, for which some processors use code that rounds differently.
     expected = fit("mart", build("mart"), batch_size=11)["loss"]
     assert losses == pytest.approx(3 * expected, rel=1e-6)
 
 
-def test_a_list_of_callbacks_may_be_keras_s_own():
+def test_callbacks_may_be_a_keras_callback_list():
     seen = []
     own = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(int(model.epoch)))
     model = build("mart")
@@ -400,10 +400,10 @@ def test_a_list_of_callbacks_may_be_keras_s_own():
     assert seen == [0, 1] and given.callbacks == before
 
 
-# What single methods promise.
+# Properties of single methods.
 
 
-def test_at_takes_statistics_from_adversarial_images_alone():
+def test_at_updates_statistics_with_adversarial_images_only():
     model = build("at", network())
     adversarial, _ = model.perturb(tf.constant(X), tf.constant(Y), model._seed(0, model.step))
     twin = network()
@@ -446,8 +446,8 @@ def test_mma_keeps_the_margin_of_each_example(tmp_path):
     np.testing.assert_array_equal(model.margins[:5], epsilon[:5])
     before = model.margins.numpy()
     remember([7, 7, 0], [0.1, 0.2, 9.0], [1.0, 1.0, 0.0])
-    assert float(model.margins[7]) == pytest.approx(0.15)  # met twice: the mean
-    assert float(model.margins[0]) == before[0]  # filling, which changes nothing
+    assert float(model.margins[7]) == pytest.approx(0.15)  # twice in the batch: the mean
+    assert float(model.margins[0]) == before[0]  # padding, which changes nothing
     model.save(tmp_path / "run.keras")
     np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "run.keras").margins, model.margins)
 
@@ -459,7 +459,7 @@ def test_exported_network_is_the_wrapped_one(tmp_path):
     np.testing.assert_allclose(served["logits"], model.predict(X, verbose=0), atol=1e-5)
 
 
-# Bad input, each before any training step.
+# Invalid arguments and data, refused before any training step.
 
 
 def refused(message, *arguments, case="mart", **keywords):
@@ -519,9 +519,9 @@ def test_mma_refuses_data_without_indices():
         ("natural image", lambda: km.HAT(network(), km.NFGSM(km.Linf(0.1), noise=0), teacher=network())),
         ("`alpha`", lambda: km.DKL(network(), ATTACK, alpha=-1)),
         ("`temperature`", lambda: km.DKL(network(), ATTACK, temperature=0)),
-        ("`alpha` must be between 0 and 1", lambda: km.RSLAD(network(), **TAUGHT, alpha=1.5)),
-        ("`gamma`", lambda: km.HAT(network(), **TAUGHT, gamma=-1)),
-        ("`helper_scale`", lambda: km.HAT(network(), **TAUGHT, helper_scale=0)),
+        ("`alpha` must be between 0 and 1", lambda: km.RSLAD(network(), **TEACHER, alpha=1.5)),
+        ("`gamma`", lambda: km.HAT(network(), **TEACHER, gamma=-1)),
+        ("`helper_scale`", lambda: km.HAT(network(), **TEACHER, helper_scale=0)),
         ("`seed`", lambda: km.Standard(network(), seed=-1)),
         ("`beta`", lambda: km.MART(network(), ATTACK, beta=-1)),
         ("`form`.*original", lambda: km.ALP(network(), ATTACK, form="originl")),
@@ -541,7 +541,7 @@ def test_bad_construction_is_refused(message, make):
         make()
 
 
-def test_probabilities_are_found_out_where_no_layer_tells():
+def test_probabilities_are_detected_without_a_softmax_layer():
     class Hidden(keras.Model):
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation: its formula, when it acts, and that every method takes it."""
+"""Adversarial weight perturbation: its formula, its warm-up, and that every method supports it."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ GAMMA = 0.05
 
 
 def perturbed(case, perturbation=None, wrapped=None, **compile_arguments):
-    """A compiled method that perturbs; `None` for one that does not. It came from its config."""
+    """Returns a compiled method, created from its config, with a perturbation; without one for `None`."""
     model = build(case, wrapped, compiled=False)
     config = model.get_config() | {"weight_perturbation": keras.saving.serialize_keras_object(perturbation)}
     again = type(model).from_config(config)
@@ -24,7 +24,7 @@ def perturbed(case, perturbation=None, wrapped=None, **compile_arguments):
 
 
 def reference(method, weights, x, y):
-    """Loss, parameters and statistics after a step of the paper's algorithm, in float64; where it differs, of ours."""
+    """Returns loss, parameters and statistics after a step of the paper's algorithm (or ours, if it differs)."""
     _, attacked, _ = step.reference_steps(method, weights, x, y, 1)
     slopes_of = step.mart_slopes if method == "mart" else step.trades_slopes
 
@@ -63,19 +63,19 @@ def test_a_step_agrees_with_float64(method, monkeypatch):
     norm = wrapped.layers[1]
     errors = [step.relative_error(got, [loss])]
     errors += [step.relative_error(*pair) for pair in zip(wrapped.trainable_variables, parameters, strict=True)]
-    # Of the pass at w + v alone: the statistics have seen each batch once.
+    # Only the pass at w + v updates the statistics, once for each batch.
     errors += [step.relative_error(norm.moving_mean, moved.mean)]
     errors += [step.relative_error(norm.moving_variance, moved.variance)]
     print(method.__name__, [f"{error:.1e}" for error in errors])
     assert max(errors) < 5e-6, errors
 
 
-def test_what_is_added_to_which_weight():
+def test_perturbations_of_each_weight():
     kernel, still, bias = (keras.Variable(value) for value in ([[3.0, 0.0], [0.0, 4.0]], np.ones((2, 2)), [1.0, 1.0]))
     gradients = [tf.constant([[0.0, 2.0], [0.0, 0.0]]), tf.zeros((2, 2)), tf.ones(2)]
     found = km.AWP(0.1).perturbations([kernel, still, bias], dict(enumerate(gradients)))
     np.testing.assert_allclose(found[0], [[0, 0.1 * 5], [0, 0]], rtol=1e-6)
-    np.testing.assert_array_equal(found[1], np.zeros((2, 2)))  # no gradient, no direction
+    np.testing.assert_array_equal(found[1], np.zeros((2, 2)))  # no direction without a gradient
     assert found.keys() == {0, 1}
     for wrong in (np.nan, np.inf):
         found = km.AWP(0.1).perturbations([kernel], {0: tf.fill((2, 2), wrong)})
@@ -84,9 +84,9 @@ def test_what_is_added_to_which_weight():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_has_the_range(dtype):
+def test_half_precision_does_not_overflow(dtype):
     kernel = keras.Variable(np.full((4, 4), 1e-4), dtype=dtype)
-    gradient = tf.cast(tf.fill((4, 4), 3e4), dtype)  # its square is beyond float16, the kernel's is 0 there
+    gradient = tf.cast(tf.fill((4, 4), 3e4), dtype)  # in float16 its square overflows, and the kernel's is 0
     found = km.AWP(0.5).perturbations([kernel], {0: gradient})[0]
     assert found.dtype == dtype
     np.testing.assert_allclose(keras.ops.cast(found, "float32"), np.full((4, 4), 0.5e-4), rtol=0.02)
@@ -101,20 +101,20 @@ def test_the_warmup_counts_epochs():
 
 
 @pytest.mark.parametrize("case", KINDS)
-def test_every_method_takes_it(case):
+def test_every_method_supports_it(case):
     models = [perturbed(case, each, run_eagerly=True) for each in (None, km.AWP(GAMMA))]
     assert [model.weight_perturbation for model in models] == [None, km.AWP(GAMMA)]
     plain, climbed = (fit(case, model, X[:8], Y[:8])["loss"][0] for model in models)
-    assert plain + 1e-3 < climbed  # training climbs before it descends
+    assert plain + 1e-3 < climbed  # the loss is computed at the perturbed weights
 
 
-def test_two_replicas_do_what_one_device_does(two_replicas, monkeypatch):
+def test_two_replicas_equal_one_device(two_replicas, monkeypatch):
     replace_random_numbers(monkeypatch.setattr)
 
     def run(strategy):
         with strategy.scope():
             model = perturbed("mart", km.AWP(GAMMA, warmup=1), network(batch_norm=False, regularizer="l2"))
-        # The last batch is of one: a replica has none.
+        # The last batch has one example: one replica has none.
         return model, fit("mart", model, initial_epoch=1, epochs=2, batch_size=7)
 
     one, two = run(tf.distribute.get_strategy()), run(two_replicas)

@@ -1,4 +1,4 @@
-"""What XLA compiles: a training step is one program without a branch, and nothing is compiled for parts of batches."""
+"""Programs compiled by XLA: a training step is one program without branches, and smaller batches need no other."""
 
 import os
 import re
@@ -15,7 +15,7 @@ import keras_mart as km
 
 X, Y = images_and_labels(20)
 ATTACK = km.PGD(km.Linf(0.1), steps=3, step_size=0.05)
-# They wait for the host, or make text on the device.
+# Operations that wait for the host, or create text on the device.
 NOT_IN_A_STEP = {"Assert", "If", "StatelessIf", "While", "StringFormat", "StringJoin", "AsString", "PrintV2"}
 EVERYTHING = {"weight_average": 0.9, "weight_perturbation": km.AWP(0.01)}
 
@@ -31,23 +31,23 @@ def compiled(arguments=EVERYTHING, **compile_arguments):
 def test_a_whole_training_step_is_one_program_without_branches():
     model = compiled()
     assert model.jit_compile is True
-    model._check(X[:8], Y[:8])  # as `fit` does, which would compile the step once more
+    model._check_data(X[:8], Y[:8])  # as `fit` does, but without compiling the step again
     step = tf.function(model.train_step, jit_compile=True, autograph=False)
     batch = tf.constant(X[:8]), tf.constant(Y[:8], tf.int32)
     operations = {each.type for each in step.get_concrete_function(batch).graph.get_operations()}
     assert not operations & NOT_IN_A_STEP
     program = step.experimental_get_compiler_ir(batch)(stage="optimized_hlo")
     loops = len(re.findall(r"\bwhile\(", program))
-    assert loops == program.count("known_trip_count") == 1  # that of PGD
+    assert loops == program.count("known_trip_count") == 1  # the loop of PGD
     assert not re.findall(r"\bconditional\(", program)
 
 
-def test_it_does_what_the_step_does_that_is_not_compiled(monkeypatch):
+def test_the_compiled_step_equals_the_uncompiled_one(monkeypatch):
     replace_random_numbers(monkeypatch.setattr)  # TensorFlow's differ under XLA
     found = []
     for jit_compile in (False, True):
         model = compiled(jit_compile=jit_compile)
-        model.network.get_layer(index=-2).rate = 0.0  # Dropout's differ too
+        model.network.get_layer(index=-2).rate = 0.0  # and so do Dropout's
         history = model.fit(X, Y, batch_size=10, epochs=2, shuffle=False, verbose=0).history
         found.append((history, model.get_weights()))
     for name, values in found[0][0].items():
@@ -93,12 +93,12 @@ images = np.random.RandomState(0).rand(21, 6, 6, 1)
 labels = np.argmax(network(images), axis=1)
 table = km.evaluate(network, (images, labels), {"auto": km.AutoAttack(km.Linf(0.05))}, batch_size=4, verbose=0)
 left = [round(21 * accuracy) for name, accuracy in table.accuracy.items() if name != "worst_case"]
-assert left[0] > left[-1] > 8 and left[-1] % 4, left  # fewer batches, and part of one
+assert left[0] > left[-1] > 8 and left[-1] % 4, left  # fewer batches, and an incomplete one
 """
 
 
 def programs(code, folder):
-    """How many programs XLA compiles for some code, which is given the folder."""
+    """Returns the number of programs that XLA compiles for some code, which is given the folder."""
     cache = {"TF_XLA_FLAGS": f"--tf_xla_persistent_cache_directory={folder}", "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-c", code, str(folder)]
     ran = subprocess.run(command, env={**os.environ, **cache}, capture_output=True, text=True)
@@ -107,8 +107,8 @@ def programs(code, folder):
 
 
 def test_one_program_for_training_one_for_validation_and_one_for_each_attack(tmp_path):
-    assert programs(PROGRAMS, tmp_path) == 5  # besides those four, what the network says to what attacks find
+    assert programs(PROGRAMS, tmp_path) == 5  # these four, and the network on the adversarial images
 
 
-def test_one_program_for_each_stage_of_an_evaluation_and_one_to_judge(tmp_path):
+def test_one_program_for_each_stage_of_an_evaluation_and_one_for_predictions(tmp_path):
     assert programs(EVALUATION, tmp_path) == 4 + 1

@@ -1,4 +1,4 @@
-"""What layers do while they are trained: what they assign, what they draw, and calls that are traced already."""
+"""Layers during training: variables that they assign, random numbers, and calls that are already traced."""
 
 import keras
 import numpy as np
@@ -28,7 +28,7 @@ class Clipped(layers.Layer):
 
 
 class Counts(layers.Layer):
-    """Counts the forwards of training in a variable, and means of them in a metric."""
+    """Counts forward passes in training mode in a variable, and their means in a metric."""
 
     def __init__(self):
         super().__init__()
@@ -45,7 +45,7 @@ class Counts(layers.Layer):
 
 
 class Draws(layers.Layer):
-    """Remembers a random number of Keras's own generator of seeds, which belongs to no layer."""
+    """Keeps a random number of Keras's global seed generator, which belongs to no layer."""
 
     def build(self, shape):
         self.drawn = self.add_weight(shape=(), trainable=False, initializer="zeros")
@@ -74,8 +74,8 @@ ASSIGNING = {
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("case", supported(ASSIGNING))
-def test_what_a_layer_assigns_is_what_keras_makes_of_it(case, jit_compile):
-    """Standard training is what Keras's own step does, so that weights, states and metrics agree."""
+def test_assigned_variables_are_as_in_keras_own_step(case, jit_compile):
+    """Standard training is Keras's own step: weights, states and metrics are equal."""
 
     def fit(model):
         return model.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0).history
@@ -98,7 +98,7 @@ def test_what_a_layer_assigns_is_what_keras_makes_of_it(case, jit_compile):
         np.testing.assert_allclose(found[name], values, rtol=1e-5)
 
 
-def test_a_kernel_that_is_assigned_stays_what_it_is_when_the_step_does_not_count():
+def test_an_assigned_kernel_does_not_change_if_the_step_does_not_count():
     wrapped = network(layers.SpectralNormalization(layers.Conv2D(4, 3)))
     before = wrapped.get_weights()
     model = km.MART(wrapped, km.PGD(km.Linf(0.1), 1), seed=0)
@@ -108,8 +108,8 @@ def test_a_kernel_that_is_assigned_stays_what_it_is_when_the_step_does_not_count
         np.testing.assert_array_equal(new, old)
 
 
-def test_a_perturbed_kernel_that_is_assigned_loses_its_perturbation():
-    """With a learning rate of 0 what is left of w is the normalisation of w + v, less v."""
+def test_an_assigned_perturbed_kernel_loses_its_perturbation():
+    """With a learning rate of 0, w becomes the normalised w + v, minus v."""
 
     def build(weights=None):
         made = network(layers.SpectralNormalization(layers.Conv2D(4, 3, use_bias=False)))
@@ -136,7 +136,7 @@ def test_a_perturbed_kernel_that_is_assigned_loses_its_perturbation():
 
 
 class Divergence(km.TRADES):
-    """Trains on the divergence of the natural and the adversarial outputs only."""
+    """Trains only on the divergence between natural and adversarial outputs."""
 
     def training_loss(self, labels, outputs):
         return km.losses.kl_divergence(outputs.natural, outputs.adversarial)
@@ -186,7 +186,7 @@ def test_both_forwards_of_a_step_draw_the_same_numbers_and_the_next_step_others(
         assert len({str(state) for state in states}) == 3 and len(set(losses)) == 3
     else:
         assert len(set(drawn)) == 3
-    assert max(losses) < 5  # the distance of the two outputs, ten times, would show
+    assert max(losses) < 5  # other random numbers would give ten times the distance of the outputs
 
 
 # --- calls that are a tf.function ---
@@ -215,7 +215,7 @@ class Inner(layers.Layer):
 
 
 class Whole(keras.Model):
-    """The same as a network."""
+    """The same layers as a subclassed network."""
 
     def __init__(self, traced):
         super().__init__()
@@ -238,10 +238,10 @@ def whole(traced):
 
 @pytest.mark.parametrize("perturbation", [None, km.AWP(0.5)], ids=str)
 @pytest.mark.parametrize("traced", ["network", "call", "helper"])
-def test_a_call_that_is_a_tf_function_trains_as_one_in_python(traced, perturbation):
+def test_a_call_that_is_a_tf_function_trains_like_a_python_function(traced, perturbation):
     def run(traced):
         wrapped = whole(traced)
-        wrapped(X, training=False)  # a trace from outside must not be taken
+        wrapped(X, training=False)  # this trace must not be reused in training
         model = km.MART(wrapped, km.PGD(km.Linf(0.1), 2), seed=1, weight_perturbation=perturbation)
         model.compile(keras.optimizers.SGD(0.1))
         return wrapped, model.fit(X, Y, batch_size=8, shuffle=False, verbose=0, epochs=2).history["loss"]

@@ -1,8 +1,8 @@
 """One full training step of MART and TRADES against an independent float64 computation in NumPy.
 
-The network is convolution, BatchNorm, ReLU, dense: small enough to differentiate by hand, and with everything that
-the step touches: the attack in evaluation mode, two forwards in training mode, BatchNorm's statistics, momentum and
-coupled weight decay. Every derivative below is written out; nothing of TensorFlow or of the package is used.
+The network is convolution, BatchNormalization, ReLU, dense: small enough to differentiate by hand, and with everything
+that the step involves: the attack in evaluation mode, two forward passes in training mode, BatchNormalization's
+statistics, momentum and coupled weight decay. All derivatives below are written out, without TensorFlow or the package.
 """
 
 import keras
@@ -25,7 +25,7 @@ def softmax(z):
 
 
 def patches(x):
-    """[batch, 3, 3, 9] the 3x3 windows of [batch, 5, 5, 1] images."""
+    """Returns the [batch, 3, 3, 9] 3x3 windows of [batch, 5, 5, 1] images."""
     rows = [[x[:, i : i + 3, j : j + 3, 0].reshape(len(x), 9) for j in range(SIDE - 2)] for i in range(SIDE - 2)]
     return np.stack([np.stack(row, 1) for row in rows], 1)
 
@@ -57,7 +57,7 @@ class Reference:
         return hidden @ self.dense + self.bias, (columns, normal, deviation, scaled, hidden, training)
 
     def backward(self, slope, cache):
-        """Gradients of the parameters and of the images, from [batch, classes] the slope at the logits."""
+        """Returns the gradients of parameters and images, from the [batch, classes] gradients of the logits."""
         columns, normal, deviation, scaled, hidden, training = cache
         at_scaled = (slope @ self.dense.T).reshape(scaled.shape) * (scaled > 0)
         at_normal = at_scaled * self.gamma
@@ -78,13 +78,13 @@ class Reference:
 
 
 def divergence_slopes(p, q):
-    """KL(p, q) and its slopes at the logits of p and of q."""
+    """Returns KL(p, q) and its gradients with respect to the logits of p and of q."""
     divergence = (p * np.log(p / q)).sum(-1, keepdims=True)
     return divergence, p * (np.log(p / q) - divergence), q - p
 
 
 def mart_slopes(y, p, q):
-    """MART's loss [batch] and its slopes at both logits."""
+    """Returns MART's [batch] loss and its gradients with respect to both logits."""
     rows = np.arange(len(y))
     one_hot = np.eye(CLASSES)[y]
     other = np.where(one_hot > 0, -1, q).argmax(-1)
@@ -98,7 +98,7 @@ def mart_slopes(y, p, q):
 
 
 def trades_slopes(y, p, q):
-    """TRADES's loss [batch] and its slopes at both logits."""
+    """Returns TRADES's [batch] loss and its gradients with respect to both logits."""
     divergence, at_p, at_q = divergence_slopes(p, q)
     loss = -np.log(p[np.arange(len(y)), y]) + BETA * divergence[:, 0]
     return loss, p - np.eye(CLASSES)[y] + BETA * at_p, BETA * at_q
@@ -109,12 +109,12 @@ def attack_slope(method, y, p, q):
 
 
 def fixed_start(x):
-    """Stands in for the random start, inside the ball."""
+    """Replaces the random start, inside the ball."""
     return np.clip(x + 0.05 * np.cos(50 * x), 0, 1)
 
 
 def reference_steps(method, weights, x, y, steps):
-    """Losses, images attacked first, and the final reference network with its parameters, after some steps."""
+    """Returns losses, the first adversarial images, and the reference network after some steps."""
     network = Reference(weights)
     velocities = [np.zeros_like(parameter) for parameter in network.parameters()]
     losses, first = [], None

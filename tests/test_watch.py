@@ -1,4 +1,4 @@
-"""keras_mart.watch: workers that lose another, in processes without TensorFlow and with little patience."""
+"""keras_mart.watch: lost workers, in processes without TensorFlow and with short timeouts."""
 
 import os
 import signal
@@ -14,16 +14,17 @@ from keras_mart import watch
 
 WORKER = """
 import os, signal, sys, time, types
-package = types.ModuleType("keras_mart")  # this file alone: TensorFlow takes seconds to import
+package = types.ModuleType("keras_mart")  # imports only watch.py: importing TensorFlow takes seconds
 package.__path__ = [sys.argv[1]]
 sys.modules["keras_mart"] = package
 from keras_mart import watch
-watch.START, watch.PATIENCE, watch.BEAT, watch.GRACE, watch.NOTICED = 3.0, 2.0, 0.3, 0.3, 1.0
+watch.START_TIMEOUT, watch.HANG_TIMEOUT, watch.FAILURE_TIMEOUT = 3.0, 2.0, 1.0
+watch.HEARTBEAT, watch.GRACE_PERIOD = 0.3, 0.3
 me, addresses = int(sys.argv[2]), sys.argv[3].split(",")
 class UnavailableError(Exception):
     pass
 """
-BEGIN = "watch.begin(addresses, me)\nprint('there', flush=True)\n"
+CONNECT = "watch.start(addresses, me)\nprint('connected', flush=True)\n"
 
 
 class Cluster:
@@ -44,14 +45,14 @@ class Cluster:
         return self.processes[index]
 
     def run(self, program, workers=None):
-        """Starts all with the program; returns once all are there."""
+        """Starts the program on all workers; returns once all have connected."""
         for index in range(len(self.addresses)):
-            self.start(index, BEGIN + program)
+            self.start(index, CONNECT + program)
         for process in self.processes.values():
-            assert process.stdout.readline() == "there\n"
+            assert process.stdout.readline() == "connected\n"
 
     def end(self, index):
-        """(status, stderr)"""
+        """Waits for a worker; returns (status, stderr)."""
         _, err = self.processes[index].communicate(timeout=20)
         return self.processes[index].returncode, err
 
@@ -75,7 +76,7 @@ def cluster():
 @pytest.mark.parametrize(
     ("number", "how"), [(signal.SIGKILL, "died or was killed"), (signal.SIGSTOP, "hangs: no sign of life")]
 )
-def test_all_others_stop_and_say_who_was_lost(victim, number, how, cluster):
+def test_all_others_stop_and_name_the_lost_worker(victim, number, how, cluster):
     workers = cluster(3)
     workers.run("time.sleep(60)")
     workers.processes[victim].send_signal(number)
@@ -88,11 +89,11 @@ def test_all_others_stop_and_say_who_was_lost(victim, number, how, cluster):
 
 @pytest.mark.parametrize("victim", [0, 2])
 @pytest.mark.parametrize("after", [pytest.param(0, marks=pytest.mark.slow), 0.5])
-def test_a_failure_is_passed_on_with_its_reason(victim, after, cluster):
+def test_a_failure_is_forwarded_with_its_reason(victim, after, cluster):
     workers = cluster(3)
     fails = f"\n    time.sleep({after})\n    raise ValueError('no more disk')"
     for index in range(3):
-        workers.start(index, f"{BEGIN}if me == {victim}:{fails}\ntime.sleep(60)")
+        workers.start(index, f"{CONNECT}if me == {victim}:{fails}\ntime.sleep(60)")
     for other in {0, 1, 2} - {victim}:
         status, err = workers.end(other)
         assert status == watch.WORKER_LOST
@@ -113,7 +114,7 @@ def test_a_busy_worker_is_no_loss(cluster):
     assert [workers.end(index)[0] for index in range(2)] == [0, 0]
 
 
-def test_an_error_of_a_collective_operation_waits_for_the_verdict(cluster):
+def test_an_error_of_a_collective_operation_waits_for_the_loss(cluster):
     workers = cluster(2)
     workers.run("if me: sys.exit(0)\ntime.sleep(1)\nraise UnavailableError('something went away')")
     status, err = workers.end(0)
@@ -130,24 +131,24 @@ def test_an_error_without_a_loss_remains(cluster):
 
 
 @pytest.mark.parametrize("absent", [0, 1])
-def test_who_does_not_come_is_named(absent, cluster):
+def test_a_worker_that_does_not_connect_is_named(absent, cluster):
     workers = cluster(3)
     others = {0, 1, 2} - {absent}
     for other in others:
-        workers.start(other, "try: watch.begin(addresses, me)\nexcept watch.WorkerLost as error: sys.exit(str(error))")
+        workers.start(other, "try: watch.start(addresses, me)\nexcept watch.WorkerLost as error: sys.exit(str(error))")
     for other in others:
         status, err = workers.end(other)
         assert status == 1
         assert f"worker {absent} ({workers.addresses[absent]}) " in err
-        assert ("did not come" if absent else "could not be reached") in err
+        assert ("did not connect" if absent else "could not be reached") in err
 
 
 @pytest.mark.parametrize("last", [0, 1])
 def test_a_late_start_is_waited_for(last, cluster):
     workers = cluster(2)
-    workers.start(1 - last, BEGIN)
+    workers.start(1 - last, CONNECT)
     time.sleep(1.5)
-    workers.start(last, BEGIN)
+    workers.start(last, CONNECT)
     assert [workers.end(index)[0] for index in range(2)] == [0, 0]
 
 
@@ -159,9 +160,9 @@ def test_the_port_is_free_again_for_tensorflow(cluster):
     assert [workers.end(index)[0] for index in range(2)] == [0, 0]
 
 
-def test_strangers_are_turned_away(cluster):
+def test_other_clients_are_rejected(cluster):
     workers = cluster(2)
-    workers.start(0, BEGIN)
+    workers.start(0, CONNECT)
     host, port = watch.split(workers.addresses[0])
     for _ in range(50):
         try:
@@ -170,26 +171,26 @@ def test_strangers_are_turned_away(cluster):
         except OSError:
             time.sleep(0.1)
     stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    workers.start(1, BEGIN)
+    workers.start(1, CONNECT)
     assert [workers.end(index)[0] for index in range(2)] == [0, 0]
     stranger.close()
 
 
-def test_two_processes_that_are_the_same_worker(cluster):
+def test_two_processes_with_one_index(cluster):
     workers = cluster(3)
-    twin = "try: watch.begin(addresses, 1)\nexcept watch.WorkerLost as error: sys.exit(str(error))"
-    workers.start(0, BEGIN)
+    twin = "try: watch.start(addresses, 1)\nexcept watch.WorkerLost as error: sys.exit(str(error))"
+    workers.start(0, CONNECT)
     workers.start(1, twin)
     time.sleep(1)
     workers.start(2, twin)
     assert "was started twice" in workers.end(1)[1]
 
 
-def test_a_port_that_is_taken_is_said(cluster):
+def test_a_port_in_use_is_reported(cluster):
     workers = cluster(2)
     for index in range(2):
         with socket.create_server(watch.split(workers.addresses[index])):
-            workers.start(index, BEGIN)
+            workers.start(index, CONNECT)
             status, err = workers.end(index)
         assert status == 1
         assert f"Received: {workers.addresses[index]}, Address already in use" in err

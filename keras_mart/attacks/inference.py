@@ -68,7 +68,7 @@ def traced(network, key, function, signature, exact=False):
         exact: as in `inference`.
     """
     traces = memory.cache_of(network)
-    replicas = distribution.replicas_here(getattr(network, "distribute_strategy", None))
+    replicas = distribution.num_local_replicas(getattr(network, "distribute_strategy", None))
     distributed = replicas > 1 and not tf.inside_function()
     key = ("trace", key, exact or not folding.enabled(), uses_xla(network), distributed, *signature)
     if key not in traces:

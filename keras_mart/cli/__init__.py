@@ -54,7 +54,7 @@ def main(argv):
     except tf.errors.OpError as error:
         refused = datasets.refusal(error)  # such as a damaged file, which shows when it is decoded
         if refused is None:
-            watch.explain(error)
+            watch.exit_if_worker_lost(error)
             raise
         _refuse(refused)
     except watch.WorkerLost as error:
@@ -123,7 +123,7 @@ def _main(argv):
         print(f"\nBest checkpoints on the test set, {build.ball()}\n{side_by_side(tables)}\n\n{conclusion(tables)}")
     if "report" in FLAGS.mode and is_chief:
         print(f"\nReport: {write_report(directories.values(), workdir.root_path())}")
-    distribution.gathered("done", strategy)
+    distribution.all_gather("done", strategy)
 
 
 class _Steps:
@@ -143,10 +143,10 @@ class _Steps:
 
 def _check_workers_agree(directories, strategy):
     """Raises ValueError where workers were given other flags, or see another run directory than the first."""
-    flags_given = distribution.gathered(rules.as_text(FLAGS.method), strategy)
+    flags_given = distribution.all_gather(rules.as_text(FLAGS.method), strategy)
     if len(set(flags_given)) > 1:
         raise ValueError(f"All workers must be given the same flags. Received: {flags_given}")
-    seen = distribution.gathered(all(each.flags.exists() for each in directories.values()), strategy)
+    seen = distribution.all_gather(all(each.flags.exists() for each in directories.values()), strategy)
     if not all(seen):
         path, blind = workdir.root_path(), [worker for worker, sees in enumerate(seen) if not sees]
         raise ValueError(f"All workers must see one run directory. Received: {path}, not seen by workers {blind}")

@@ -155,7 +155,7 @@ def check_workers():
             "--workers starts processes that train together: --strategy must be auto or multiworker. "
             f"Received: --workers={FLAGS.workers} --strategy={FLAGS.strategy}"
         )
-    cluster = clusters.of_environment()
+    cluster = clusters.from_environment()
     if cluster is not None and len(cluster.addresses) > 1:
         raise ValueError(
             "--workers starts workers on this machine alone; start one process for each worker of a cluster. "

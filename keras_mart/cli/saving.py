@@ -6,7 +6,7 @@ import keras
 
 from keras_mart import distribution
 from keras_mart.cli import state
-from keras_mart.methods.model import followed
+from keras_mart.methods.model import call_after_each
 
 # Several workers ask each other only so often whether one of them is to stop: they wait for the answer.
 STEPS_BETWEEN = 10
@@ -63,7 +63,7 @@ class Saver(keras.callbacks.Callback):
         if self.progress.step:
             state.restore_metrics(self.model, self.metrics)  # Keras has just reset them
         # No batch hook: Keras would fetch the logs of every step, and wait for it.
-        self.model.train_function = followed(self.model.train_function, self.after_steps)
+        self.model.train_function = call_after_each(self.model.train_function, self.after_steps)
         if self.progress.step == self.steps:
             self._heed_alone()
 
@@ -79,7 +79,7 @@ class Saver(keras.callbacks.Callback):
         stop = (over or self._workers() == 1 or passed(STEPS_BETWEEN)) and self._asked_to_stop()
         due = stop or (self.every[1] == "steps" and passed(self.every[0]))
         if due or over:
-            self.model.guard.look()  # whether these steps count
+            self.model.guard.report()  # whether these steps count
             self.metrics = state.metrics(self.model)
         if due:
             self.save()
@@ -91,7 +91,7 @@ class Saver(keras.callbacks.Callback):
     def on_test_begin(self, logs=None):
         self._judging = self.model.test_function
         if self._workers() > 1:
-            self.model.test_function = followed(self._judging, self.after_validation_steps)
+            self.model.test_function = call_after_each(self._judging, self.after_validation_steps)
 
     def on_test_end(self, logs=None):
         self.model.test_function = self._judging
@@ -142,12 +142,12 @@ class Saver(keras.callbacks.Callback):
         return distribution.worker(self.model.distribute_strategy)[1]
 
     def _stop(self):
-        distribution.gathered("saved", self.model.distribute_strategy)  # who ends early would take the chief along
+        distribution.all_gather("saved", self.model.distribute_strategy)  # who ends early would take the chief along
         raise self.requests.stopped()
 
     def _asked_to_stop(self):
         """Whether one of the workers is."""
-        return distribution.any_worker(self.requests.number is not None, self.model.distribute_strategy)
+        return distribution.any_across_workers(self.requests.number is not None, self.model.distribute_strategy)
 
     def _writes(self):
         return distribution.is_chief(self.model.distribute_strategy)

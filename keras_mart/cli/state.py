@@ -38,7 +38,7 @@ def metrics(model):
     """
     strategy = model.distribute_strategy
     values = [strategy.experimental_local_results(variable.value) for variable in model.metrics_variables]
-    return distribution.gathered([[float(part.numpy()) for part in parts] for parts in values], strategy)
+    return distribution.all_gather([[float(part.numpy()) for part in parts] for parts in values], strategy)
 
 
 def restore_metrics(model, values):

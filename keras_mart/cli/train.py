@@ -112,7 +112,7 @@ def _saver(model, directory, requests):
     checkpoint, damaged = directory.checkpoints.newest()
     for message in damaged:
         print(message)
-    numbers = distribution.gathered(-1 if checkpoint is None else checkpoint.number, strategy)
+    numbers = distribution.all_gather(-1 if checkpoint is None else checkpoint.number, strategy)
     if len(set(numbers)) > 1:
         raise ValueError(f"All workers must see one run directory. Received: {directory.path}, at steps {numbers}")
     steps = build.steps()

@@ -125,7 +125,7 @@ class RunDirectory(Run):
     def go_back(self, checkpoint):
         """Makes the directory what it was when a state was saved; `None` for the beginning."""
         self.checkpoints.path.mkdir(exist_ok=True)  # from now on, a run without it is one that lost it
-        self.checkpoints.forget_after(-1 if checkpoint is None else checkpoint.number)
+        self.checkpoints.remove_after(-1 if checkpoint is None else checkpoint.number)
         rows = [] if checkpoint is None else checkpoint.facts["progress"]["rows"]
         if len(self.rows()) > len(rows):
             self.forget_measured()

@@ -171,7 +171,7 @@ class Books:
         """The `Table` of the examples of all workers, in their order."""
         mine = (places, self.labels, self.predictions, self.seconds, self.gradients, self.distances)
         places, labels, predictions, seconds, gradients, distances = zip(
-            *distribution.gathered(mine, strategy), strict=True
+            *distribution.all_gather(mine, strategy), strict=True
         )
         order = np.argsort(np.concatenate(places))
 

@@ -65,10 +65,10 @@ def _batches(data, limit=None):
     seen = 0
     for batch in data:
         images, _, labels, _ = checks.unpacked(batch)
-        images = distribution.local(images)
+        images = distribution.local_array(images)
         if images.ndim < 2:
             raise ValueError(f"The data must come in batches of images. Received: a batch of shape {images.shape}")
-        labels = None if labels is None else distribution.local(labels)
+        labels = None if labels is None else distribution.local_array(labels)
         checks.in_batches(images, labels)
         images = images[: None if limit is None else limit - seen]
         seen += len(images)

@@ -1,4 +1,4 @@
-"""The training methods: one method, one file, and the registry that the command line and the tests read."""
+"""The training methods, one in each file, and the registry that the command line and the tests use."""
 
 from keras_mart.methods.alp import ALP
 from keras_mart.methods.at import AT
@@ -16,7 +16,7 @@ from keras_mart.methods.rslad import RSLAD
 from keras_mart.methods.standard import Standard
 from keras_mart.methods.trades import TRADES
 
-METHODS = {
+METHODS: dict[str, type[AdversarialModel]] = {
     "standard": Standard, "at": AT, "alp": ALP, "clp": CLP, "trades": TRADES, "mma": MMA, "mart": MART, "hat": HAT,
     "dkl": DKL, "rslad": RSLAD, "gradalign": GradAlign,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The scope of a training step's passes: nothing is assigned, and what layers would have assigned is kept."""
+"""The scope in which a training step calls the network: collects what layers would assign, and assigns nothing."""
 
 import contextlib
 import threading
@@ -7,15 +7,15 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-# What `keras.random.SeedGenerator` calls its variable.
+# Name of the variable of `keras.random.SeedGenerator`.
 SEED = "seed_generator_state"
 
 
-class Passes(keras.StatelessScope):
-    """Keeps what layers assign in their calls, as the newest tensor of each variable.
+class StepScope(keras.StatelessScope):
+    """Collects the last value that layers assign to each variable in their calls.
 
-    A trainable variable that is assigned in a call, as by `keras.layers.SpectralNormalization`, stands for itself in
-    what follows: the gradient with respect to it is that with respect to the assigned value, as in Keras's own step.
+    Some layers, such as `keras.layers.SpectralNormalization`, assign a trainable variable in their calls. From then on
+    the gradient with respect to the variable is that with respect to the assigned value, as in Keras's own step.
 
     Args:
         values: pairs of a variable and the tensor to read in its place.
@@ -28,39 +28,39 @@ class Passes(keras.StatelessScope):
     def add_update(self, update):
         variable, value = update
         if variable.trainable:
-            value = _standing_for(ops.cast(variable.value, value.dtype), value)
+            value = _straight_through(ops.cast(variable.value, value.dtype), value)
         self._assigned[id(variable)] = variable, value
         super().add_update((variable, value))
 
     def rewind_seeds(self):
-        """Lets what follows draw the random numbers that were drawn already."""
+        """Resets all seeds, so that the next forward pass draws the same random numbers as the last one."""
         for variable, _ in self._assigned.values():
             if variable.name == SEED:
                 self.state_mapping.pop(id(variable))
         self.state_mapping = {**self._given, **self.state_mapping}
 
     @contextlib.contextmanager
-    def forgetful(self):
-        """What is assigned inside is forgotten behind it."""
+    def discard_updates(self):
+        """Context that discards the assignments made inside it."""
         before = dict(self._assigned), dict(self.state_mapping)
         yield
         self._assigned, self.state_mapping = before
 
     def assigned(self):
-        """Returns the pairs of a variable and what was assigned to it last."""
+        """Returns pairs of a variable and the value last assigned to it."""
         return list(self._assigned.values())
 
 
 @tf.custom_gradient
-def _standing_for(variable, value):
+def _straight_through(variable, value):
     return tf.identity(value), lambda upstream: (upstream, None)
 
 
-class _Inlined:
-    """Runs `tf.function`s as the Python functions that they were made of.
+class _InlineFunctions:
+    """Context in which each `tf.function` runs as the Python function that it was made from.
 
-    A traced one has read the variables when it was traced, whatever a scope gives in their place, and keeps what its
-    layers assign in a graph of its own. The switch is one for all threads: it is on as long as one replica needs it.
+    A traced function would read the variables, not the values that a scope maps them to, and would keep what its layers
+    assign in its own graph. TensorFlow's switch is global to all threads: it stays on while any replica needs it.
     """
 
     def __init__(self):
@@ -80,10 +80,10 @@ class _Inlined:
                 tf.config.run_functions_eagerly(self._before)
         if isinstance(error, tf.errors.OperatorNotAllowedInGraphError):
             raise ValueError(
-                "`network` must not need AutoGraph: in training its `tf.function`s are run as the Python functions "
-                "that they were made of. Write Python conditions on tensors with `keras.ops.cond`. "
+                "`network` must not need AutoGraph: in training its `tf.function`s run as the Python functions "
+                "that they were made from. Write Python conditions on tensors with `keras.ops.cond`. "
                 f"Received: {error}"
             ) from error
 
 
-inlined = _Inlined()
+inline_functions = _InlineFunctions()

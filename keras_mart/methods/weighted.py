@@ -1,35 +1,44 @@
-"""Methods whose loss has a second term of some weight."""
+"""Base classes of methods whose loss has a weighted second term."""
+
+from typing import Any
+
+import keras
 
 from keras_mart import checks
+from keras_mart.attacks.base import Attack
 from keras_mart.methods import model
 from keras_mart.methods.hyperparameter import NOT_NEGATIVE, Hyperparameter
 
 
 class WeightedModel(model.AdversarialModel):
-    """A method with a second term of weight `beta`; `None` takes the method's own `default_beta`."""
+    """Base class of methods with a second term of weight `beta`; `None` uses the method's `default_beta`."""
 
-    default_beta = None
+    default_beta: float | None = None
 
     beta = Hyperparameter(*NOT_NEGATIVE)
 
-    def __init__(self, network, attack=None, *, beta=None, **kwargs):
+    def __init__(
+        self, network: keras.Model, attack: Attack | None = None, *, beta: float | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(network, attack, **kwargs)
         self.beta = self.default_beta if beta is None else beta
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "beta": self.beta}
 
 
 class PairingModel(WeightedModel):
-    """A method that pairs outputs, in the MART paper's form ("mart") or in its own paper's ("original")."""
+    """Base class of methods that pair outputs, in the form of the MART paper ("mart") or their own ("original")."""
 
-    # This package's choice: the papers' weights belong to other data sets.
+    # Chosen by this package: the papers' weights are for other data sets.
     default_beta = 0.5
 
-    def __init__(self, network, attack=None, *, form="mart", **kwargs):
+    def __init__(
+        self, network: keras.Model, attack: Attack | None = None, *, form: str = "mart", **kwargs: Any
+    ) -> None:
         super().__init__(network, attack, **kwargs)
         checks.one_of(form, ("mart", "original"), "form")
         self.form = form
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "form": self.form}

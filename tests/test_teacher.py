@@ -1,4 +1,4 @@
-"""Methods with a teacher, HAT and RSLAD: what it tells, and that it stays what it is."""
+"""Methods with a teacher, HAT and RSLAD: how they use it, and that it does not change."""
 
 import keras
 import numpy as np
@@ -11,18 +11,18 @@ from test_methods import ATTACK, CLASSES, SHAPE, X, Y, build, fit, network, own_
 import keras_mart as km
 from keras_mart import losses
 
-TAUGHT = pytest.mark.parametrize("case", ["hat", "rslad"])
+WITH_TEACHER = pytest.mark.parametrize("case", ["hat", "rslad"])
 
 
 def outputs(model, forward=None):
-    """What the model's loss sees of images that have moved by 0.1."""
+    """Returns the `Outputs` of images perturbed by 0.1."""
     perturbed = tf.constant(X[::-1].copy())
     forward = forward or (lambda images: model(images, training=False))
     logits = [forward(images) for images in (tf.constant(X), perturbed)]
     return km.Outputs(*logits, 0.1, images=tf.constant(X), perturbed=perturbed, forward=forward)
 
 
-def test_hat_labels_its_helper_by_what_the_teacher_takes_the_adversarial_image_for():
+def test_hat_labels_its_helper_with_the_teachers_prediction_for_the_adversarial_image():
     model, seen = build("hat"), []
 
     def forward(images):
@@ -32,7 +32,7 @@ def test_hat_labels_its_helper_by_what_the_teacher_takes_the_adversarial_image_f
     given = outputs(model, forward)
     found = model.training_loss(Y, given)
     helper = X + 2 * (X[::-1] - X)
-    assert helper.min() < 0  # it is not clipped
+    assert helper.min() < 0  # the helper is not clipped
     np.testing.assert_allclose(seen[-1], helper, atol=1e-6)
     told = np.argmax(teacher()(X[::-1]), axis=1)
     expected = losses.trades(Y, given.natural, given.adversarial, 2.5)
@@ -40,7 +40,7 @@ def test_hat_labels_its_helper_by_what_the_teacher_takes_the_adversarial_image_f
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_rslad_follows_the_teacher_on_natural_images_and_takes_no_labels():
+def test_rslad_follows_the_teacher_on_natural_images_and_ignores_labels():
     model = build("rslad")
     given, told = outputs(model), teacher()(X)
     divergences = losses.kl_divergence(told, given.natural), losses.kl_divergence(told, given.adversarial)
@@ -49,21 +49,21 @@ def test_rslad_follows_the_teacher_on_natural_images_and_takes_no_labels():
     np.testing.assert_allclose(climbed, divergences[1], rtol=1e-4)
 
 
-@TAUGHT
+@WITH_TEACHER
 def test_the_teacher_stays_in_evaluation_mode_and_is_saved(case, tmp_path):
     learned = conv_network()  # with BatchNormalization and Dropout
     model = km.AT(learned, ATTACK) if case == "hat" else learned  # wrapped or not
-    taught = getattr(km, case.upper())(network(), ATTACK, teacher=model, seed=0)
-    taught.trainable = False
-    taught.trainable = True  # of the whole model: it frees the teacher's layers too
-    taught.compile(km.optimizers.SGD(0.1, weight_decay=0.1))
-    fit(case, taught, epochs=2)
-    same_weights(taught.teacher, learned)
-    assert taught.teacher is not learned and not taught.teacher.trainable_variables
-    np.testing.assert_allclose(taught.taught(X), learned(X, training=False), atol=1e-5)
-    taught.save(tmp_path / "run.keras")
+    student = getattr(km, case.upper())(network(), ATTACK, teacher=model, seed=0)
+    student.trainable = False
+    student.trainable = True  # unfreezes the teacher's layers too
+    student.compile(km.optimizers.SGD(0.1, weight_decay=0.1))
+    fit(case, student, epochs=2)
+    same_weights(student.teacher, learned)
+    assert student.teacher is not learned and not student.teacher.trainable_variables
+    np.testing.assert_allclose(student.teacher_logits(X), learned(X, training=False), atol=1e-5)
+    student.save(tmp_path / "run.keras")
     loaded = keras.saving.load_model(tmp_path / "run.keras")
-    assert own_config(loaded) == own_config(taught)
+    assert own_config(loaded) == own_config(student)
     same_weights(loaded.teacher, learned)
 
 
@@ -92,7 +92,7 @@ def test_mixed_precision(case, policy):
         keras.config.set_dtype_policy("float32")
     for one, other in ((wrapped, conv_network()), (network(), learned)):
         model = getattr(km, case.upper())(one, ATTACK, teacher=other, seed=0)
-        assert model.taught(X).dtype == "float32"
+        assert model.teacher_logits(X).dtype == "float32"
         model.compile(km.optimizers.SGD(0.1))
         assert np.isfinite(list(fit(case, model, validation_data=(X, Y)).values())).all()
         same_weights(model.teacher, other)
