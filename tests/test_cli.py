@@ -435,7 +435,7 @@ def test_two_evaluations_of_one_run_at_once(run):
     (run / "evaluating").mkdir()
     with files.locked(run / "evaluating" / "lock"):
         result = command(*flags)
-    assert result.status == 2 and f"One process at a time may work in {run / 'evaluating'}" in result.err
+    assert result.status == 2 and f"Only one process at a time may work in {run / 'evaluating'}" in result.err
     assert command(*flags).status == 0
 
 

@@ -217,7 +217,7 @@ def test_what_is_left_over_is_kept_where_it_is_asked_for_and_where_nothing_is_sh
 @pytest.mark.parametrize("with_index", [False, True])
 def test_filled_data_have_batches_of_one_size_and_say_what_is_real(with_index):
     dataset = datasets.load("digits", "validation", batch_size=50, with_index=with_index)
-    for (images, labels, weights, real), (expected, wanted) in zip(batches.filled(dataset), dataset, strict=True):
+    for (images, labels, weights, real), (expected, wanted) in zip(batches.pad_batches(dataset), dataset, strict=True):
         count = len(wanted)
         assert len(labels) == len(weights) == 50 and real.numpy().tolist() == [1.0] * count + [0.0] * (50 - count)
         for one, other in zip(tf.nest.flatten([images, labels]), tf.nest.flatten([expected, wanted]), strict=True):
@@ -331,7 +331,9 @@ def test_recipes_take_grey_images_each_with_its_own_changes(recipe):
 
 def test_one_of_several_steps_is_taken_with_each_image_in_its_place():
     images = tf.reshape(tf.range(300.0), [300, 1, 1, 1])
-    found = steps.one_of([lambda part, _, share=share: part + share for share in (0.25, 0.5, 0.75)])(images, [3, 4])
+    found = steps.random_choice([lambda part, _, share=share: part + share for share in (0.25, 0.5, 0.75)])(
+        images, [3, 4]
+    )
     shares = (found - images).numpy().reshape(-1)
     counts = [int((shares == share).sum()) for share in (0.25, 0.5, 0.75)]
     assert sum(counts) == 300 and min(counts) > 70
@@ -436,7 +438,7 @@ def test_float_images_are_kept_and_uint8_divided_by_255(npz):
 
 
 def arrays_of(name):
-    return npz_files.arrays(pathlib.Path(name.removeprefix("npz:")), list(arrays()))
+    return npz_files.read_arrays(pathlib.Path(name.removeprefix("npz:")), list(arrays()))
 
 
 def base(array):
@@ -532,7 +534,7 @@ def write_folder(path, sizes=((6, 6),), suffix=".png", count=12):
 @pytest.fixture
 def lazy(monkeypatch):
     """Nothing is decoded when the data are opened."""
-    monkeypatch.setattr(sources, "KEPT_DECODED", 0)
+    monkeypatch.setattr(sources, "MAX_DECODED_BYTES", 0)
 
 
 MIXED = [(6, 6), (9, 7), (12, 5), (6, 20)]
@@ -548,7 +550,7 @@ def test_images_are_the_same_whenever_they_are_decoded(tmp_path, monkeypatch):
     name = write_folder(tmp_path)
     at_once = datasets.load(name, **options)
     sources._read.cache_clear()
-    monkeypatch.setattr(sources, "KEPT_DECODED", 0)
+    monkeypatch.setattr(sources, "MAX_DECODED_BYTES", 0)
     decoded = []
     monkeypatch.setattr(
         encoded, "decode", lambda *args, old=encoded.decode, **how: decoded.append(1) or old(*args, **how)
@@ -606,10 +608,13 @@ def test_sizes_are_read_from_headers(channels):
     image = np.random.RandomState(0).randint(0, 256, [7, 5, channels]).astype(np.uint8)
     contents = [tf.io.encode_png(image).numpy(), *([] if channels == 4 else [tf.io.encode_jpeg(image).numpy()])]
     for content in contents:
-        assert encoded.shape(io.BytesIO(content)) == encoded.decode(content).shape == (7, 5, channels)
+        assert encoded.header_shape(io.BytesIO(content)) == encoded.decode(content).shape == (7, 5, channels)
     comment = b"\xff\xff\xfe\xff\xff" + bytes(0xFFFF - 2)  # a segment as long as they come, behind a byte to spare
-    assert encoded.shape(io.BytesIO(contents[-1][:2] + comment + contents[-1][2:])) == (7, 5, channels) or channels == 4
-    assert encoded.shape(io.BytesIO(contents[-1][:9])) is encoded.shape(io.BytesIO(b"no image")) is None
+    assert (
+        encoded.header_shape(io.BytesIO(contents[-1][:2] + comment + contents[-1][2:])) == (7, 5, channels)
+        or channels == 4
+    )
+    assert encoded.header_shape(io.BytesIO(contents[-1][:9])) is encoded.header_shape(io.BytesIO(b"no image")) is None
 
 
 def test_replicas_share_out_what_is_decoded_as_needed(tmp_path, lazy, two_replicas):
@@ -726,7 +731,7 @@ def test_what_comes_out_of_the_cache_is_what_is_decoded(tmp_path, monkeypatch, l
     epochs_equal(datasets.load(name, batch_size=7, **options), datasets.load(name, batch_size=7, **options, **kept))
     sources._read.cache_clear()
     monkeypatch.setattr(encoded, "decode", None)
-    monkeypatch.setattr(encoded, "shape", None)
+    monkeypatch.setattr(encoded, "header_shape", None)
     again = datasets.load(name, batch_size=7, **options, **kept)
     assert len(list(again)) == 2 and datasets.class_names(name, **kept) == ("a", "b")
     assert len(list((tmp_path / "kept" / "here").glob("[!.]*"))) == 1
@@ -762,9 +767,9 @@ def test_one_process_makes_a_cache_and_the_others_wait(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cache, "_write", slow)
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        one = threads.submit(cache.kept, kept, "folder:images", source)
+        one = threads.submit(cache.load_or_create, kept, "folder:images", source)
         assert begun.wait(60)
-        other = threads.submit(cache.kept, kept, "folder:images", source)
+        other = threads.submit(cache.load_or_create, kept, "folder:images", source)
         time.sleep(0.1)
         may_end.set()
         np.testing.assert_array_equal(one.result()[0]["whole"].images, other.result()[0]["whole"].images)
@@ -909,7 +914,7 @@ def floats(value):
         ({"x_train": np.zeros([TRAIN, 12], np.uint8)}, r"Images must be \[examples.*\(40, 12\)"),
         ({"x_train": np.zeros([TRAIN, 1, 6, 6, 3], np.uint8)}, r"Images must be \[examples.*\(40, 1, 6, 6, 3\)"),
         ({"x_train": numbered(0, TRAIN).astype(np.int64)}, "uint8, or floats.*int64"),
-        ({"x_train": numbered(0, TRAIN).astype(np.float32)}, r"from \d+ to 255.*of 0 to 255 by 255"),
+        ({"x_train": numbered(0, TRAIN).astype(np.float32)}, r"from \d+ to 255.*in \[0, 255\] by 255"),
         ({"x_train": floats(-0.5)}, "must lie in .0, 1.*from -0.5 to 1"),
         ({"x_train": floats(np.inf)}, "must lie in .0, 1.*to inf"),
         ({"x_train": floats(np.nan)}, "not contain NaN.*1 NaN"),

@@ -427,7 +427,7 @@ def twice():
 
 OTHERS = {
     "subclassed": (subclassed, "functional and Sequential networks"),
-    "wrapped": (lambda: km.Standard(small()), "must not be wrapped already"),
+    "wrapped": (lambda: km.Standard(small()), "must not be wrapped by a training method"),
     "depthwise": (lambda: keras.Sequential([keras.Input((4, 4, 1)), layers.DepthwiseConv2D(3)]), "a DepthwiseConv2D"),
     "moved channels": (
         lambda: moved(lambda x: layers.Flatten()(layers.Conv2D(2, 2)(layers.Permute((3, 1, 2))(x)))),

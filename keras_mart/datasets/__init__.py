@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_mart import checks
 from keras_mart.datasets import batches, sources
-from keras_mart.datasets.augmentation import AUGMENTATIONS, chosen
+from keras_mart.datasets.augmentation import AUGMENTATIONS, parse_augment
 from keras_mart.datasets.extras import pseudo_labels
 from keras_mart.datasets.fetching import refusal
 from keras_mart.datasets.mixing import mix
@@ -139,7 +139,7 @@ def load(
             `refusal` gives the ValueError behind it.
     """
     checks.one_of(split, SPLITS, "split")
-    augmentation = chosen(augment)
+    augmentation = parse_augment(augment)
     if augmentation and split != "train":
         raise ValueError(f"`augment` is for split='train' alone. Received: split={split!r}, augment={augment!r}")
     if augmentation.mixes and with_index:
@@ -172,7 +172,7 @@ def load(
     if batch_size is None:
         dataset = dataset.unbatch()
     number = count // batch_size if drop else -(-count // (batch_size or 1))
-    return batches.finished(dataset, number - first_batch)
+    return batches.with_options(dataset, number - first_batch)
 
 
 def load_examples(name, split, index, *, data_dir=None, image_size=None, cache=None):
@@ -189,7 +189,7 @@ def load_examples(name, split, index, *, data_dir=None, image_size=None, cache=N
     gather = batches.gatherer(sources.read(name, data_dir, image_size, cache).splits[split], image_size=image_size)
     dataset = tf.data.Dataset.from_tensor_slices(np.asarray(index, np.int32)).batch(UNBATCHED_CHUNK)
     dataset = dataset.map(lambda index: gather(index, None), num_parallel_calls=tf.data.AUTOTUNE)
-    images, labels = zip(*batches.finished(dataset, len(dataset)).as_numpy_iterator(), strict=True)
+    images, labels = zip(*batches.with_options(dataset, len(dataset)).as_numpy_iterator(), strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras_mart import checks
 from keras_mart.datasets import cropping, recipes
 from keras_mart.datasets.operations import LAYER
-from keras_mart.datasets.steps import applied, of_layer
+from keras_mart.datasets.steps import apply_layer, layer_step
 
 CROPS = ("crop_flip", "crop")
 # What makes the step of a name, out of images and a seed; and what makes the layer that mixes images and labels.
@@ -25,7 +25,7 @@ MIXERS = {
 }
 MIXING_LAYERS = (keras.layers.CutMix, keras.layers.MixUp)
 AUGMENTATIONS = (*CROPS, *STEPS, *MIXERS)
-OF_COLOURS = ("idbh", "randaugment")  # these know images of 1 and of 3 channels
+COLOUR_AUGMENTATIONS = ("idbh", "randaugment")  # these know images of 1 and of 3 channels
 STEPS_STREAM = -1  # of a batch's seed; images that are resized one by one have those from 0 on
 
 
@@ -46,7 +46,7 @@ class Augmentation(NamedTuple):
     def check(self, shape):
         """Builds layers, and raises ValueError for what cannot be done with [height, width, channels] images."""
         for each in self.others:
-            if each in OF_COLOURS and shape[-1] not in (1, 3):
+            if each in COLOUR_AUGMENTATIONS and shape[-1] not in (1, 3):
                 raise ValueError(
                     f"{each!r} needs images with 1 or 3 channels. Received: images of shape {tuple(shape)}"
                 )
@@ -60,7 +60,7 @@ class Augmentation(NamedTuple):
 
         Labels must be soft where images are mixed.
         """
-        made = [_made(each) for each in self.others]
+        made = [_step_of(each) for each in self.others]
 
         def augment(images, labels, seed):
             if not made:
@@ -79,10 +79,10 @@ class Augmentation(NamedTuple):
         return augment
 
 
-NONE = Augmentation(None, ())
+NO_AUGMENTATION = Augmentation(None, ())
 
 
-def chosen(augment):
+def parse_augment(augment):
     """Returns the `Augmentation` that `augment` stands for: `None`, a name, a Keras layer or a sequence of these.
 
     Raises:
@@ -113,15 +113,15 @@ def _check_layer(layer):
         )
 
 
-def _made(each):
+def _step_of(each):
     """The step of a name or a layer, of images and labels."""
     layer = MIXERS[each]() if each in MIXERS else each
     if isinstance(layer, MIXING_LAYERS):
-        return lambda images, labels, seed: _mixed(layer, images, labels, seed)
-    step = of_layer(layer) if isinstance(layer, keras.layers.Layer) else STEPS[layer]()
+        return lambda images, labels, seed: _mix(layer, images, labels, seed)
+    step = layer_step(layer) if isinstance(layer, keras.layers.Layer) else STEPS[layer]()
     return lambda images, labels, seed: (step(images, seed), labels)
 
 
-def _mixed(layer, images, labels, seed):
-    mixed = applied(layer, {"images": images, "labels": labels}, seed)
+def _mix(layer, images, labels, seed):
+    mixed = apply_layer(layer, {"images": images, "labels": labels}, seed)
     return mixed["images"], mixed["labels"]

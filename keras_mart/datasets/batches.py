@@ -9,7 +9,7 @@ from keras_mart.datasets import augmentation, cropping, fetching
 # The streams of random numbers that one seed gives: of the examples of `load`, and of those that `mix` adds.
 LABELLED, EXTRA = 0, 1
 # The elements of `filled` data are (inputs, labels, weights, real).
-FILLED = 4
+PADDED_LENGTH = 4
 
 
 def epoch_seeds(seed, stream, epoch):
@@ -22,7 +22,7 @@ def epoch_seeds(seed, stream, epoch):
     return tf.data.Dataset.range(1).map(of_epoch)
 
 
-def gatherer(examples, augment=augmentation.NONE, image_size=None, classes=None):
+def gatherer(examples, augment=augmentation.NO_AUGMENTATION, image_size=None, classes=None):
     """Maps [batch] indices and a [2] seed to ([batch, ...] float32 images in [0, 1], [batch] labels).
 
     Args:
@@ -69,7 +69,7 @@ def scaled(images):
     return tf.cast(images, tf.float32) / 255 if images.dtype == tf.uint8 else images
 
 
-def finished(dataset, cardinality):
+def with_options(dataset, cardinality):
     """The dataset of so many batches, with the options that all have; of an unknown number where that is negative."""
     if cardinality >= 0:
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(cardinality))
@@ -80,7 +80,7 @@ def finished(dataset, cardinality):
     return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
 
 
-def filled(dataset):
+def pad_batches(dataset):
     """The dataset with smaller batches filled up by zeros to the largest before them, and what is `real` of each.
 
     Its elements are (inputs, labels, weights, [batch] float32 that is 1 for real examples and 0 for filling).

@@ -17,33 +17,33 @@ import numpy as np
 
 from keras_mart import files
 from keras_mart.datasets.arrays import Examples
-from keras_mart.datasets.images import Images
+from keras_mart.datasets.images import LazyImages
 
 RULE = "A cache must stay as it was made; remove it, and it is made anew."
-FORM = 1  # other numbers for other forms of the files
-AT_ONCE = 256  # images decoded before they are written
+FORMAT_VERSION = 1  # other numbers for other forms of the files
+CHUNK_SIZE = 256  # images decoded before they are written
 
 
-def kept(folder, name, source):
+def load_or_create(folder, name, source):
     """Returns what `source.read()` does, of decoded images on disk; the first time they are put there.
 
     Args:
         folder: str or path of the cache; it is made where it is missing.
         name: of the source, for people.
-        source: has `identity()`, which tells states of it from each other, `read()`, and the names for messages.
+        source: has `fingerprint()`, which tells states of it from each other, `read()`, and the names for messages.
 
     Raises:
         ValueError: the cache is damaged.
         OSError: it cannot be written.
     """
-    key = hashlib.sha256(repr((FORM, name, source.identity())).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((FORMAT_VERSION, name, source.fingerprint())).encode()).hexdigest()[:16]
     path = pathlib.Path(folder).expanduser().resolve() / f"{name.rpartition('/')[2].replace(':', '-')}-{key}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with files.locked(path.with_name(".lock"), waits=True):  # several processes may want it at once
-            files.remove_unfinished(path.parent, alone=True)
+        with files.locked(path.with_name(".lock"), wait=True):  # several processes may want it at once
+            files.remove_unfinished(path.parent, exclusive=True)
             if not path.exists():
-                with files.whole_folder(path) as unfinished:
+                with files.atomic_folder(path) as unfinished:
                     _write(unfinished, source)
     return _opened(path, source)
 
@@ -58,8 +58,8 @@ def _write(folder, source):
                     f"A cache is for uint8 images: leave `cache` out. Received: {images.dtype} in {source.origin(part)}"
                 )
             sums, shapes = [], []
-            for first in range(0, len(images), AT_ONCE):
-                for image in threads.map(images.__getitem__, range(first, min(first + AT_ONCE, len(images)))):
+            for first in range(0, len(images), CHUNK_SIZE):
+                for image in threads.map(images.__getitem__, range(first, min(first + CHUNK_SIZE, len(images)))):
                     file.write(image)
                     sums.append(zlib.crc32(image))
                     shapes.append(image.shape)
@@ -79,7 +79,7 @@ def _opened(path, source):
         shapes, sums, labels = (index[f"{part}/{what}"] for what in ("shapes", "sums", "labels"))
         ends = begin + np.cumsum(shapes.prod(axis=1, dtype=np.int64))
         image = _reader(pixels, shapes, ends, sums, path)
-        images = Images(image, shapes, functools.partial(source.name, part), source.origin(part), stored=pixels)
+        images = LazyImages(image, shapes, functools.partial(source.name, part), source.origin(part), stored=pixels)
         parts[part] = Examples(images, labels)
         begin = ends[-1]
     if begin != len(pixels):

@@ -8,7 +8,7 @@ import tensorflow as tf
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # by colour type; of a palette (3) only decoding tells
 JPEG_FRAMES = set(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}  # the headers of images
-MOST_JPEG_CHANNELS = 3  # of what decoding gives: CMYK becomes RGB
+MAX_JPEG_CHANNELS = 3  # of what decoding gives: CMYK becomes RGB
 
 
 def decode(content, channels=0):
@@ -22,7 +22,7 @@ def decode(content, channels=0):
         return tf.io.decode_jpeg(content, channels, dct_method="INTEGER_ACCURATE")
 
 
-def checked(decode, content, name):
+def decode_checked(decode, content, name):
     """Returns the decoded image as an array.
 
     Raises:
@@ -34,7 +34,7 @@ def checked(decode, content, name):
         raise ValueError(f"Every image must be a whole PNG or JPEG file. Received: {name}") from error
 
 
-def shape(file):
+def header_shape(file):
     """Returns the (height, width, channels) that decoding will give, or `None` where the header does not tell.
 
     Args:
@@ -47,19 +47,19 @@ def shape(file):
             return (height, width, PNG_CHANNELS[colours]) if kind == b"IHDR" else None
         if start.startswith(JPEG):
             file.seek(len(JPEG))
-            return _of_frame(file)
+            return _jpeg_shape(file)
     except (struct.error, KeyError):
         pass
     return None
 
 
-def _of_frame(file):
+def _jpeg_shape(file):
     """What the frame header of a JPEG says, in front of which stand segments of other kinds, each with its length."""
     while True:
         marker, length = struct.unpack(">HH", file.read(4))
         if marker in JPEG_FRAMES:
             _, height, width, channels = struct.unpack(">BHHB", file.read(6))
-            return height, width, min(channels, MOST_JPEG_CHANNELS)
+            return height, width, min(channels, MAX_JPEG_CHANNELS)
         if marker < 0xFF00:
             return None
         # In front of a marker there may be more bytes of 0xFF.

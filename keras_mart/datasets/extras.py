@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras_mart import checks
 from keras_mart.datasets import arrays, batches
 
-LABELLED_AT_ONCE = 256  # images that a network labels in one call
+LABELLING_BATCH_SIZE = 256  # images that a network labels in one call
 
 
 def examples(extra, network):
@@ -63,8 +63,8 @@ def pseudo_labels(network, images):
         logits = tf.cast(network(batches.scaled(some), training=False), tf.float32)
         return tf.argmax(logits, axis=-1, output_type=tf.int32), tf.reduce_all(tf.math.is_finite(logits))
 
-    parts = range(0, len(images), LABELLED_AT_ONCE)
-    found, finite = zip(*(classify(images[first : first + LABELLED_AT_ONCE]) for first in parts), strict=True)
+    parts = range(0, len(images), LABELLING_BATCH_SIZE)
+    found, finite = zip(*(classify(images[first : first + LABELLING_BATCH_SIZE]) for first in parts), strict=True)
     if not all(finite):
         raise ValueError("A network that labels images must return finite logits. Received: NaN or infinite ones")
     return np.concatenate([each.numpy() for each in found])

@@ -8,10 +8,10 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from keras_mart.datasets.images import release
+from keras_mart.datasets.images import release_memory
 
 # Seconds without a call after which nothing more is asked for, and after which the process ends all the same.
-QUIET, PATIENCE = 0.1, 10.0
+QUIET_TIME, MAX_WAIT = 0.1, 10.0
 TAG = "keras_mart:"  # in front of the text of a ValueError, in the error that TensorFlow makes of it
 REFUSAL = re.compile(rf"\[{TAG}\] \[(.*?)\]$", re.MULTILINE)
 
@@ -20,7 +20,7 @@ def fetch(images, index, shape):
     """Returns `images[index]` in a `tf.data` function; not copied into TensorFlow beforehand, as a constant would be.
 
     Args:
-        images: what can be indexed: array, `Images` or `Rows`.
+        images: what can be indexed: array, `LazyImages` or `RowView`.
         index: integer tensor.
         shape: of an image, as far as it is known.
 
@@ -38,7 +38,7 @@ def refusal(error):
     return found and ValueError(found[1].encode().decode("unicode_escape").encode("latin-1").decode())
 
 
-class _Calls:
+class _CallTracker:
     """The calls of Python by `tf.data`'s threads, none of which may be under way when the interpreter ends.
 
     Such a thread would wait for the interpreter, and whatever ends the pipeline for the thread. But a pipeline that
@@ -46,8 +46,8 @@ class _Calls:
     """
 
     def __init__(self):
-        self.lock, self.running, self.last, self.ending = threading.Lock(), 0, -QUIET, False
-        atexit.register(self.settle)
+        self.lock, self.running, self.last, self.ending = threading.Lock(), 0, -QUIET_TIME, False
+        atexit.register(self.wait_until_idle)
 
     def of(self, images):
         """Returns a function of an index that returns (images, the text of a ValueError or "")."""
@@ -56,11 +56,11 @@ class _Calls:
         def call(index):
             self.count(1)
             try:
-                return (_none(images, index) if self.ending else images[index]), ""
+                return (_black_images(images, index) if self.ending else images[index]), ""
             except ValueError as error:
-                return _none(images, index), str(error)
+                return _black_images(images, index), str(error)
             finally:
-                release(images)
+                release_memory(images)
                 self.count(-1)
 
         return call
@@ -70,16 +70,16 @@ class _Calls:
             self.running += more
             self.last = time.monotonic()
 
-    def settle(self):
+    def wait_until_idle(self):
         self.ending = True
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end and (self.running or time.monotonic() < self.last + QUIET):
-            time.sleep(QUIET / 10)
+        end = time.monotonic() + MAX_WAIT
+        while time.monotonic() < end and (self.running or time.monotonic() < self.last + QUIET_TIME):
+            time.sleep(QUIET_TIME / 10)
 
 
-def _none(images, index):
+def _black_images(images, index):
     """Black images of the right shape."""
     return np.zeros([*np.shape(index), *(size or 1 for size in images.shape[1:])], images.dtype)
 
 
-_calls = _Calls()
+_calls = _CallTracker()

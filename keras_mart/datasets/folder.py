@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_mart.datasets import encoded
 from keras_mart.datasets.arrays import examples
-from keras_mart.datasets.images import Images
+from keras_mart.datasets.images import LazyImages
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SPLITS = ("train", "test")
@@ -50,7 +50,7 @@ class Folder:
                     f"A folder must hold <class>/ folders with PNG or JPEG images. Received: none in {part}"
                 )
 
-    def identity(self):
+    def fingerprint(self):
         """What changes when a file does, or its place: where each file is, its size and when it was changed."""
         found = []
         for part, files in self.files.items():
@@ -83,11 +83,11 @@ class Folder:
     def _read(self, part, shapes, channels):
         paths, name, origin = self._paths(part), functools.partial(self.name, part), self.origin(part)
         shapes = np.concatenate([shapes[:, :2], np.full([len(paths), 1], channels)], axis=1)
-        images = Images(lambda number: _decoded(paths[number], channels), shapes, name, origin)
+        images = LazyImages(lambda number: _decoded(paths[number], channels), shapes, name, origin)
         return examples(images, [label for _, label in self.files[part]], origin)
 
 
-def state(path):
+def quick_fingerprint(path):
     """What changes when a file does, or when files come to a folder or go, without a look at each of them."""
     folders = [each for part in (path, *map(path.joinpath, SPLITS)) for each in _folders(part)]
     return tuple((each.stat().st_size, each.stat().st_mtime_ns) for each in (path, *folders) if each.exists())
@@ -111,12 +111,12 @@ def _image_files(folder):
 
 def _shape(path):
     with open(path, "rb") as file:
-        return encoded.shape(file) or _decoded(path, AS_STORED).shape
+        return encoded.header_shape(file) or _decoded(path, AS_STORED).shape
 
 
 def _decoded(path, channels):
     try:
         with open(path, "rb") as file:
-            return encoded.checked(functools.partial(encoded.decode, channels=channels), file.read(), path)
+            return encoded.decode_checked(functools.partial(encoded.decode, channels=channels), file.read(), path)
     except OSError as error:
         raise ValueError(f"Every image must stay where it was. Received: {path} ({error.strerror})") from error

@@ -7,7 +7,7 @@ import numpy as np
 SIZES, CHANNELS = slice(0, 3), slice(2, 3)  # of (height, width, channels)
 
 
-class Images:
+class LazyImages:
     """What stands for a [examples, height, width, channels] uint8 array, of which each image is made when asked for.
 
     Args:
@@ -52,16 +52,16 @@ class Images:
         return found
 
 
-class Rows:
+class RowView:
     """The rows of images that have some numbers, in place of a copy of them.
 
     Args:
-        images: array, `Images` or `Rows`.
+        images: array, `LazyImages` or `RowView`.
         rows: [examples] integers.
     """
 
     def __init__(self, images, rows):
-        if isinstance(images, Rows):
+        if isinstance(images, RowView):
             images, rows = images.images, images.rows[rows]
         self.images, self.rows = images, rows
         self.dtype, self.shape = images.dtype, (len(rows), *images.shape[1:])
@@ -76,23 +76,23 @@ class Rows:
         return self.images[self.rows].astype(dtype or self.dtype, copy=False)
 
 
-def release(images):
+def release_memory(images):
     """Gives back the memory of images that are mapped from a file: it counts as this process's once it was read.
 
     What was read stays in the system's own cache as long as there is room.
     """
-    images = images.images if isinstance(images, Rows) else images
-    array = images.stored if isinstance(images, Images) else images
+    images = images.images if isinstance(images, RowView) else images
+    array = images.stored if isinstance(images, LazyImages) else images
     while isinstance(array, np.ndarray) and isinstance(array.base, np.ndarray):
         array = array.base
     if array is not None and isinstance(array.base, mmap.mmap) and not array.flags.writeable:  # no changes are lost
         array.base.madvise(mmap.MADV_DONTNEED)
 
 
-def check_alike(images, what):
+def check_same_shape(images, what):
     """Raises ValueError with the names of two images that differ in `what`, `SIZES` or `CHANNELS`."""
-    images = images.images if isinstance(images, Rows) else images
-    if not isinstance(images, Images) or None not in images.shape[1:][what]:
+    images = images.images if isinstance(images, RowView) else images
+    if not isinstance(images, LazyImages) or None not in images.shape[1:][what]:
         return
     other = int(np.argmax((images.shapes != images.shapes[0])[:, what].any(axis=1)))
     one, another = (f"{tuple(images.shapes[number].tolist())} for {images.name(number)}" for number in (0, other))

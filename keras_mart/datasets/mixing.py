@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from keras_mart import checks
 from keras_mart.datasets import batches, extras
-from keras_mart.datasets.augmentation import chosen
 
 
 def mix(
@@ -68,7 +67,7 @@ def mix(
         raise ValueError(f"`fraction` must lie between 0 and 1. Received: fraction={fraction}")
     if not 0 <= weight < math.inf:
         raise ValueError(f"`weight` must be finite and not negative. Received: weight={weight}")
-    augmentation = chosen(augment)
+    augmentation = parse_augment(augment)
     shape, classes = _image_shape(labelled), _soft_classes(labelled)
     if augmentation.mixes and classes is None:
         raise ValueError(
@@ -85,11 +84,11 @@ def mix(
         )
     seeds = batches.epoch_seeds(seed, batches.EXTRA, epoch or itertools.count().__next__)
     seeds = seeds.flat_map(lambda epoch_seed: tf.data.Dataset.from_tensors(epoch_seed).repeat())
-    start, draw = _drawing(len(examples.labels), fraction)
+    start, draw = _extra_sampler(len(examples.labels), fraction)
     dataset = tf.data.Dataset.zip(labelled, seeds).enumerate().scan(start, draw).skip(first_batch)
-    dataset = dataset.map(_joining(examples, augmentation, weight, classes), num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.map(_batch_joiner(examples, augmentation, weight, classes), num_parallel_calls=tf.data.AUTOTUNE)
     cardinality = int(labelled.cardinality())
-    return batches.finished(dataset, cardinality - first_batch if cardinality >= 0 else cardinality)
+    return batches.with_options(dataset, cardinality - first_batch if cardinality >= 0 else cardinality)
 
 
 def _image_shape(labelled):
@@ -120,7 +119,7 @@ def _soft_classes(labelled):
     return labels.shape[-1]
 
 
-def _drawing(count, fraction):
+def _extra_sampler(count, fraction):
     """A state and a function of `tf.data.Dataset.scan`, which draws the indices of each batch's extra examples.
 
     What is left of the newest permutation of the `count` extra examples is handed on from batch to batch.
@@ -145,7 +144,7 @@ def _drawing(count, fraction):
     return (tf.zeros([0], tf.int32), tf.constant(0)), draw
 
 
-def _joining(examples, augment, weight, classes):
+def _batch_joiner(examples, augment, weight, classes):
     """Maps a labelled batch, indices of extra examples and a [2] seed to the batch of both, evenly alternating."""
     gather, count = batches.gatherer(examples, augment, classes=classes), len(examples.labels)
 

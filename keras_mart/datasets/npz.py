@@ -9,7 +9,7 @@ LOCAL_HEADER, NAME_LENGTH = 30, 26  # bytes in front of a member's name in a zip
 READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def arrays(path, keys):
+def read_arrays(path, keys):
     """Returns the arrays called `keys` of the npz file at `path`.
 
     Of an array that is not compressed only the size is checked: it is read where it is used, and must not change.
@@ -17,7 +17,7 @@ def arrays(path, keys):
     Raises:
         ValueError: the file or an array in it is missing or damaged.
     """
-    there = names(path)
+    there = array_names(path)
     missing = [key for key in keys if key not in there]
     if missing:
         raise ValueError(f"The npz archive must hold {', '.join(keys)}. Received: {path} without {missing}")
@@ -25,7 +25,7 @@ def arrays(path, keys):
         return [_array(archive, path, key) for key in keys]
 
 
-def names(path):
+def array_names(path):
     """Returns the set of the names of the arrays in the npz file at `path`."""
     with _archive(path) as archive:
         return {name.removesuffix(".npy") for name in archive.namelist()}
@@ -45,7 +45,7 @@ def _array(archive, path, key):
     try:
         with archive.open(member) as file:
             if member.compress_type == zipfile.ZIP_STORED:
-                return _mapped(file, path, member)
+                return _memory_mapped(file, path, member)
             return np.lib.format.read_array(file, allow_pickle=False)
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
         raise ValueError(
@@ -54,7 +54,7 @@ def _array(archive, path, key):
         ) from error
 
 
-def _mapped(file, path, member):
+def _memory_mapped(file, path, member):
     """The array of a member that is open and not compressed, as a map of its place in the archive."""
     shape, is_fortran, dtype = READERS[np.lib.format.read_magic(file)](file)
     size = int(np.prod(shape)) * dtype.itemsize

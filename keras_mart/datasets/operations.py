@@ -7,7 +7,7 @@ that AutoAugment knows (Cubuk et al., arXiv 1805.09501), up to which the strengt
 import keras
 import tensorflow as tf
 
-from keras_mart.datasets.steps import of_layer
+from keras_mart.datasets.steps import layer_step
 
 LAYER = {"dtype": "float32", "data_format": "channels_last"}
 COLOUR = {"value_range": (0, 1), **LAYER}
@@ -27,14 +27,14 @@ def ratios(saturation, brightness, contrast, sharpness):
 
     layers = keras.layers
     return [
-        of_layer(layers.RandomColorDegeneration((1 - saturation[1], 1 - saturation[0]), seed=0, **COLOUR)),
+        layer_step(layers.RandomColorDegeneration((1 - saturation[1], 1 - saturation[0]), seed=0, **COLOUR)),
         lambda images, seed: tf.minimum(light(images, seed), 1),
-        of_layer(layers.RandomContrast((1 - contrast[0], contrast[1] - 1), seed=0, **COLOUR)),
-        of_layer(layers.RandomSharpness((sharpness[0] / 2, sharpness[1] / 2), seed=0, **COLOUR)),
+        layer_step(layers.RandomContrast((1 - contrast[0], contrast[1] - 1), seed=0, **COLOUR)),
+        layer_step(layers.RandomSharpness((sharpness[0] / 2, sharpness[1] / 2), seed=0, **COLOUR)),
     ]
 
 
-def even_ratios(strength):
+def symmetric_ratios(strength):
     """The same ratios of all four, from 1 - 0.9 strength to 1 + 0.9 strength."""
     return ratios(*[(1 - RATIO * strength, 1 + RATIO * strength)] * 4)
 
@@ -42,10 +42,10 @@ def even_ratios(strength):
 def histograms():
     """Autocontrast, and equalisation: Keras's takes a batch as one image, and is given them one by one."""
     contrast, equalization = keras.layers.AutoContrast(**COLOUR), keras.layers.Equalization(**COLOUR)
-    return [of_layer(contrast), lambda images, seed: tf.map_fn(equalization, images)]
+    return [layer_step(contrast), lambda images, seed: tf.map_fn(equalization, images)]
 
 
-def levels(strength):
+def quantisations(strength):
     """Posterisation to fewer bits, 4 at the largest strength, and inversion of what is brighter than a threshold.
 
     Keras's `Solarization` draws thresholds from 0 on, whatever their lower bound (3.15).
@@ -56,22 +56,22 @@ def levels(strength):
         return tf.where(images < threshold, images, 1 - images)
 
     bits = 8 - round(BITS * strength), 8  # the upper one is not among them
-    return [of_layer(keras.layers.RandomPosterization(bits, seed=0, **COLOUR)), solarize]
+    return [layer_step(keras.layers.RandomPosterization(bits, seed=0, **COLOUR)), solarize]
 
 
 def shears(least, most):
     """Shears along rows and along columns, which leave the upper left corner where it is, by shares of the image."""
     bounds = least, most
-    return [of_layer(keras.layers.RandomShear(**{axis: bounds}, **SHAPE)) for axis in ("x_factor", "y_factor")]
+    return [layer_step(keras.layers.RandomShear(**{axis: bounds}, **SHAPE)) for axis in ("x_factor", "y_factor")]
 
 
 def rotation(most):
     """A rotation by up to a share of the full circle."""
-    return of_layer(keras.layers.RandomRotation(most, **SHAPE))
+    return layer_step(keras.layers.RandomRotation(most, **SHAPE))
 
 
-def shapes(strength):
+def geometric(strength):
     """Rotation, shears and translations, zeros coming in."""
     most = strength * TRANSLATION
     moves = [keras.layers.RandomTranslation(*factors, **SHAPE) for factors in ((0.0, most), (most, 0.0))]
-    return [rotation(strength * ROTATION), *shears(0.0, strength * SHEAR), *map(of_layer, moves)]
+    return [rotation(strength * ROTATION), *shears(0.0, strength * SHEAR), *map(layer_step, moves)]

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_mart.datasets import cropping, operations
-from keras_mart.datasets.steps import in_turn, of_layer, one_of
+from keras_mart.datasets.steps import layer_step, random_choice, sequence
 
 RANDAUGMENT_OPERATIONS, RANDAUGMENT_STRENGTH = 2, 0.5
 AUGMIX_CHAINS, AUGMIX_DEPTH, AUGMIX_STRENGTH = 3, 3, 0.3
@@ -23,11 +23,11 @@ def randaugment():
     choices = [
         lambda images, seed: images,
         *operations.histograms(),
-        *operations.levels(half),
-        *operations.even_ratios(half),
-        *operations.shapes(half),
+        *operations.quantisations(half),
+        *operations.symmetric_ratios(half),
+        *operations.geometric(half),
     ]
-    return in_turn(*[one_of(choices)] * RANDAUGMENT_OPERATIONS)
+    return sequence(*[random_choice(choices)] * RANDAUGMENT_OPERATIONS)
 
 
 def augmix():
@@ -38,7 +38,9 @@ def augmix():
     `tf.data` all batches have the same, and no seed reaches them (3.15).
     """
     strength = AUGMIX_STRENGTH
-    operation = one_of([*operations.histograms(), *operations.levels(strength), *operations.shapes(strength)])
+    operation = random_choice(
+        [*operations.histograms(), *operations.quantisations(strength), *operations.geometric(strength)]
+    )
 
     def step(images, seed):
         each = tf.shape(images)[0], 1, 1, 1
@@ -75,10 +77,12 @@ def idbh():
     changes = [
         *operations.ratios(saturation=wide, brightness=bright, contrast=bright, sharpness=wide),
         *operations.histograms(),
-        one_of(operations.shears(0.05, 0.15)),
+        random_choice(operations.shears(0.05, 0.15)),
         operations.rotation(10 / 360),
     ]
-    return in_turn(cropping.mirrored, cropping.cropshift, one_of(changes), _erasing(probability=1.0, fill_value=0.0))
+    return sequence(
+        cropping.mirrored, cropping.cropshift, random_choice(changes), _erasing(probability=1.0, fill_value=0.0)
+    )
 
 
 def erasing():
@@ -88,4 +92,4 @@ def erasing():
 
 def _erasing(probability, **options):
     layer = keras.layers.RandomErasing((probability, probability), seed=0, **options, **operations.COLOUR)
-    return of_layer(layer)
+    return layer_step(layer)

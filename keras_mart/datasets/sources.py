@@ -9,13 +9,13 @@ import numpy as np
 from keras_mart import checks
 from keras_mart.datasets import cache, folder, npz
 from keras_mart.datasets.arrays import Examples, examples, hold_out
-from keras_mart.datasets.catalogue import Catalogued
-from keras_mart.datasets.images import CHANNELS, SIZES, check_alike
+from keras_mart.datasets.images import CHANNELS, SIZES, check_same_shape
+from keras_mart.datasets.tfds import TFDSDataset
 
 DIGITS = pathlib.Path(__file__).parents[1] / "data" / "digits.npz"
 TEST_FRACTION = 0.2  # where there is no test split
-VALIDATION_FRACTION, MOST_VALIDATION = 0.1, 5000
-KEPT_DECODED = 2**30  # bytes of decoded images up to which a split is decoded once and kept in memory
+VALIDATION_FRACTION, MAX_VALIDATION = 0.1, 5000
+MAX_DECODED_BYTES = 2**30  # bytes of decoded images up to which a split is decoded once and kept in memory
 FORMS = ("digits", "tfds:<name>", "npz:<path>", "folder:<path>")
 COMMON = ("tfds:cifar10", "tfds:cifar100", "tfds:mnist", "tfds:svhn_cropped")  # for the nearest name only
 
@@ -36,22 +36,22 @@ def read(name, data_dir=None, image_size=None, cache=None):
     """Returns the `Source` called `name`; the last two read are kept, as long as their files do not change."""
     if image_size is not None:
         checks.positive_integer(image_size, "image_size")
-    parts, _ = _read(*_located(name, data_dir, cache))
+    parts, _ = _read(*_parse_name(name, data_dir, cache))
     shape = _input_shape(parts, name, image_size)
     splits = dict(parts)
     if "whole" in parts:
-        splits["train"], splits["test"] = _cut(splits.pop("whole"), TEST_FRACTION)
+        splits["train"], splits["test"] = _hold_out_fraction(splits.pop("whole"), TEST_FRACTION)
     if "validation" not in parts:
-        splits["train"], splits["validation"] = _cut(splits["train"], VALIDATION_FRACTION, MOST_VALIDATION)
+        splits["train"], splits["validation"] = _hold_out_fraction(splits["train"], VALIDATION_FRACTION, MAX_VALIDATION)
     return Source(1 + max(int(labels.max()) for _, labels in parts.values()), shape, splits)
 
 
 def class_names(name, data_dir=None, cache=None):
     """Returns the names of the classes, `None` where they have none."""
-    return _read(*_located(name, data_dir, cache))[1]
+    return _read(*_parse_name(name, data_dir, cache))[1]
 
 
-def _cut(examples, fraction, most=None):
+def _hold_out_fraction(examples, fraction, most=None):
     size = int(fraction * len(examples.labels))
     return hold_out(examples, max(1, size if most is None else min(size, most)))
 
@@ -59,7 +59,7 @@ def _cut(examples, fraction, most=None):
 def _input_shape(parts, name, image_size):
     """(height, width, channels) of the images, or what they have after they were resized."""
     for images, _ in parts.values():
-        check_alike(images, SIZES if image_size is None else CHANNELS)
+        check_same_shape(images, SIZES if image_size is None else CHANNELS)
     shapes = [images.shape[1:] for images, _ in parts.values()]
     if image_size is not None:
         shapes = [(image_size, image_size, shape[-1]) for shape in shapes]
@@ -70,10 +70,10 @@ def _input_shape(parts, name, image_size):
 
 def read_extra(name, data_dir=None):
     """Returns the `Examples` of an npz file of images alone or with labels, or else those that `read` trains on."""
-    return _read_extra(name, *_located(name, data_dir, None))
+    return _read_extra(name, *_parse_name(name, data_dir, None))
 
 
-def _located(name, data_dir, cache):
+def _parse_name(name, data_dir, cache):
     """The arguments of `_read`: the last changes when the data do."""
     kind, _, location = name.partition(":")
     if name == "digits":
@@ -82,7 +82,7 @@ def _located(name, data_dir, cache):
         return kind, location, data_dir, cache, None
     if kind in ("npz", "folder") and location:
         path = pathlib.Path(location).expanduser().resolve()
-        return kind, path, None, cache if kind == "folder" else None, folder.state(path)
+        return kind, path, None, cache if kind == "folder" else None, folder.quick_fingerprint(path)
     raise ValueError(
         f"A dataset must be one of {', '.join(FORMS)}. Received: {name!r}.{checks.did_you_mean(name, FORMS + COMMON)}"
     )
@@ -91,7 +91,7 @@ def _located(name, data_dir, cache):
 @functools.lru_cache(maxsize=1)
 def _read_extra(name, kind, location, *others):
     if kind == "npz":
-        there = npz.names(location)
+        there = npz.array_names(location)
         if not {"x_train", *EXTRA_IMAGES} & there:
             raise ValueError(
                 f"Extra data must have the key {' or '.join(EXTRA_IMAGES)}, or x_train, y_train, x_test and y_test. "
@@ -100,7 +100,7 @@ def _read_extra(name, kind, location, *others):
         if "x_train" not in there:
             found = [next((key for key in names if key in there), None) for names in (EXTRA_IMAGES, EXTRA_LABELS)]
             keys = [key for key in found if key]
-            images, *labels = npz.arrays(location, keys)
+            images, *labels = npz.read_arrays(location, keys)
             return examples(images, *labels or [None], f"{', '.join(keys)} of {location}")
     images, labels = read(name, others[0]).splits["train"]
     return Examples(np.asarray(images), labels)
@@ -116,22 +116,22 @@ def _read(kind, location, data_dir, cache_folder, state):
         return _read_digits(), None
     if kind == "npz":
         return _read_npz(location), None
-    source = folder.Folder(location) if kind == "folder" else Catalogued(location, data_dir)
+    source = folder.Folder(location) if kind == "folder" else TFDSDataset(location, data_dir)
     if cache_folder is None:
         parts, names = source.read()
     else:
-        parts, names = cache.kept(cache_folder, f"{kind}:{location}", source)
-    return {part: Examples(_kept_decoded(images), labels) for part, (images, labels) in parts.items()}, names
+        parts, names = cache.load_or_create(cache_folder, f"{kind}:{location}", source)
+    return {part: Examples(_decoded_if_small(images), labels) for part, (images, labels) in parts.items()}, names
 
 
-def _kept_decoded(images):
+def _decoded_if_small(images):
     """Few or small images are decoded once, as an array, as every epoch would take longer than to read them."""
-    small = None not in images.shape and np.prod(images.shape, dtype=np.int64) <= KEPT_DECODED
+    small = None not in images.shape and np.prod(images.shape, dtype=np.int64) <= MAX_DECODED_BYTES
     return np.asarray(images) if small else images
 
 
 def _read_digits():
-    images, labels = npz.arrays(DIGITS, ["images", "labels"])
+    images, labels = npz.read_arrays(DIGITS, ["images", "labels"])
     whole = examples(images.astype(np.float32) / 16, labels, DIGITS)
     rest, test = hold_out(whole, 400)
     train, validation = hold_out(rest, 200)
@@ -139,7 +139,7 @@ def _read_digits():
 
 
 def _read_npz(path):
-    x_train, y_train, x_test, y_test = npz.arrays(path, ["x_train", "y_train", "x_test", "y_test"])
+    x_train, y_train, x_test, y_test = npz.read_arrays(path, ["x_train", "y_train", "x_test", "y_test"])
     return {
         "train": examples(x_train, y_train, f"x_train, y_train of {path}"),
         "test": examples(x_test, y_test, f"x_test, y_test of {path}"),

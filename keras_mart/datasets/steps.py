@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 
-def applied(layer, inputs, seed):
+def apply_layer(layer, inputs, seed):
     """Returns what a Keras layer makes of a batch: a function of the seed only, whatever it has drawn before.
 
     Args:
@@ -23,12 +23,12 @@ def applied(layer, inputs, seed):
         return layer(inputs, training=True)
 
 
-def of_layer(layer):
+def layer_step(layer):
     """The step that a Keras layer takes."""
-    return lambda images, seed: applied(layer, images, seed)
+    return lambda images, seed: apply_layer(layer, images, seed)
 
 
-def one_of(steps):
+def random_choice(steps):
     """The step that takes one of several with each image, all equally likely."""
 
     def step(images, seed):
@@ -43,7 +43,7 @@ def one_of(steps):
     return step
 
 
-def in_turn(*steps):
+def sequence(*steps):
     """The step that takes one after the other."""
 
     def step(images, seed):

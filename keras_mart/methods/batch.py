@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mart import checks, distribution, losses
-from keras_mart.datasets.batches import FILLED
+from keras_mart.datasets.batches import PADDED_LENGTH
 
 
 class Outputs(NamedTuple):
@@ -79,7 +79,7 @@ class Batch(NamedTuple):
 
 def of(data):
     """Returns this replica's `Batch` of what `fit` and `evaluate` hand on."""
-    data, real = (data[:-1], data[-1]) if isinstance(data, tuple) and len(data) == FILLED else (data, None)
+    data, real = (data[:-1], data[-1]) if isinstance(data, tuple) and len(data) == PADDED_LENGTH else (data, None)
     images, index, labels, weights = checks.unpacked(data)
     labels = ops.cast(labels, "float32") if checks.are_soft(labels) else losses.hard(labels)
     tensors = {"images": ops.cast(images, "float32"), "labels": labels}

@@ -20,7 +20,7 @@ from keras import ops
 from keras_mart import checks, distribution, folding, losses, memory
 from keras_mart.attacks.base import Attack, Rounds
 from keras_mart.attacks.inference import compile_by_xla, inference
-from keras_mart.datasets.batches import filled
+from keras_mart.datasets.batches import pad_batches
 from keras_mart.methods import averaging, hyperparameter, parts
 from keras_mart.methods import batch as batches
 from keras_mart.methods.batch import Outputs, Pass
@@ -536,7 +536,7 @@ class AdversarialModel(keras.Model):
         """The data prepared; the last batch of a `tf.data.Dataset` filled up where XLA would compile its size anew."""
         data = distribution.prepared(data, self.distribute_strategy)
         own = type(self).test_step is AdversarialModel.test_step  # another's knows nothing of filling
-        return filled(data) if self._xla and own and isinstance(data, tf.data.Dataset) else data
+        return pad_batches(data) if self._xla and own and isinstance(data, tf.data.Dataset) else data
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Private: to build the metrics under a strategy, Keras reads a batch for its shapes, averages the replicas'

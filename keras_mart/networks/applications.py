@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_mart import checks
-from keras_mart.networks.bridges import PREPROCESSING, on_unit_images, with_classes
+from keras_mart.networks.adapters import PREPROCESSING, on_unit_images, with_classes
 
 IMAGENET_CLASSES = 1000
 WITHOUT_TOP = {"include_top": False, "pooling": "avg"}
@@ -48,11 +48,11 @@ def application(name, num_classes, input_shape, weights="none"):
         ways = [{"weights": os.path.expanduser(weights), **each} for each in (top, of_imagenet, WITHOUT_TOP)]
     else:
         raise ValueError(f"`weights` must be none, imagenet or an existing file. Received: {weights}")
-    network = with_classes(_made(name, num_classes, tuple(input_shape), ways), num_classes)
+    network = with_classes(_build(name, num_classes, tuple(input_shape), ways), num_classes)
     return on_unit_images(network, **_preprocessing(getattr(keras.applications, name)))
 
 
-def _made(name, num_classes, input_shape, ways):
+def _build(name, num_classes, input_shape, ways):
     """The network made in the first of the ways that its weights fit."""
     for number, way in enumerate(ways, 1):
         try:

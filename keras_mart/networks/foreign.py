@@ -69,7 +69,7 @@ def load_torch(path, network, *, key=None, ignore=()):
     left_out = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     groups = _groups({name: value for name, value in tensors.items() if not name.startswith(left_out)}, path)
     layers = _layers(network)
-    names = _official(network, layers)
+    names = _official_names(network, layers)
     pairs = names and _by_name(layers, names, groups)
     if not pairs and str(path).endswith(".safetensors"):
         raise ValueError(
@@ -106,7 +106,7 @@ def save_torch(network, path):
         OSError: the file cannot be written.
     """
     layers = _layers(network)
-    names = _official(network, layers) or [each.layer.name for each in layers]
+    names = _official_names(network, layers) or [each.layer.name for each in layers]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"Layers with weights must have names of their own. Received: several {', '.join(twice)}")
@@ -119,7 +119,7 @@ def save_torch(network, path):
     if network.name.startswith("wide_resnet"):
         block = {name: value for name, value in tensors.items() if name.startswith("block1.")}
         tensors |= {UNUSED + name.removeprefix("block1"): value for name, value in block.items()}
-    with files.whole(path) as unfinished:
+    with files.atomic_file(path) as unfinished:
         torch_files.write(unfinished, tensors)
 
 
@@ -127,14 +127,14 @@ class _Layer:
     """A layer with weights, as both libraries have it.
 
     Args:
-        found: a `walk.Found` of a `keras.layers.Conv2D`, `Dense` or `BatchNormalization`.
+        found: a `walk.WeightedLayer` of a `keras.layers.Conv2D`, `Dense` or `BatchNormalization`.
 
     Raises:
         ValueError: a layer of another kind, or not in its plain form.
     """
 
     def __init__(self, found):
-        self.layer, self.places = found
+        self.layer, self.positions = found
         self.kind = next((kind.__name__ for kind in KINDS if isinstance(self.layer, kind)), None)
         is_plain = getattr(self.layer, "data_format", "channels_last") == "channels_last"
         ours = {id(each) for each in self.variables().values()}
@@ -143,7 +143,7 @@ class _Layer:
                 "Weights are exchanged of channels-last Conv2D, Dense and BatchNormalization layers in their plain "
                 f"form. Received: {self.layer.name!r}, a {type(self.layer).__name__}"
             )
-        if self.places is not None and (self.kind == "Conv2D" or self.places.ndim != 1):
+        if self.positions is not None and (self.kind == "Conv2D" or self.positions.ndim != 1):
             raise ValueError(
                 "Images must keep Keras's order, [height, width, channels], up to a flattening. Received: an operation "
                 f"in front of {self.layer.name!r} that moves their values"
@@ -160,16 +160,16 @@ class _Layer:
     def to_keras(self, name, value):
         """One of PyTorch's tensors as Keras has it."""
         value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-        return value[self.places] if self._is_moved(name) and len(value) == len(self.places) else value
+        return value[self.positions] if self._is_permuted(name) and len(value) == len(self.positions) else value
 
     def to_torch(self, name, value):
         """One of Keras's weights as PyTorch has it."""
-        value = value[np.argsort(self.places)] if self._is_moved(name) else value
+        value = value[np.argsort(self.positions)] if self._is_permuted(name) else value
         return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
 
-    def _is_moved(self, name):
+    def _is_permuted(self, name):
         """Whether a weight has a row for each feature of an input that was moved."""
-        return self.places is not None and (self.kind, name) != ("Dense", "bias")
+        return self.positions is not None and (self.kind, name) != ("Dense", "bias")
 
 
 def _layers(network):
@@ -178,7 +178,7 @@ def _layers(network):
     return [_Layer(found) for found in walk.layers_of(network)]
 
 
-def _official(network, layers):
+def _official_names(network, layers):
     """The official names of a zoo's network's layers, `None` for other networks."""
     layout = next((each for name, each in LAYOUTS.items() if network.name.startswith(name)), None)
     names = [layout and _official_name(layout, each.layer.name) for each in layers]

@@ -7,7 +7,7 @@ import keras
 from keras_mart import folding
 
 
-class End(NamedTuple):
+class OutputCall(NamedTuple):
     """The call that makes a network's output: of what, on which tensors, in which graph."""
 
     operation: object
@@ -16,17 +16,17 @@ class End(NamedTuple):
     images: object
     name: str
 
-    def replaced(self, operation):
+    def with_operation(self, operation):
         """The network with the output of another operation, called on the same tensors."""
-        return self.made(operation(*self.args, **self.kwargs))
+        return self.with_output(operation(*self.args, **self.kwargs))
 
-    def made(self, output):
+    def with_output(self, output):
         """The network with another output, a symbolic tensor of its graph."""
         return keras.Model(self.images, output, name=self.name)
 
 
-def end_of(network):
-    """Returns the `End` of a network.
+def output_call_of(network):
+    """Returns the `OutputCall` of a network.
 
     Raises:
         ValueError: the network is not functional, so that there is no graph to look into.
@@ -44,7 +44,7 @@ def end_of(network):
 
     seen = keras.models.clone_model(graph, clone_function=lambda layer: layer, call_function=call)
     operation, args, kwargs, _ = next(each for each in calls if each[-1] is seen.outputs[0])
-    return End(operation, args, kwargs, seen.inputs[0], network.name)
+    return OutputCall(operation, args, kwargs, seen.inputs[0], network.name)
 
 
 def without_activation(layer):

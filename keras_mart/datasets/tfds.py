@@ -9,10 +9,10 @@ import numpy as np
 from keras_mart import checks
 from keras_mart.datasets import encoded
 from keras_mart.datasets.arrays import examples
-from keras_mart.datasets.images import Images
+from keras_mart.datasets.images import LazyImages
 
 
-class Catalogued:
+class TFDSDataset:
     """A dataset of TFDS, downloaded and prepared.
 
     Args:
@@ -44,7 +44,7 @@ class Catalogued:
         self.has_random_access = self.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
         self.skip_decoding = {"image": tfds.decode.SkipDecoding()}
 
-    def identity(self):
+    def fingerprint(self):
         """What changes when the dataset does: name, version, form, and the size of each split."""
         splits = [(name, self.info.splits[name].num_examples, self.info.splits[name].num_bytes) for name in self.splits]
         return self.info.full_name, self.has_random_access, splits
@@ -67,10 +67,10 @@ class Catalogued:
         content, labels = self._contents(self.splits[part])
 
         def image(number):
-            return encoded.checked(feature.decode_example, content(number), f"image {number} of {origin}")
+            return encoded.decode_checked(feature.decode_example, content(number), f"image {number} of {origin}")
 
         def shape(number):
-            return encoded.shape(io.BytesIO(content(number))) or image(number).shape
+            return encoded.header_shape(io.BytesIO(content(number))) or image(number).shape
 
         if None in feature.shape:
             with concurrent.futures.ThreadPoolExecutor() as threads:
@@ -78,7 +78,7 @@ class Catalogued:
         else:
             shapes = np.broadcast_to(feature.shape, [len(labels), 3])
         name = functools.partial(self.name, part)
-        return examples(Images(image, shapes, name, origin, feature.np_dtype), labels, origin)
+        return examples(LazyImages(image, shapes, name, origin, feature.np_dtype), labels, origin)
 
     def _contents(self, split):
         """Returns what gives the encoded image of a number, and the labels.

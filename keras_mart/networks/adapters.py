@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_mart import checks
-from keras_mart.networks.surgery import end_of, without_activation
+from keras_mart.networks.surgery import output_call_of, without_activation
 
 # As `preprocess_input` of `keras.applications` calls them: the (mean, std) that images in [0, 255] are normalised by.
 PREPROCESSING = {
@@ -55,20 +55,20 @@ def _as_logits(bare, model):
 
 def _unsquashed(model):
     """The network without its last activation, and whatever it returns then."""
-    checks.one_in_one_out(model)
+    checks.single_input_and_output(model)
     if hasattr(model, "outputs"):
         checks.channels_last(model.input_shape, ", which the network takes")
     if not checks.squashes(model):
         return model
-    end = end_of(model)
+    end = output_call_of(model)
     last = end.operation
     if isinstance(last, keras.Model):
-        return end.replaced(_unsquashed(last))
+        return end.with_operation(_unsquashed(last))
     if getattr(last, "axis", -1) not in (-1, len(model.output_shape) - 1):
         raise ValueError(f"The softmax must be over the last axis. Received: {last.name!r} over axis {last.axis}")
     if hasattr(last, "activation") and not isinstance(last, keras.layers.Activation):
-        return end.replaced(without_activation(last))
-    return end.made(end.args[0])
+        return end.with_operation(without_activation(last))
+    return end.with_output(end.args[0])
 
 
 def _of_one_output(model):
@@ -96,15 +96,15 @@ def with_classes(model, num_classes):
     found = _classes(network)
     if found == num_classes:
         return network
-    end = end_of(bare)
+    end = output_call_of(bare)
     if isinstance(end.operation, keras.Model):
-        return end.replaced(with_classes(end.operation, num_classes))
+        return end.with_operation(with_classes(end.operation, num_classes))
     if not isinstance(end.operation, keras.layers.Dense):
         raise ValueError(
             f"A network gets {num_classes} classes in the place of its {found} if a Dense layer is its last. "
             f"Received: {end.operation.name!r}, a {type(end.operation).__name__}"
         )
-    return end.replaced(keras.layers.Dense(num_classes, dtype=end.operation.dtype_policy, name="logits"))
+    return end.with_operation(keras.layers.Dense(num_classes, dtype=end.operation.dtype_policy, name="logits"))
 
 
 def _classes(network):
