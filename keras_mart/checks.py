@@ -104,7 +104,7 @@ def channels_last(shape, where=""):
     if is_channels_first(shape):
         raise ValueError(
             f"Images must be [batch, height, width, channels]. Received: shape {tuple(shape)}{where}. "
-            "Transpose the images by `np.moveaxis(images, 1, -1)`, and put a `keras.layers.Permute((3, 1, 2))` in front "
+            "Transpose the images by `np.moveaxis(images, 1, -1)`, and put `keras.layers.Permute((3, 1, 2))` in front "
             "of the network."
         )
 
@@ -228,9 +228,10 @@ def _last_operation(candidate):
 def _does_not_squash(candidate):
     """Raises ValueError for a model that ends in a softmax or sigmoid."""
     if squashes(candidate):
+        last = _last_operation(candidate).name
         raise ValueError(
-            f"`network` must return logits. Received: a network that ends in {_last_operation(candidate).name!r}, which "
-            "returns probabilities. `keras_mart.networks.logits_of(network)` removes its activation."
+            f"`network` must return logits. Received: a network that ends in {last!r}, which returns probabilities. "
+            "`keras_mart.networks.logits_of(network)` removes its activation."
         )
 
 

@@ -733,7 +733,7 @@ WRONG = [
     ("--optimizer=adam --momentum=0.5", "--momentum is taken by sgd alone", "--optimizer=adam", "--momentum=0.9"),
     ("--augment=cutot", "`augment` must be one of none, crop_flip", "Did you mean 'cutout'?"),
     ("--augment=none,crop", "--augment=none has no other names beside it. Received: --augment=none,crop"),
-    ("--augment=cutout,crop", "`augment` must have one crop at most, and begin with it"),
+    ("--augment=cutout,crop", "`augment` must contain at most one crop, at its beginning"),
     ("--method=at,mma --max_epsilon=0.1 --augment=crop,mixup", "--method=mma keeps", "--augment=crop,mixup"),
     ("--optimizer=adam --weight_decay=0.1", "--weight_decay is taken by sgd, adamw, lion alone"),
     ("--optimizer=adam --nodecay_all", "--decay_all is taken by sgd, adamw, lion alone"),
@@ -1180,7 +1180,7 @@ def test_a_damaged_image_ends_the_run_with_its_name(pictures, tmp_path):
     path.write_bytes(path.read_bytes()[:-40])
     result = command(*pictures, "--image_size=8", "--batch_size=27")
     assert result.status == 2
-    assert result.err == f"keras_mart: Every image must be a whole PNG or JPEG file. Received: {path}\n"
+    assert result.err == f"keras_mart: Every image must be a complete PNG or JPEG file. Received: {path}\n"
 
 
 def test_of_the_test_set_only_what_is_chosen_is_decoded(pictures, monkeypatch):

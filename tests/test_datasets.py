@@ -569,9 +569,9 @@ def test_what_is_damaged_inside_is_told_by_name_when_it_is_decoded(tmp_path, laz
     data = datasets.load(name, remainder="keep", batch_size=4)
     network = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
     network.compile(loss="sparse_categorical_crossentropy")
-    with pytest.raises(tf.errors.OpError, match=r"whole PNG or JPEG file\. Received: .*a/0..\.png") as caught:
+    with pytest.raises(tf.errors.OpError, match=r"complete PNG or JPEG file\. Received: .*a/0..\.png") as caught:
         network.fit(data, shuffle=False, verbose=0)
-    rule = "Every image must be a whole PNG or JPEG file. Received: "
+    rule = "Every image must be a complete PNG or JPEG file. Received: "
     assert str(datasets.refusal(caught.value)) in [rule + str(path) for path in folder.glob("a/*.png")]
     assert datasets.refusal(tf.errors.InvalidArgumentError(None, None, "another")) is None
 
@@ -591,7 +591,7 @@ def test_grey_and_transparent_images_among_others_become_rgb(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "must stay where it was. Received: .*000.png"), (5, r"not change.*\(5, 5, 3\).*\(6, 6, 3\)")],
+    [(None, "must remain in its place .*Received: .*000.png"), (5, r"not change.*\(5, 5, 3\).*\(6, 6, 3\)")],
 )
 def test_a_file_that_changes_while_it_is_in_use_is_told(tmp_path, lazy, content, message):
     data = datasets.load(write_folder(tmp_path), remainder="keep")
@@ -780,7 +780,7 @@ def test_one_process_makes_a_cache_and_the_others_wait(tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_made_whole_is_not_there(tmp_path):
     name, kept = write_folder(tmp_path / "images"), tmp_path / "kept"
     (tmp_path / "images" / "a" / "001.png").write_bytes(PNG[:-40])
-    with pytest.raises(ValueError, match=r"whole PNG or JPEG.*a/001\.png"):
+    with pytest.raises(ValueError, match=r"complete PNG or JPEG.*a/001\.png"):
         datasets.load(name, cache=kept)
     assert [path.name for path in kept.iterdir()] == [".lock"]
 
@@ -795,7 +795,7 @@ def test_a_damaged_cache_is_refused(tmp_path, lazy, part, change):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.unlink() if change == "gone" else path.write_bytes(content[:-1] if change == "cut" else content)
-    with pytest.raises((ValueError, tf.errors.OpError), match=r"must stay as it was made.*kept") as caught:
+    with pytest.raises((ValueError, tf.errors.OpError), match=r"cache must stay unchanged.*kept") as caught:
         list(datasets.load(name, remainder="keep", cache=kept))
     assert (part, change) != ("pixels", "bit") or "damaged pixels of" in str(caught.value)
 
@@ -859,7 +859,7 @@ def test_tfds_without_a_test_split_is_refused(tmp_path, monkeypatch):
 
 def test_tfds_of_another_kind_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(TinyImages, "label_key", "other")
-    with pytest.raises(ValueError, match=r"must classify images.*'other'"):
+    with pytest.raises(ValueError, match=r"must be for image classification.*'other'"):
         datasets.load("tfds:tiny_images", data_dir=tmp_path)
 
 
@@ -880,14 +880,17 @@ def test_tfds_can_prepare_its_own_datasets(tmp_path):
         ({"name": "tfds:cifar1O"}, "must name a TensorFlow dataset.*'cifar1O'.*Did you mean 'cifar10'"),
         ({"split": "validatoin"}, "`split` must be one of.*'validatoin'.*Did you mean 'validation'"),
         ({"augment": "flip"}, "`augment` must be one of crop_flip, crop.*'flip'"),
-        ({"augment": "crop", "split": "test"}, "`augment` is for split='train' alone.*'test'"),
-        ({"augment": ("cutout", "crop")}, "must have one crop at most, and begin with it.*'cutout', 'crop'"),
-        ({"augment": "mixup", "with_index": True}, "Mixed images have no index: leave out .*'mixup'"),
-        ({"augment": keras.layers.CutMix(), "with_index": True}, "Mixed images have no index"),
+        ({"augment": "crop", "split": "test"}, "`augment` applies only to split='train'.*'test'"),
+        ({"augment": ("cutout", "crop")}, "must contain at most one crop, at its beginning.*'cutout', 'crop'"),
+        ({"augment": "mixup", "with_index": True}, "`with_index` must be False if `augment` mixes images.*'mixup'"),
+        (
+            {"augment": keras.layers.CutMix(), "with_index": True},
+            "`with_index` must be False if `augment` mixes images",
+        ),
         ({"augment": keras.layers.AugMix(value_range=(0, 1))}, "without a seed: use 'augmix'"),
         ({"augment": keras.layers.RandomBrightness(0.1)}, r"value_range=\(0, 1\).*value_range=\[0, 255\]"),
         ({"augment": keras.layers.RandomFlip(dtype="bfloat16")}, "must have dtype='float32'.*bfloat16"),
-        ({"augment": keras.layers.CenterCrop(4, 4)}, r"must keep the shape.*\(4, 4, 1\)"),
+        ({"augment": keras.layers.CenterCrop(4, 4)}, r"must keep the shape.*to \(4, 4, 1\)"),
         ({"batch_size": 0}, "`batch_size` must be positive or None.*batch_size=0"),
         ({"batch_size": None, "first_batch": 1}, "`first_batch` needs a `batch_size`.*first_batch=1"),
         ({"name": "npz:/nowhere/data.npz"}, "must be an existing file.*/nowhere/data.npz"),
@@ -918,11 +921,11 @@ def floats(value):
         ({"x_train": floats(-0.5)}, "must lie in .0, 1.*from -0.5 to 1"),
         ({"x_train": floats(np.inf)}, "must lie in .0, 1.*to inf"),
         ({"x_train": floats(np.nan)}, "not contain NaN.*1 NaN"),
-        ({"x_train": numbered(0, TRAIN)[:, :5]}, "one shape.*5, 6, 3.*6, 6, 3"),
+        ({"x_train": numbered(0, TRAIN)[:, :5]}, "same shape.*5, 6, 3.*6, 6, 3"),
         ({"x_train": numbered(0, 0), "y_train": np.zeros(0, int)}, "not be empty.*x_train"),
         ({"x_train": numbered(0, 1), "y_train": np.zeros(1, int)}, "enough examples.*1 examples"),
         ({"y_train": np.zeros(TRAIN)}, "Labels must be integers.*float64"),
-        ({"y_train": np.zeros(TRAIN - 1, int)}, "one length.*40 images and 39 labels"),
+        ({"y_train": np.zeros(TRAIN - 1, int)}, "same length.*40 images and 39 labels"),
         ({"y_train": np.eye(4, dtype=int)[np.arange(TRAIN) % 4]}, r"\(40, 4\).*argmax\(axis=-1\)"),
         ({"y_test": np.arange(TEST) - 1}, "from -1 to 8.*y_test"),
         ({"y_test": np.arange(TEST) + 2**31}, "2147483648.*from 2147483648"),
@@ -955,7 +958,7 @@ def test_damaged_npz(tmp_path, npz, content):
                 archive.writestr(key, value)
         content = path.read_bytes()
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"whole.*data\.npz"):
+    with pytest.raises(ValueError, match=r"complete.*data\.npz"):
         datasets.load(name)
 
 
@@ -965,14 +968,14 @@ PNG, SMALLER_PNG = (tf.io.encode_png(numbered(0, 1, size)[0]).numpy() for size i
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "must hold <class>/ folders"),
-        ({"train/a/0.txt": b"", "test/a/0.txt": b""}, "must hold <class>/ folders"),
+        ({}, "must contain <class>/ folders"),
+        ({"train/a/0.txt": b"", "test/a/0.txt": b""}, "must contain <class>/ folders"),
         ({"train/a/0.png": PNG}, "must have both.*no test/"),
-        ({"train/a/0.png": PNG, "test/b/0.png": PNG}, r"in train/ too.*\['b'\]"),
+        ({"train/a/0.png": PNG, "test/b/0.png": PNG}, r"also be in train/.*\['b'\]"),
         ({"a/0.png": PNG}, "enough examples"),
-        ({"a/0.png": PNG, "b/1.png": SMALLER_PNG}, "one size.*a/0.png.*5, 5, 3.*b/1.png"),
-        ({"a/0.png": PNG, "b/1.png": PNG[:-40]}, "whole PNG or JPEG.*b/1.png"),
-        ({"a/0.jpg": b"", "b/1.png": PNG}, "whole PNG or JPEG.*a/0.jpg"),
+        ({"a/0.png": PNG, "b/1.png": SMALLER_PNG}, "same size.*a/0.png.*5, 5, 3.*b/1.png"),
+        ({"a/0.png": PNG, "b/1.png": PNG[:-40]}, "complete PNG or JPEG.*b/1.png"),
+        ({"a/0.jpg": b"", "b/1.png": PNG}, "complete PNG or JPEG.*a/0.jpg"),
     ],
 )
 def test_bad_folder(tmp_path, files, message):

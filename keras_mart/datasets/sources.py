@@ -1,4 +1,4 @@
-"""Where data come from: a name, read into a train, a validation and a test split."""
+"""Data sources by name, read into a train, a validation and a test split."""
 
 import functools
 import pathlib
@@ -13,19 +13,17 @@ from keras_mart.datasets.images import CHANNELS, SIZES, check_same_shape
 from keras_mart.datasets.tfds import TFDSDataset
 
 DIGITS = pathlib.Path(__file__).parents[1] / "data" / "digits.npz"
-TEST_FRACTION = 0.2  # where there is no test split
+TEST_FRACTION = 0.2  # for sources without a test split
 VALIDATION_FRACTION, MAX_VALIDATION = 0.1, 5000
-MAX_DECODED_BYTES = 2**30  # bytes of decoded images up to which a split is decoded once and kept in memory
+MAX_DECODED_BYTES = 2**30  # a split of at most this size is decoded once and kept in memory
 FORMS = ("digits", "tfds:<name>", "npz:<path>", "folder:<path>")
-COMMON = ("tfds:cifar10", "tfds:cifar100", "tfds:mnist", "tfds:svhn_cropped")  # for the nearest name only
-
-
-# The keys of an npz file of extra images and, if they are known, of their labels.
+COMMON = ("tfds:cifar10", "tfds:cifar100", "tfds:mnist", "tfds:svhn_cropped")  # only for suggestions
+# Keys of an npz file of extra images and, if they are known, of their labels.
 EXTRA_IMAGES, EXTRA_LABELS = ("image", "images"), ("label", "labels")
 
 
 class Source(NamedTuple):
-    """What a name stands for: number of classes, shape of an image, and the examples of each split."""
+    """The data of a name: number of classes, shape of an image, and the examples of each split."""
 
     num_classes: int
     input_shape: tuple[int, int, int]
@@ -33,7 +31,7 @@ class Source(NamedTuple):
 
 
 def read(name, data_dir=None, image_size=None, cache=None):
-    """Returns the `Source` called `name`; the last two read are kept, as long as their files do not change."""
+    """Returns the `Source` of a name. The last two are kept in memory, and read again if their files have changed."""
     if image_size is not None:
         checks.positive_integer(image_size, "image_size")
     parts, _ = _read(*_parse_name(name, data_dir, cache))
@@ -47,7 +45,7 @@ def read(name, data_dir=None, image_size=None, cache=None):
 
 
 def class_names(name, data_dir=None, cache=None):
-    """Returns the names of the classes, `None` where they have none."""
+    """Returns the class names, `None` if there are none."""
     return _read(*_parse_name(name, data_dir, cache))[1]
 
 
@@ -57,24 +55,24 @@ def _hold_out_fraction(examples, fraction, most=None):
 
 
 def _input_shape(parts, name, image_size):
-    """(height, width, channels) of the images, or what they have after they were resized."""
+    """Returns the (height, width, channels) of the images, after resizing if `image_size` is given."""
     for images, _ in parts.values():
         check_same_shape(images, SIZES if image_size is None else CHANNELS)
     shapes = [images.shape[1:] for images, _ in parts.values()]
     if image_size is not None:
         shapes = [(image_size, image_size, shape[-1]) for shape in shapes]
     if len(set(shapes)) > 1:
-        raise ValueError(f"Training and test images must be of one shape. Received: {shapes} in {name}")
+        raise ValueError(f"Training and test images must have the same shape. Received: {shapes} in {name}")
     return shapes[0]
 
 
 def read_extra(name, data_dir=None):
-    """Returns the `Examples` of an npz file of images alone or with labels, or else those that `read` trains on."""
+    """Returns the `Examples` of an npz file of extra data, or the train split of any other source."""
     return _read_extra(name, *_parse_name(name, data_dir, None))
 
 
 def _parse_name(name, data_dir, cache):
-    """The arguments of `_read`: the last changes when the data do."""
+    """Returns the arguments of `_read`. The last one changes whenever the files do."""
     kind, _, location = name.partition(":")
     if name == "digits":
         return kind, None, None, None, None
@@ -91,14 +89,14 @@ def _parse_name(name, data_dir, cache):
 @functools.lru_cache(maxsize=1)
 def _read_extra(name, kind, location, *others):
     if kind == "npz":
-        there = npz.array_names(location)
-        if not {"x_train", *EXTRA_IMAGES} & there:
+        keys_found = npz.array_names(location)
+        if not {"x_train", *EXTRA_IMAGES} & keys_found:
             raise ValueError(
                 f"Extra data must have the key {' or '.join(EXTRA_IMAGES)}, or x_train, y_train, x_test and y_test. "
-                f"Received: {location} with {', '.join(sorted(there)) or 'none'}"
+                f"Received: {location} with {', '.join(sorted(keys_found)) or 'none'}"
             )
-        if "x_train" not in there:
-            found = [next((key for key in names if key in there), None) for names in (EXTRA_IMAGES, EXTRA_LABELS)]
+        if "x_train" not in keys_found:
+            found = [next((key for key in names if key in keys_found), None) for names in (EXTRA_IMAGES, EXTRA_LABELS)]
             keys = [key for key in found if key]
             images, *labels = npz.read_arrays(location, keys)
             return examples(images, *labels or [None], f"{', '.join(keys)} of {location}")
@@ -108,9 +106,9 @@ def _read_extra(name, kind, location, *others):
 
 @functools.lru_cache(maxsize=2)
 def _read(kind, location, data_dir, cache_folder, state):
-    """({"train", "test"[, "validation"]: Examples} or {"whole": Examples}, names of the classes or `None`).
+    """Returns ({"train", "test"[, "validation"]: Examples} or {"whole": Examples}, class names or `None`).
 
-    `state` is unused but as a part of the cache's key.
+    `state` is only part of the `lru_cache` key.
     """
     if kind == "digits":
         return _read_digits(), None
@@ -125,7 +123,7 @@ def _read(kind, location, data_dir, cache_folder, state):
 
 
 def _decoded_if_small(images):
-    """Few or small images are decoded once, as an array, as every epoch would take longer than to read them."""
+    """Decodes images that fit in memory to an array, because decoding them in every epoch would be slower."""
     small = None not in images.shape and np.prod(images.shape, dtype=np.int64) <= MAX_DECODED_BYTES
     return np.asarray(images) if small else images
 

@@ -112,8 +112,8 @@ def _output_positions(stand_in, inputs, given, output):
         if all(each is None for each in given) or (is_one and keeps_shape):
             return given[0]
     raise ValueError(
-        "Values that a flattening or a permutation has moved must keep their positions until the next layer with weights, "
-        f"and nothing else may move them. Received: {stand_in.operation!r}"
+        "Values that a flattening or a permutation has moved must keep their positions until the next layer with "
+        f"weights, and nothing else may move them. Received: {stand_in.operation!r}"
     )
 
 
