@@ -20,7 +20,7 @@ _WRITING: set[pathlib.Path] = set()
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Yields a temporary path to write a file to; when the block ends, the file replaces `path` in one step.
 
         with files.atomic_file("best.keras") as unfinished:
@@ -51,7 +51,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Yields an empty folder to fill; when the block ends, it is renamed to `path`. Otherwise like `atomic_file`.
 
     Args:
@@ -76,7 +76,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike, wait: bool = False) -> Iterator[None]:
+def locked(path: str | os.PathLike[str], wait: bool = False) -> Iterator[None]:
     """Locks out other processes during the block. The lock is released when its process ends, even when it is killed.
 
     Args:
@@ -96,7 +96,7 @@ def locked(path: str | os.PathLike, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def remove(path: str | os.PathLike) -> None:
+def remove(path: str | os.PathLike[str]) -> None:
     """Removes a file or a folder in one step, so that a folder is never seen incomplete. It need not exist."""
     path = pathlib.Path(os.path.abspath(path))
     unfinished = _unfinished_path(path)
@@ -106,7 +106,7 @@ def remove(path: str | os.PathLike) -> None:
     _delete(unfinished)
 
 
-def remove_unfinished(folder: str | os.PathLike, exclusive: bool = False) -> None:
+def remove_unfinished(folder: str | os.PathLike[str], exclusive: bool = False) -> None:
     """Removes the unfinished files and folders that killed processes left in a folder, but not those of live processes.
 
     Args:
@@ -121,7 +121,7 @@ def remove_unfinished(folder: str | os.PathLike, exclusive: bool = False) -> Non
             _delete(path)
 
 
-def sync(path: str | os.PathLike) -> None:
+def sync(path: str | os.PathLike[str]) -> None:
     """Waits until a file, or the list of names in a folder, is written to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -133,7 +133,7 @@ def sync(path: str | os.PathLike) -> None:
         os.close(descriptor)
 
 
-def sync_tree(folder: str | os.PathLike) -> None:
+def sync_tree(folder: str | os.PathLike[str]) -> None:
     """Waits until a folder and everything in it are written to the disk."""
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:

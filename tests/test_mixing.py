@@ -299,7 +299,7 @@ SQUASHING = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.
         ({"data": batches(tiles(), ONES)}, "Labels must be integers.*float64 of an example of `labelled`"),
         ({"augment": "mixup"}, "the labels of `labelled` must be soft: .*'mixup' and integer labels"),
         ({"data": soft(), "extra": (tiles(), EXTRA_LABELS + 1)}, r"Labels must lie in \[0, 3\).*`extra`"),
-        ({"data": labelled(index=True).map(lambda inputs, labels: (inputs, tf.one_hot(labels, 3)))}, "both soft labels"),
+        ({"data": labelled(index=True).map(lambda inputs, labels: (inputs, tf.one_hot(labels, 3)))}, "both soft"),
         ({"extra": EXTRA_IMAGES}, "Extra images need labels, or a `network` that predicts labels. Received: neither"),
         ({"network": "any"}, "if the extra images have labels.*labels and network='any'"),
         ({"extra": (tiles(), ONES)}, "Labels must be integers.*`extra`"),

@@ -395,7 +395,7 @@ def test_weights_fit_a_network_of_keras_own_layers(tmp_path):
         ({"num_classes": 2.5}, "`num_classes` must be an integer of at least 2. Received: num_classes=2.5"),
         ({"normalisation": ((0.5,), (0.5,))}, "`normalisation` must be a pair .* each of the 3 channels"),
         ({"normalisation": ((0.5,) * 3, (0.5,) * 2)}, "`normalisation` must be a pair"),
-        ({"normalisation": ((0.5,) * 3, (0.0,) * 3)}, "std positive"),
+        ({"normalisation": ((0.5,) * 3, (0.0,) * 3)}, "a positive std"),
         ({"normalisation": "imagnet"}, "`normalisation` must be one of cifar10, .* Did you mean 'imagenet'?"),
         ({"normalisation": "cifar10", "input_shape": (32, 32, 1)}, "for 3 channels. Received: normalisation=cifar10"),
     ],

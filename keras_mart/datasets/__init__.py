@@ -187,7 +187,8 @@ def load(
     dataset = dataset.skip(first_batch).map(batch_of, num_parallel_calls=tf.data.AUTOTUNE)
     if batch_size is None:
         dataset = dataset.unbatch()
-    number = count // batch_size if drop else -(-count // (batch_size or 1))
+    size = batch_size or 1
+    number = count // size if drop else -(-count // size)
     return batches.with_options(dataset, number - first_batch)
 
 

@@ -1,11 +1,13 @@
-"""What stands between a Keras classifier and this package, each thing taken away by one function.
+"""Adapts Keras classifiers to this package: logits, images in [0, 1], image size and number of classes.
 
-A network must return logits, and take images in [0, 1] of the data's size: the attack must see all that is done to an
-image, and epsilon must mean the same everywhere. Weights are shared with the network that is given: train a copy where
-that one is to be kept.
+A network must return logits, and take images in [0, 1] of the size of the data: attacks must see all processing of an
+image, and epsilon must mean the same for all networks. Adapted networks share their weights with the given model: train
+a copy to keep the original.
 """
 
 import numbers
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,48 +15,50 @@ from keras import ops
 
 from keras_mart import checks
 from keras_mart.networks.surgery import output_call_of, without_activation
+from keras_mart.typing import ArrayLike
 
-# As `preprocess_input` of `keras.applications` calls them: the (mean, std) that images in [0, 255] are normalised by.
+# (mean, std) of images in [0, 255], by the modes of Keras's `preprocess_input`.
 PREPROCESSING = {
     "tf": (127.5, 127.5),  # to [-1, 1]
     "torch": ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),  # ImageNet's
-    "caffe": ([103.939, 116.779, 123.68], [1.0] * 3),  # ImageNet's, blue before green before red
+    "caffe": ([103.939, 116.779, 123.68], [1.0] * 3),  # ImageNet's, channels in the order blue, green, red
 }
 
 
-def logits_of(model):
+def logits_of(model: keras.Model) -> keras.Model:
     """Returns the network without its last softmax or sigmoid, with the same weights.
 
-    One output z, as for a single sigmoid, becomes the two logits (0, z): their softmax is (1 - sigmoid(z), sigmoid(z)).
-    A network that ends in neither, with several outputs, is returned as it is. Of several sigmoids the logits are
-    returned: the largest is that of the largest probability, but the softmax is another function of them.
+    A single output z, as before a single sigmoid, becomes the two logits (0, z), whose softmax is
+    (1 - sigmoid(z), sigmoid(z)). A network with several outputs that ends in neither activation is returned unchanged.
+    For a sigmoid over several classes, the order of the logits is that of the probabilities, but their softmax differs
+    from the sigmoids.
 
     Args:
-        model: a functional or Sequential `keras.Model` from images to [batch, classes] or [batch, 1]; any other model
-            is taken to return logits.
+        model: a functional or Sequential `keras.Model` from images to [batch, classes] or [batch, 1]. Any other model
+            is assumed to return logits.
 
     Returns:
-        A `keras.Model` from images to [batch, classes] logits. All weights are the given model's.
+        A `keras.Model` from images to [batch, classes] logits, which shares all weights with `model`.
 
     Raises:
-        ValueError: several inputs or outputs, images [batch, channels, height, width], an input that is no dense
-            floats, a softmax over another axis than the last, or a last layer whose weights cannot be shared.
+        ValueError: several inputs or outputs, images [batch, channels, height, width], a sparse or integer input, a
+            softmax over another axis than the last, or a last layer whose weights cannot be shared.
     """
     return _as_logits(_unsquashed(model), model)
 
 
 def _as_logits(bare, model):
-    """The network without its activation, with two logits for one output, in the model's dtype."""
+    """Returns a network without activation as one with at least two logits, in the dtype of the original model."""
     network = _of_one_output(bare)
     if network is model or network.outputs[0].dtype == model.outputs[0].dtype:
         return network
-    # A last softmax is often float32 where the rest of the network is not.
+    # A softmax at the end is often float32 in a network of lower precision.
     logits = ops.cast(network.outputs[0], model.outputs[0].dtype)
     return keras.Model(network.inputs[0], logits, name=model.name)
 
 
 def _unsquashed(model):
-    """The network without its last activation, and whatever it returns then."""
+    """Returns the network without its last activation; a single output stays single."""
     checks.single_input_and_output(model)
     if hasattr(model, "outputs"):
         checks.channels_last(model.input_shape, ", which the network takes")
@@ -78,18 +82,18 @@ def _of_one_output(model):
     return keras.Model(model.inputs[0], ops.pad(model.outputs[0], [[0, 0], [1, 0]]), name=model.name)
 
 
-def with_classes(model, num_classes):
-    """Returns the network of so many classes: `logits_of` it, with a new last layer where it has another number.
+def with_classes(model: keras.Model, num_classes: int) -> keras.Model:
+    """Returns `logits_of(model)`, with a new last layer if it has another number of classes.
 
-    The new layer is a `keras.layers.Dense` with a bias and Keras's default initialisation. All others are shared.
+    The new layer is a `keras.layers.Dense` with a bias and Keras's default initialisation. All other layers are shared.
 
     Args:
-        model: as in `logits_of`. That of another number of classes ends in a `keras.layers.Dense`, apart from its last
-            softmax or sigmoid.
+        model: as in `logits_of`. If its number of classes is to change, its last layer must be a `keras.layers.Dense`,
+            apart from a softmax or sigmoid.
         num_classes: integer, at least 2.
 
     Raises:
-        ValueError: a model of another number of classes with another last layer; or as `logits_of`.
+        ValueError: the number of classes differs and the last layer is no Dense layer; or as `logits_of`.
     """
     bare = _unsquashed(model)
     network = _as_logits(bare, model)
@@ -101,41 +105,48 @@ def with_classes(model, num_classes):
         return end.with_operation(with_classes(end.operation, num_classes))
     if not isinstance(end.operation, keras.layers.Dense):
         raise ValueError(
-            f"A network gets {num_classes} classes in the place of its {found} if a Dense layer is its last. "
+            f"To change the number of classes from {found} to {num_classes}, the last layer must be a Dense layer. "
             f"Received: {end.operation.name!r}, a {type(end.operation).__name__}"
         )
     return end.with_operation(keras.layers.Dense(num_classes, dtype=end.operation.dtype_policy, name="logits"))
 
 
 def _classes(network):
-    """The number of classes of a network, which is tried where it is no functional one."""
+    """Returns the number of classes of a network; one without a known output shape is called on zeros."""
     if hasattr(network, "outputs"):
         return network.output_shape[-1]
     return checks.classes(network, np.zeros((1, *checks.image_shape(network)), "float32"))
 
 
-def on_unit_images(model, preprocessing=None, *, scale=None, mean=None, std=None):
-    """Returns a network that takes images in [0, 1] and gives the model what it was trained on.
+def on_unit_images(
+    model: keras.Model,
+    preprocessing: str | None = None,
+    *,
+    scale: float | None = None,
+    mean: float | ArrayLike | None = None,
+    std: float | ArrayLike | None = None,
+) -> keras.Model:
+    """Returns a network that takes images in [0, 1] and normalises them for a model.
 
-    That is (scale * x - mean) / std, computed in float32 inside the network, where attacks see it.
+    The model receives (scale * x - mean) / std, computed in float32 inside the network, where attacks see it.
 
     Args:
         model: a built `keras.Model`.
-        preprocessing: "tf", "torch" or "caffe", as in `keras.applications`: scale, mean and std of that name (and
-            "caffe" turns the channels round). Then no other argument is given.
-        scale: the largest value that the model was trained on, such as 255; 1 by default.
-        mean, std: in the units of `scale`; a number, or one for each channel. 0 and 1 by default.
+        preprocessing: "tf", "torch" or "caffe": the scale, mean and std of this mode of `keras.applications` ("caffe"
+            also reverses the channels). It replaces the other arguments.
+        scale: the largest pixel value that the model was trained on, such as 255; by default 1.
+        mean, std: in the units of `scale`; a number, or one for each channel; by default 0 and 1.
 
     Returns:
         A `keras.Model` that contains the given one.
 
     Raises:
-        ValueError: no argument or too many, an unknown name, a number of channels that does not fit.
+        ValueError: no arguments or incompatible ones, an unknown name, or a number of channels that does not fit.
     """
     given = [each for each in (scale, mean, std) if each is not None]
     if (preprocessing is None) == (not given):
         raise ValueError(
-            "`on_unit_images` takes either `preprocessing` or some of `scale`, `mean` and `std`. "
+            "`on_unit_images` takes either `preprocessing` or at least one of `scale`, `mean` and `std`. "
             f"Received: preprocessing={preprocessing!r}, scale={scale}, mean={mean}, std={std}"
         )
     shape = checks.image_shape(model)
@@ -143,13 +154,13 @@ def on_unit_images(model, preprocessing=None, *, scale=None, mean=None, std=None
         checks.one_of(preprocessing, PREPROCESSING, "preprocessing")
         scale, (mean, std) = 255, PREPROCESSING[preprocessing]
     scale = 1.0 if scale is None else scale
-    mean, std = (_by_channel(each, default, shape[-1]) for each, default in ((mean, 0.0), (std, 1.0)))
-    if not (scale > 0 and np.all(std > 0)):
-        raise ValueError(f"`scale` and `std` must be positive. Received: scale={scale}, std={std.tolist()}")
+    means, stds = (_by_channel(each, default, shape[-1]) for each, default in ((mean, 0.0), (std, 1.0)))
+    if not (scale > 0 and np.all(stds > 0)):
+        raise ValueError(f"`scale` and `std` must be positive. Received: scale={scale}, std={stds.tolist()}")
     images = keras.Input(shape, name="images")
-    turned = ops.flip(images, axis=-1) if preprocessing == "caffe" else images
-    # float32: half precision would round before the mean is taken off.
-    normalised = keras.layers.Rescaling((scale / std).tolist(), (-mean / std).tolist(), dtype="float32")(turned)
+    channels = ops.flip(images, axis=-1) if preprocessing == "caffe" else images
+    # float32, because half precision would round before the mean is subtracted.
+    normalised = keras.layers.Rescaling((scale / stds).tolist(), (-means / stds).tolist(), dtype="float32")(channels)
     return keras.Model(images, model(normalised), name=model.name)
 
 
@@ -157,51 +168,57 @@ def _by_channel(value, default, channels):
     value = np.asarray(default if value is None else value, "float64")
     if value.shape not in ((), (1,), (channels,)):
         raise ValueError(
-            f"`mean` and `std` must be numbers, or one for each of the {channels} channels. Received: {value.tolist()}"
+            f"`mean` and `std` must be a number, or one for each of the {channels} channels. Received: {value.tolist()}"
         )
     return np.broadcast_to(value, (channels,))
 
 
-def resized(model, size):
-    """Returns a network that takes images of another size and resizes them for the model, by bilinear interpolation.
+def resized(model: keras.Model, size: Sequence[int]) -> keras.Model:
+    """Returns a network that takes images of another size and resizes them for the model by bilinear interpolation.
 
-    The resizing is inside the network, where attacks see it. Epsilon is then that of the images before it. In Linf it
-    means the same after it. In L2 a change of length d has about length k d after images were enlarged k times.
+    The resizing is inside the network, where attacks see it, so epsilon refers to the images before resizing. In Linf
+    it is the same after resizing. In L2, a change of length d has about length k d after images are enlarged k times.
 
-    Differences: larger images are averaged over whole blocks of pixels first, because XLA cannot compile Keras's
+    Differences: larger images are first averaged over whole blocks of pixels, because XLA cannot compile Keras's
     antialiasing.
 
     Args:
         model: a built `keras.Model` that takes images of one height and width.
-        size: (height, width) of the images to take.
+        size: (height, width) of the images.
 
     Returns:
-        A `keras.Model` that contains the given one; the given one itself where it takes that size.
+        A `keras.Model` that contains `model`, or `model` itself if it takes images of this size.
     """
     height, width, channels = checks.image_shape(model)
     if all(own in (None, given) for own, given in zip((height, width), size, strict=True)):
         return model
     if None in (height, width):
-        raise ValueError(f"`model` must take images of one height and width. Received: {(height, width, channels)}")
+        raise ValueError(f"`model` must take images of a fixed height and width. Received: {(height, width, channels)}")
     images = keras.Input((*size, channels), name="images")
     block = min(size[0] // height, size[1] // width)
     smaller = ops.average_pool(images, block, padding="same") if block > 1 else images
-    # No `keras.layers.Resizing`: by its default it puts all layers behind it into training mode.
+    # Not `keras.layers.Resizing`, which by default puts all layers after it into training mode.
     return keras.Model(images, model(ops.image.resize(smaller, (height, width))), name=model.name)
 
 
-def adapted(model, input_shape, *, preprocessing=None, num_classes=None):
-    """Returns a network that this package takes, made from a model by the functions above, and what was done.
+def adapted(
+    model: keras.Model,
+    input_shape: Sequence[int] | None,
+    *,
+    preprocessing: str | float | None = None,
+    num_classes: int | None = None,
+) -> tuple[keras.Model, list[str]]:
+    """Adapts a model to this package by the functions above; returns the network and a description of the changes.
 
     Args:
-        model: a built `keras.Model`; it shares its weights.
-        input_shape: (height, width, channels) of the images; `None` for those that the model takes.
-        preprocessing: what the model wants instead of images in [0, 1]: a name as in `on_unit_images`, or a number,
-            its `scale`; `None` for nothing else.
-        num_classes: as in `with_classes`; `None` for as many as there are.
+        model: a built `keras.Model`; the network shares its weights.
+        input_shape: (height, width, channels) of the images; `None` for the model's own.
+        preprocessing: the preprocessing that the model expects, as a name of `on_unit_images` or a number, its `scale`;
+            `None` if it takes images in [0, 1].
+        num_classes: as in `with_classes`; `None` keeps the number of classes.
 
     Returns:
-        (network, list of texts, each saying one thing that was done).
+        (network, list of sentences, one for each change).
 
     Raises:
         ValueError: as the functions above.
@@ -213,15 +230,18 @@ def adapted(model, input_shape, *, preprocessing=None, num_classes=None):
         done.extend([text] if new is not network else [])
         network = new
 
-    take(logits_of(model), "its last activation was taken off: it returns logits")
+    take(logits_of(model), "its last activation is removed: it returns logits")
     if num_classes not in (None, _classes(network)):
-        take(with_classes(model, num_classes), f"its last layer is a new one, of {num_classes} classes")
+        take(with_classes(model, num_classes), f"its last layer is replaced by a new one, for {num_classes} classes")
     if preprocessing is not None:
-        of_number = isinstance(preprocessing, numbers.Real)
-        how = {"scale": preprocessing} if of_number else {"preprocessing": preprocessing}
-        text = f"times {preprocessing:g}" if of_number else f'as by "{preprocessing}"'
-        take(on_unit_images(network, **how), f"images in [0, 1] are normalised inside it, {text}")
+        is_scale = isinstance(preprocessing, numbers.Real)
+        arguments: dict[str, Any] = {"scale": preprocessing} if is_scale else {"preprocessing": preprocessing}
+        text = f"multiplied by {preprocessing:g}" if is_scale else f'normalised as by "{preprocessing}"'
+        take(on_unit_images(network, **arguments), f"images in [0, 1] are {text} inside it")
     if input_shape is not None:
         size = tuple(input_shape[:2])
-        take(resized(network, size), f"images of {size[0]}x{size[1]} are resized inside it; epsilon is theirs")
+        take(
+            resized(network, size),
+            f"images of {size[0]}x{size[1]} are resized inside it; epsilon refers to the images before resizing",
+        )
     return network, done

@@ -1,4 +1,4 @@
-"""The layers with weights of a network in order, and where the features come from that they are given."""
+"""The layers with weights of a network in PyTorch's order, with the order of their input features."""
 
 from typing import NamedTuple
 
@@ -13,8 +13,8 @@ class WeightedLayer(NamedTuple):
 
     Attributes:
         layer: a `keras.layers.Layer`.
-        positions: for each value of its input where it stands in PyTorch's [channels, height, width] order, where a
-            flattening or another operation has moved it; `None` where Keras's channels-last order is PyTorch's order.
+        positions: for each value of its input, its position in PyTorch's [channels, height, width] order, if a
+            flattening or another operation has moved the values; `None` if the orders correspond.
     """
 
     layer: keras.layers.Layer
@@ -22,13 +22,13 @@ class WeightedLayer(NamedTuple):
 
 
 def layers_of(network):
-    """Returns a `WeightedLayer` for each layer with weights, in the order in which PyTorch's code lists them.
+    """Returns a `WeightedLayer` for each layer with weights, in the usual order of PyTorch code.
 
-    That is the order of the graph; of the branches that an operation joins, the longest comes first: the main branch of
-    a block, then its shortcut.
+    That is the order of the graph. Where an operation joins branches, the longest comes first: the main branch of a
+    block before its shortcut.
 
     Raises:
-        ValueError: a network that is not functional, or a layer that is given features in two orders.
+        ValueError: the network is not functional, or a layer is called on features in two different orders.
     """
     found = []
     _walk(network, None, found)
@@ -36,12 +36,14 @@ def layers_of(network):
     for each in found:
         first = layers.setdefault(id(each.layer), each)
         if not _are_equal(first.positions, each.positions):
-            raise ValueError(f"A layer must be given its features in one order. Received: {each.layer!r}, given two")
+            raise ValueError(
+                f"A layer must always be called on features in the same order. Received: {each.layer!r} with two orders"
+            )
     return list(layers.values())
 
 
 def _walk(network, positions, found):
-    """Adds the layers of a network to those found; returns the positions of its output."""
+    """Appends the layers of a network to `found`; returns the positions of its output."""
     seen, stand_ins = folding.stand_ins_of(_graph(network))
     known = {id(seen.inputs[0]): positions}
     for stand_in, inputs, output in _depth_first(stand_ins, seen.outputs[0]):
@@ -60,14 +62,14 @@ def _graph(network):
     graph = folding.graph_of(network)
     if graph is None:
         raise ValueError(
-            "Weights are exchanged with functional and Sequential networks of one input and one output. "
+            "To exchange weights with PyTorch, a network must be functional or Sequential with one input and output. "
             f"Received: {network!r}"
         )
     return graph
 
 
 def _depth_first(stand_ins, output):
-    """(stand-in, inputs, output) of each call, behind the calls that it needs, the longest branch first."""
+    """Returns (stand-in, inputs, output) of each call, after the calls it depends on, the longest branch first."""
     calls, depth = {}, {}
     for stand_in in stand_ins:
         for args, kwargs, made in stand_in.calls:
@@ -89,17 +91,17 @@ def _depth_first(stand_ins, output):
 
 
 def _length(operation):
-    """The number of operations that an operation consists of."""
+    """Returns the number of operations in an operation, which may be a model."""
     if isinstance(operation, keras.Model):
         return sum(map(_length, _graph(operation).operations))
     return 0 if isinstance(operation, keras.layers.InputLayer) else 1
 
 
 def _output_positions(stand_in, inputs, given, output):
-    """The positions of the output of an operation without weights.
+    """Returns the positions of the output of an operation without weights.
 
-    The operation is tried on the numbers of the positions. Where it only moves them into another shape, they are the
-    output's positions, as those of another layout; where it computes values at their positions, these stay.
+    The operation is called on the positions themselves. If it only moves them into another shape, its result is the
+    positions of the output. If it computes new values in place, the positions stay the same.
     """
     if not inputs or None in inputs[0].shape[1:]:
         return None
@@ -113,28 +115,28 @@ def _output_positions(stand_in, inputs, given, output):
             return given[0]
     raise ValueError(
         "Values that a flattening or a permutation has moved must keep their positions until the next layer with "
-        f"weights, and nothing else may move them. Received: {stand_in.operation!r}"
+        f"weights, and no other operation may move values. Received: {stand_in.operation!r}"
     )
 
 
 def _permuted(stand_in, positions):
-    """The positions where an operation moves them, `None` where it does anything else with the values."""
+    """Returns the positions after an operation that only moves values, `None` if it does anything else."""
     args, kwargs, _ = stand_in.calls[0]
-    # Integers, which no precision rounds; from 1 on, which no ReLU changes.
+    # Positive integers are neither rounded in any precision nor changed by a ReLU.
     numbers = keras.ops.convert_to_tensor(positions[None] + 1, "int32")
     args, kwargs = keras.tree.map_structure(
         lambda each: numbers if isinstance(each, keras.KerasTensor) else each, (args, kwargs)
     )
     try:
         found = np.asarray(stand_in.operation(*args, **kwargs))[0] - 1
-    except Exception:  # what takes no integers, or not twice the same, moves nothing
+    except Exception:  # an operation that does not take these integers does not only move values
         return None
     is_permutation = found.size == positions.size and np.array_equal(np.sort(found, None), np.arange(positions.size))
     return found.astype("int64") if is_permutation else None
 
 
 def _default_positions(shape):
-    """The positions of values in Keras's order: of images [height, width, channels], of anything else as it is."""
+    """Returns the positions of values that are in Keras's order, which for images is [height, width, channels]."""
     numbers = np.arange(int(np.prod(shape)))
     if len(shape) != 3:
         return numbers.reshape(shape)
