@@ -207,7 +207,7 @@ def test_networks_of_the_zoo_go_to_pytorch_and_back(name, torch, tmp_path):
     # By the official names, in any order and after any prefix.
     backwards = {f"module.model.{name}": tensors[name] for name in reversed(tensors)}
     assert_equal(load_torch(archive(tmp_path / "backwards.pt", dictionary(backwards)), make()), network)
-    # By the order, under any names.
+    # By the order, with any names.
     layer_names = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors if not name.startswith("sub_block1")))
     renamed = {
         f"{layer_names.index(layer)}.{part}": tensors[f"{layer}.{part}"]
@@ -269,7 +269,7 @@ def test_safetensors_are_loaded_by_the_official_names(tmp_path):
 
 
 class Runs:
-    """Would run a command when it is unpickled."""
+    """Runs a command when it is unpickled."""
 
     def __reduce__(self):
         return os.system, ("touch was-here",)
@@ -390,7 +390,7 @@ MOVES = {
 
 @pytest.mark.parametrize("name", MOVES)
 def test_features_are_followed_to_the_dense_layer(name, torch, tmp_path):
-    """In PyTorch the dense layer reads images [channels, height, width], flattened."""
+    """In PyTorch, the dense layer gets flattened images [channels, height, width]."""
     weight = RANDOM.uniform(size=(5, 24)).astype("float32")
     network = moved(MOVES[name])
     tensors = {"fc.weight": weight, "fc.bias": np.zeros(5, "float32")}

@@ -159,7 +159,7 @@ def test_arrays_that_are_mapped_keep_what_was_written_into_them(tmp_path):
                 np.testing.assert_array_equal(got, np.where(wanted >= FIRST, 0, wanted) if mode == "c" else wanted)
 
 
-# Where the labels come from
+# Sources of labels
 
 
 def test_a_network_labels_what_has_no_labels():
@@ -230,7 +230,7 @@ def test_mma_keeps_the_margins_of_extra_examples():
     wrapped.layers[-1].kernel.assign(100 * wrapped.layers[-1].kernel)
     model = build("mma", wrapped)
     assert model.num_examples == LABELLED + EXTRA
-    # All extra examples in one batch, and their labels what the network says: none is misclassified.
+    # All extra examples are in one batch, with the labels that the network predicts: none is misclassified.
     model.fit(mix(labelled(LABELLED, index=True), EXTRA_IMAGES, network=wrapped), shuffle=False, verbose=0)
     assert np.all(model.margins[:EXTRA] > 0)
 
