@@ -15,7 +15,7 @@ from keras_mart import memory
 PROBABILITY_TOLERANCE = 2e-2
 # The probabilities of a soft label sum to 1 within this tolerance, also in half precision.
 SHARES_TOLERANCE = 1e-2
-SOFT_RULE = "Soft labels must have shape [batch, {}], values of at least 0, and rows that sum to 1."
+SOFT_RULE = "Soft labels must be [batch, {}] numbers of at least 0, with rows that sum to 1."
 # The number of images that a network is called on to check its outputs.
 PROBED_IMAGES = 4
 # Images may leave [0, 1] by this much, as resizing can make them; they are clipped.
