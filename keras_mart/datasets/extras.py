@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_mart import checks
 from keras_mart.datasets import arrays, batches
-from keras_mart.datasets.images import LazyImages
+from keras_mart.datasets.images import LazyImages, RowView
 from keras_mart.typing import ArrayLike
 
 LABELLING_BATCH_SIZE = 256
@@ -46,12 +46,12 @@ def _read(extra):
     return images[order], None if labels is None else labels[order]
 
 
-def pseudo_labels(network: keras.Model, images: ArrayLike | LazyImages) -> np.ndarray:
+def pseudo_labels(network: keras.Model, images: ArrayLike | LazyImages | RowView) -> np.ndarray:
     """Returns the [examples] int32 classes that a network predicts.
 
     Args:
-        network: a Keras classifier that returns logits, called in evaluation mode; or a model that wraps one, which
-            calls the network that it evaluates.
+        network: a Keras classifier that returns logits, called in evaluation mode. A model that wraps one calls the
+            network that it evaluates.
         images: [examples, height, width, channels] uint8 array, or floats in [0, 1].
 
     Raises:
