@@ -44,7 +44,7 @@ def examples(images, labels, origin):
 
 
 def hold_out(whole, size):
-    """Holds out `size` examples by a fixed permutation; returns (the rest, the held-out part), in the given order."""
+    """Holds out `size` examples by a fixed permutation; returns (the rest, the held-out part), in their order."""
     if not 0 < size < len(whole.labels):
         raise ValueError(
             "There must be enough examples to hold some out for validation and testing. "

@@ -44,12 +44,12 @@ def logits_of(model: keras.Model) -> keras.Model:
         ValueError: several inputs or outputs, images [batch, channels, height, width], a sparse or integer input, a
             softmax over another axis than the last, or a last layer whose weights cannot be shared.
     """
-    return _as_logits(_unsquashed(model), model)
+    return _as_logits(_without_squashing(model), model)
 
 
 def _as_logits(bare, model):
     """Returns a network without activation as one with at least two logits, in the dtype of the original model."""
-    network = _of_one_output(bare)
+    network = _with_two_logits(bare)
     if network is model or network.outputs[0].dtype == model.outputs[0].dtype:
         return network
     # A softmax at the end is often float32 in a network of lower precision.
@@ -57,7 +57,7 @@ def _as_logits(bare, model):
     return keras.Model(network.inputs[0], logits, name=model.name)
 
 
-def _unsquashed(model):
+def _without_squashing(model):
     """Returns the network without its last activation; a single output stays single."""
     checks.single_input_and_output(model)
     if hasattr(model, "outputs"):
@@ -67,7 +67,7 @@ def _unsquashed(model):
     end = output_call_of(model)
     last = end.operation
     if isinstance(last, keras.Model):
-        return end.with_operation(_unsquashed(last))
+        return end.with_operation(_without_squashing(last))
     if getattr(last, "axis", -1) not in (-1, len(model.output_shape) - 1):
         raise ValueError(f"The softmax must be over the last axis. Received: {last.name!r} over axis {last.axis}")
     if hasattr(last, "activation") and not isinstance(last, keras.layers.Activation):
@@ -75,7 +75,7 @@ def _unsquashed(model):
     return end.with_output(end.args[0])
 
 
-def _of_one_output(model):
+def _with_two_logits(model):
     shape = getattr(model, "output_shape", None) if hasattr(model, "outputs") else None
     if not isinstance(shape, tuple) or shape[1:] != (1,):
         return model
@@ -95,7 +95,7 @@ def with_classes(model: keras.Model, num_classes: int) -> keras.Model:
     Raises:
         ValueError: the number of classes differs and the last layer is no Dense layer; or as `logits_of`.
     """
-    bare = _unsquashed(model)
+    bare = _without_squashing(model)
     network = _as_logits(bare, model)
     found = _classes(network)
     if found == num_classes:
