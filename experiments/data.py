@@ -59,5 +59,5 @@ def kept(name, root, arrays):
 def write(path, **arrays):
     """Writes an npz file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.whole(path) as unfinished, unfinished.open("wb") as file:
+    with files.atomic_file(path) as unfinished, unfinished.open("wb") as file:
         np.savez_compressed(file, **arrays)

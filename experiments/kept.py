@@ -31,7 +31,7 @@ def main(_):
     network = build.network()
     for which in weights.CHECKPOINTS:  # when the last one is there, all is
         weights.read(network, kept, which)
-        with files.whole(getattr(judged, which)) as unfinished:
+        with files.atomic_file(getattr(judged, which)) as unfinished:
             network.save(unfinished)
 
 

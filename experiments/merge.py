@@ -61,7 +61,7 @@ def merge(folder, results):
         sys.exit(f"Runs of one name must be the same training. Received: {'; '.join(contradictions)}")
     results.mkdir(parents=True, exist_ok=True)
     for path, study in studies.items():
-        with files.whole(path) as unfinished:
+        with files.atomic_file(path) as unfinished:
             unfinished.write_text(json.dumps(study, indent=1) + "\n")
 
 

@@ -162,7 +162,7 @@ def _judge(options, name, network, attack):
     kept["seconds"][attack] = round(table.seconds[attack], 1)
     kept |= {"flags": {"precision": "float32"}, "seed": 0, "machine": measure.machine(), "jobs": 1}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.whole(path) as unfinished:
+    with files.atomic_file(path) as unfinished:
         unfinished.write_text(json.dumps(results, indent=1) + "\n")
 
 

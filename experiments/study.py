@@ -165,7 +165,7 @@ class Study:
         for name, value in found.items():
             kept[name] = {**kept.get(name, {}), **value} if isinstance(value, dict) else value
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with files.whole(self.path) as unfinished:
+        with files.atomic_file(self.path) as unfinished:
             unfinished.write_text(json.dumps(self.results, indent=1) + "\n")
 
     def stages(self, run):

@@ -43,7 +43,7 @@ def write(network, kept, which):
     for path in kept.parent.glob(f"{kept.name}-{which}-*-of-*.npz"):
         path.unlink()  # of a training before
     for number, part in enumerate(parts, start=1):
-        with files.whole(_path(kept, which, number, len(parts))) as unfinished:
+        with files.atomic_file(_path(kept, which, number, len(parts))) as unfinished:
             np.savez(unfinished, **part)
 
 

@@ -49,7 +49,7 @@ def main(given):
     }
     folder = pathlib.Path(results.value)
     folder.mkdir(parents=True, exist_ok=True)
-    with files.whole(folder / "wide_resnet.json") as unfinished:
+    with files.atomic_file(folder / "wide_resnet.json") as unfinished:
         unfinished.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

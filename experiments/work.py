@@ -88,7 +88,7 @@ class Work:
         """
         status = self.process.poll()
         seconds = self.before + time.time() - self.begun
-        with files.whole(self.spent) as unfinished:
+        with files.atomic_file(self.spent) as unfinished:
             unfinished.write_text(f"{seconds:.1f}\n")
         if status is not None:
             self.process = None

@@ -171,7 +171,7 @@ def _write(path, arrays, facts, added):
             dtypes[f"{index:04d}"] = array.dtype.name
     state = {"arrays": len(stored), "dtypes": dtypes, "facts": facts}
     text = json.dumps(state, indent=1, default=_python_scalar)  # floats survive the round trip exactly
-    with files.whole_folder(path) as unfinished:
+    with files.atomic_folder(path) as unfinished:
         np.savez(unfinished / ARRAYS, **stored)
         (unfinished / FACTS).write_text(text)
         for name, source in added.items():

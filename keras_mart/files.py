@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, whatever interrupts those who write them."""
+"""Atomic writing of files and folders: an interrupted write leaves no incomplete file behind."""
 
 import contextlib
 import errno
@@ -7,61 +7,62 @@ import os
 import pathlib
 import re
 import shutil
+from collections.abc import Iterator
 
-# What a full disk says, what a used-up quota says, and what a limit on the size of files says.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What folders say on file systems that cannot sync them.
-UNSYNCED = (errno.EINVAL, errno.ENOTSUP)
-# Names of what is being written, or was when its process was killed; the number is the process's.
+# Errors of a full disk, an exhausted quota and a limit on the size of files.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Errors of file systems that cannot sync folders.
+SYNC_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP)
+# Names of unfinished files and folders, with the id of the process that writes them, or did when it was killed.
 UNFINISHED = re.compile(r"\.unfinished-(\d+)-.+", re.DOTALL)
-# What this very process is writing.
-_WRITING = set()
+# The unfinished files and folders of this process.
+_WRITING: set[pathlib.Path] = set()
 
 
 @contextlib.contextmanager
-def whole(path):
-    """Gives a path to write a file at; when the block ends, the file takes the place of `path` in one step.
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Yields a temporary path to write a file to; when the block ends, the file replaces `path` in one step.
 
-        with files.whole("best.keras") as unfinished:
+        with files.atomic_file("best.keras") as unfinished:
             model.save(unfinished)
 
-    The file is on the disk before it takes the place. A process or a machine that dies leaves the old file or the new
-    one; an exception in the block leaves the old one.
+    The file is synced to the disk before it replaces the old one. If the process or the machine dies, either the old or
+    the new file is there; after an exception in the block, the old one is.
 
     Args:
-        path: str or path of a file in a folder that exists. Of a symbolic link the target is replaced.
+        path: str or path of a file in an existing folder. If it is a symbolic link, its target is replaced.
 
     Yields:
-        `pathlib.Path` beside it, hidden and with the same suffix; nothing is there yet.
+        `pathlib.Path` of a hidden file in the same folder, with the same suffix. It does not exist yet.
 
     Raises:
         FileExistsError: `path` is a folder or a device.
-        OSError: there is no room, or the file cannot be written.
+        OSError: the disk is full, or the file cannot be written.
     """
     path = pathlib.Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
-        raise FileExistsError(errno.EEXIST, "Only a file can be replaced by a file", str(path))
+        raise FileExistsError(errno.EEXIST, "A file can replace only a file", str(path))
     with _unfinished(path) as unfinished:
         yield unfinished
         sync(unfinished)
         unfinished.replace(path)
-        _delete(unfinished)  # where both are names of one file already, neither goes
+        _delete(unfinished)  # `replace` does nothing where both are hard links to one file
     sync(path.parent)
 
 
 @contextlib.contextmanager
-def whole_folder(path):
-    """Gives an empty folder to fill; when the block ends, it becomes `path` in one step. Otherwise like `whole`.
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Yields an empty folder to fill; when the block ends, it is renamed to `path`. Otherwise like `atomic_file`.
 
     Args:
-        path: str or path, in a folder that exists. Nothing may be there.
+        path: str or path, in an existing folder. It must not exist.
 
     Yields:
-        `pathlib.Path` of a hidden folder beside it.
+        `pathlib.Path` of a hidden folder in the same folder.
 
     Raises:
-        FileExistsError: something is there already.
-        OSError: there is no room, or the folder cannot be written.
+        FileExistsError: `path` exists.
+        OSError: the disk is full, or the folder cannot be written.
     """
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, "A folder must be new", str(path))
@@ -75,64 +76,65 @@ def whole_folder(path):
 
 
 @contextlib.contextmanager
-def locked(path, waits=False):
-    """Keeps other processes out of the block; the lock ends with its process, however that ends.
+def locked(path: str | os.PathLike[str], wait: bool = False) -> Iterator[None]:
+    """Locks out other processes during the block. The lock is released when its process ends, even when it is killed.
 
     Args:
-        path: str or path of the lock's file, in a folder that exists. It stays.
-        waits: whether to wait for another process that is in the block.
+        path: str or path of the lock file, in an existing folder. The file is not removed.
+        wait: whether to wait while another process has the lock.
 
     Raises:
-        ValueError: another process is in the block, and this one does not wait.
+        ValueError: another process has the lock, and `wait` is false.
     """
     with open(path, "a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise ValueError(
-                f"One process at a time may work in {pathlib.Path(path).parent}. Received: another one does"
+                f"Only one process at a time may work in {pathlib.Path(path).parent}. Received: another one does"
             ) from None
         yield
 
 
-def remove(path):
-    """Removes a file or a folder in one step: it is never seen in part. What is not there is not missed."""
+def remove(path: str | os.PathLike[str]) -> None:
+    """Removes a file or a folder in one step, so that a folder is never seen incomplete. It need not exist."""
     path = pathlib.Path(os.path.abspath(path))
-    unfinished = _beside(path)
+    unfinished = _unfinished_path(path)
     _delete(unfinished)
     with contextlib.suppress(FileNotFoundError):
         path.rename(unfinished)
     _delete(unfinished)
 
 
-def remove_unfinished(folder, alone=False):
-    """Removes from a folder what killed processes were writing; what living ones write stays.
+def remove_unfinished(folder: str | os.PathLike[str], exclusive: bool = False) -> None:
+    """Removes the unfinished files and folders that killed processes left in a folder, but not those of live processes.
 
     Args:
         folder: str or path.
-        alone: whether no other process can be writing there, whatever its number says: another machine's may be equal.
+        exclusive: whether no other process can be writing there. Process ids are then not looked at: on another
+            machine, the same id may be in use.
     """
     folder = pathlib.Path(os.path.realpath(folder))
     for path in folder.iterdir() if folder.is_dir() else ():
         form = UNFINISHED.fullmatch(path.name)
-        if form and path not in _WRITING and (alone or not _another_lives(int(form[1]))):
+        if form and path not in _WRITING and (exclusive or not _is_another_live_process(int(form[1]))):
             _delete(path)
 
 
-def sync(path):
-    """Returns when a file, or the list of names in a folder, is on the disk."""
+def sync(path: str | os.PathLike[str]) -> None:
+    """Waits until a file, or the list of names in a folder, is written to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in UNSYNCED or not os.path.isdir(path):
+        if error.errno not in SYNC_UNSUPPORTED or not os.path.isdir(path):
             raise
     finally:
         os.close(descriptor)
 
 
-def sync_tree(folder):
-    """Returns when a folder and all that is in it are on the disk."""
+def sync_tree(folder: str | os.PathLike[str]) -> None:
+    """Waits until a folder and everything in it are written to the disk."""
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
             sync(os.path.join(parent, name))
@@ -141,32 +143,32 @@ def sync_tree(folder):
 
 @contextlib.contextmanager
 def _unfinished(path):
-    unfinished = _beside(path)
+    unfinished = _unfinished_path(path)
     _WRITING.add(unfinished)
     try:
-        _delete(unfinished)  # of a killed process that had the same number
+        _delete(unfinished)  # left by a killed process of the same id
         yield unfinished
     except BaseException as error:
         _delete(unfinished)
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise OSError(
                 error.errno,
-                f"There must be room for {path}, which could not be written; what was there before is untouched. "
+                f"There must be enough disk space to write {path}; an existing file is unchanged. "
                 f"Received: {os.strerror(error.errno)}",
             ) from error
         if isinstance(error, OSError) and str(error.filename) == str(unfinished):
-            error.filename = str(path)  # the name that the user knows
+            error.filename = str(path)  # the path that the user knows
         raise
     finally:
         _WRITING.discard(unfinished)
 
 
-def _beside(path):
+def _unfinished_path(path):
     return path.with_name(f".unfinished-{os.getpid()}-{path.name}")
 
 
 def _delete(path):
-    """Removes a file or a folder as far as possible: it is in nobody's way, and is tried again."""
+    """Removes a file or a folder, ignoring errors: a hidden remainder does no harm, and is removed later."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
         return
@@ -174,14 +176,14 @@ def _delete(path):
         path.unlink()
 
 
-def _another_lives(process):
-    """Whether another process than this one has that number. In a container each run may have the same."""
+def _is_another_live_process(process):
+    """Returns whether another live process has this id. In a container, each run may have the same id."""
     if process == os.getpid():
         return False
     try:
-        os.kill(process, 0)  # asks, and ends nothing
+        os.kill(process, 0)  # signal 0 only checks that the process exists
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        pass  # another user's
+        pass  # the process of another user
     return True

@@ -179,7 +179,7 @@ def test_labels_may_have_an_axis_more(network):
         (np.full_like(X, np.nan), Y, "must not contain NaN"),
         (X[..., 0], Y, r"must have shape \(None, 6, 6, 1\).* Received: \(8, 6, 6\)"),
         (X[:0], Y[:0], "must not be empty"),
-        (X, Y[:-1], "Each image needs a label. Received: 8 images, 7 labels"),
+        (X, Y[:-1], "Every image must have a label. Received: 8 images, 7 labels"),
         (X, np.eye(4)[Y], r"Soft labels must be \[batch, 3\].* Received: shape \(8, 4\)"),
         (X, Y.astype("float32"), "must be integers. Received: dtype float32"),
         (X, Y + 1, r"must lie in \[0, 3\)\. Received: labels from 1 to 3"),

@@ -169,7 +169,7 @@ def test_a_full_disk_leaves_the_earlier_states(tmp_path):
     states = Checkpoints(tmp_path)
     for number in (1, 2):
         save(states, number)
-    with pytest.raises(OSError, match=f"room for {tmp_path}/0000000003, .* before is untouched"), small_files(2000):
+    with pytest.raises(OSError, match=f"write {tmp_path}/0000000003; .* is unchanged"), small_files(2000):
         states.save(3, [np.zeros(1000)], None)
     assert names(tmp_path) == ["0000000001", "0000000002"] and content(states) == (2, 2)
 

@@ -1,4 +1,4 @@
-"""Data and networks of other forms than the usual one: what works, and what is said of the rest."""
+"""Unusual forms of data and networks: those that work, and the errors for the others."""
 
 import keras
 import numpy as np
@@ -27,7 +27,7 @@ def batches(x=X, y=Y, size=4):
 
 
 def stream(x=X, y=Y, size=4, known=False):
-    """A dataset that can be read once."""
+    """Returns a dataset that can be read only once."""
     parts = iter([(x[k : k + size], y[k : k + size]) for k in range(0, len(x), size)])
     spec = (tf.TensorSpec((None, *x.shape[1:]), x.dtype), tf.TensorSpec((None,), y.dtype))
     data = tf.data.Dataset.from_generator(lambda: parts, output_signature=spec)
@@ -62,11 +62,11 @@ def test_a_network_that_is_not_built_is_built_by_what_a_dataset_says():
     build(network=network).fit(stream(), verbose=0)
     assert network.layers[-1].kernel.shape == (36, 3)
     nothing = tf.data.Dataset.from_generator(lambda: iter([(X, Y)]), output_types=("float32", "int32"))
-    with pytest.raises(ValueError, match="The data must say the number of axes"):
+    with pytest.raises(ValueError, match="The data must declare the number of axes"):
         build(network=keras.Sequential([layers.Flatten(), layers.Dense(3)])).fit(nothing, verbose=0)
 
 
-# --- every batch is looked at ---
+# --- every batch is checked ---
 
 
 def spoilt(what):
@@ -82,7 +82,7 @@ def spoilt(what):
 
 FOUND = {
     "images of 0 to 255": r"Images must lie in \[0, 1\] .*Received at {}: values from 0.* to 2\d\d.*255",
-    "NaN": r"hold no NaN\. Received at {}: values from nan",
+    "NaN": r"not contain NaN\. Received at {}: values from nan",
     "labels": r"Labels must lie in \[0, 3\)\. Received at {}: labels from \d to 3\.",
 }
 
@@ -154,7 +154,7 @@ def test_all_data_are_looked_through_before_the_first_attack():
         with pytest.raises(ValueError, match="Images must lie"):
             km.evaluate(model, data, {"a": attack}, batch_size=4, verbose=0)
     assert not attacked
-    # The limit leaves out what is wrong.
+    # The invalid examples lie beyond the limit.
     assert km.evaluate(model, (x, y), {"a": attack}, limit=8, verbose=0).examples == 8
 
 
@@ -185,7 +185,7 @@ def test_a_sequence_is_evaluated_whole():
     class Sequence(keras.utils.PyDataset):
         num_batches = 3
 
-        def __getitem__(self, number):  # it never says where it ends
+        def __getitem__(self, number):  # it never raises at its end
             return X[4 * (number % 3) :][:4], Y[4 * (number % 3) :][:4]
 
     assert km.evaluate(build(), Sequence(), {}, verbose=0).examples == 12
@@ -247,8 +247,8 @@ def test_networks_of_another_structure_are_told_what_they_must_be(case):
 
 PAIRS = tf.data.Dataset.from_tensor_slices(({"image": X, "meta": np.zeros((12, 3))}, Y))
 FORMS = {
-    "unbatched": (tf.data.Dataset.from_tensor_slices((X, Y)), r"must come in batches.*`dataset\.batch\(128\)`"),
-    "unbatched dictionaries": (tf.data.Dataset.from_tensor_slices({"image": X, "label": Y}), "must come in batches"),
+    "unbatched": (tf.data.Dataset.from_tensor_slices((X, Y)), r"must be batches.*`dataset\.batch\(128\)`"),
+    "unbatched dictionaries": (tf.data.Dataset.from_tensor_slices({"image": X, "label": Y}), "must be batches"),
     "other names": (tf.data.Dataset.from_tensor_slices({"x": X, "y": Y}).batch(4), "'image' and 'label'.*{'x', 'y'}"),
     "a dictionary of inputs": (PAIRS.batch(4), "Images must be one tensor.*{'image', 'meta'}"),
     "no labels": (tf.data.Dataset.from_tensor_slices(X).batch(4), "no labels"),
@@ -306,7 +306,7 @@ def test_dictionaries_are_predicted():
 
 
 class Named(keras.Model):
-    """Has attributes of names that Keras's functional models use."""
+    """A model whose attributes have names that Keras's functional models use."""
 
     def __init__(self):
         super().__init__()
@@ -393,7 +393,7 @@ def test_an_h5_file_is_refused_when_it_is_saved(tmp_path):
 
 @pytest.mark.parametrize("chosen", [None, True, False])
 def test_the_end_of_an_iterator_does_not_wait_for_the_autotuner_of_data(chosen, monkeypatch):
-    """Its thread sleeps for up to a minute; who wants it says so."""
+    """The thread of tf.data's autotuner sleeps for up to a minute, so it is off unless enabled explicitly."""
     data, options, seen = batches(), tf.data.Options(), []
     if chosen is not None:
         options.autotune.enabled = chosen

@@ -466,7 +466,7 @@ def test_two_evaluations_of_one_run_at_once(run):
     (run / "evaluating").mkdir()
     with files.locked(run / "evaluating" / "lock"):
         result = command(*flags)
-    assert result.status == 2 and f"One process at a time may work in {run / 'evaluating'}" in result.err
+    assert result.status == 2 and f"Only one process at a time may work in {run / 'evaluating'}" in result.err
     assert command(*flags).status == 0
 
 
@@ -571,7 +571,7 @@ def test_trains_somebodys_network_on(somebodys, tiny, tmp_path):
     others = [flag for flag in tiny if not flag.startswith(("--network", "--depth", "--width"))]
     result = command(*others, f"--network={path}", "--preprocessing=255", "--learning_rate=1e-9", "--mode=train")
     assert result.status == 0, result.err
-    for said in ("its last activation was taken off", "of 3 classes", "times 255", "images of 8x8"):
+    for said in ("its last activation is removed", "of 3 classes", "multiplied by 255", "images of 8x8"):
         assert result.out.count(said) == 1
     trained = keras.saving.load_model(tmp_path / "runs" / "tiny-photos" / "best.keras").network
     kernel = next(each for each in trained.weights if tuple(each.shape) == (3, 3, 1, 2))
@@ -764,7 +764,7 @@ WRONG = [
     ("--optimizer=adam --momentum=0.5", "--momentum is taken by sgd alone", "--optimizer=adam", "--momentum=0.9"),
     ("--augment=cutot", "`augment` must be one of none, crop_flip", "Did you mean 'cutout'?"),
     ("--augment=none,crop", "--augment=none has no other names beside it. Received: --augment=none,crop"),
-    ("--augment=cutout,crop", "`augment` must have one crop at most, and begin with it"),
+    ("--augment=cutout,crop", "`augment` must contain at most one crop, at its beginning"),
     ("--method=at,mma --max_epsilon=0.1 --augment=crop,mixup", "--method=mma keeps", "--augment=crop,mixup"),
     ("--optimizer=adam --weight_decay=0.1", "--weight_decay is taken by sgd, adamw, lion alone"),
     ("--optimizer=adam --nodecay_all", "--decay_all is taken by sgd, adamw, lion alone"),
@@ -1211,7 +1211,7 @@ def test_a_damaged_image_ends_the_run_with_its_name(pictures, tmp_path):
     path.write_bytes(path.read_bytes()[:-40])
     result = command(*pictures, "--image_size=8", "--batch_size=27")
     assert result.status == 2
-    assert result.err == f"keras_mart: Every image must be a whole PNG or JPEG file. Received: {path}\n"
+    assert result.err == f"keras_mart: Every image must be a complete PNG or JPEG file. Received: {path}\n"
 
 
 def test_of_the_test_set_only_what_is_chosen_is_decoded(pictures, monkeypatch):

@@ -27,7 +27,7 @@ FOLDER_TEST_IMAGES = [3, 5, 11, 12, 23, 27, 29, 35, 36, 41, 59, 60]
 
 
 def numbered(first, count, size=6):
-    """uint8 [count, size, size, 3] images without a zero; image k is recognised by its mean and no window repeats."""
+    """Returns uint8 [count, size, size, 3] images without zeros; the first value of image k identifies it."""
     images = np.random.RandomState(first).randint(1, 256, [count, size, size, 3]).astype(np.uint8)
     images[:, 0, 0, 0] = first + np.arange(count) + 1
     return images
@@ -60,7 +60,7 @@ def write_images(folder, images, suffix=".png"):
 
 
 def epoch(dataset):
-    """One iteration as whole arrays: images, labels, or with an index (images, index), labels."""
+    """Iterates once; returns (images, labels) or ((images, index), labels) as arrays."""
     inputs, labels = zip(*dataset.as_numpy_iterator(), strict=True)
     if isinstance(inputs[0], tuple):
         images, index = zip(*inputs, strict=True)
@@ -94,7 +94,7 @@ def test_digits_are_described_and_scaled():
 
 
 def test_digits_split_stays_as_published():
-    # Other numbers here mean another split, and accuracies that no longer compare with those in the docs.
+    # If these numbers change, so has the split, and accuracies cannot be compared with those in the docs.
     labels = [epoch(datasets.load("digits", split, shuffle=False))[1] for split in datasets.SPLITS]
     assert [part[:8].tolist() for part in labels] == DIGITS_FIRST_LABELS
     assert np.concatenate(labels).sum() == 8070  # the sum of all 1,797 labels
@@ -167,7 +167,7 @@ def test_keras_sees_a_new_order_in_each_epoch_of_fit():
             return {"loss": 0.0}
 
     model = Recorder()
-    model.built = True  # Otherwise Keras looks at a batch first to build it, and asks for a call().
+    model.built = True  # otherwise Keras reads a batch to build the model, and needs a call()
     model.compile(run_eagerly=True)
     model.fit(datasets.load("digits", with_index=True, batch_size=1197), epochs=3, shuffle=False, verbose=0)
     assert all(sorted(order) == list(range(1197)) for order in seen) and len(seen) == 3
@@ -195,7 +195,7 @@ def batch_sizes(dataset):
     return sizes
 
 
-def test_what_is_left_over_is_left_out_of_training_others_in_each_epoch():
+def test_training_drops_a_remainder_that_differs_between_epochs():
     dataset = datasets.load("digits", with_index=True, batch_size=500)
     assert batch_sizes(dataset) == [500, 500]
     assert dataset.element_spec[0][0].shape.as_list() == [500, 8, 8, 1]
@@ -206,18 +206,18 @@ def test_what_is_left_over_is_left_out_of_training_others_in_each_epoch():
     assert index_order(whole)[:1000] == index_order(full)
 
 
-def test_what_is_left_over_is_kept_where_it_is_asked_for_and_where_nothing_is_shuffled():
+def test_the_remainder_is_kept_on_request_and_without_shuffling():
     for options in ({"remainder": "keep"}, {"shuffle": False}):
         assert batch_sizes(datasets.load("digits", batch_size=500, **options)) == [500, 500, 197]
     assert batch_sizes(datasets.load("digits", "test", batch_size=300)) == [300, 100]
     assert batch_sizes(datasets.load("digits", "test", batch_size=300, remainder="drop")) == [300]
-    assert batch_sizes(datasets.load("digits", batch_size=2000)) == [1197]  # less than a batch is one
+    assert batch_sizes(datasets.load("digits", batch_size=2000)) == [1197]  # less than one batch is not dropped
 
 
 @pytest.mark.parametrize("with_index", [False, True])
-def test_filled_data_have_batches_of_one_size_and_say_what_is_real(with_index):
+def test_padded_batches_have_one_size_and_mark_real_examples(with_index):
     dataset = datasets.load("digits", "validation", batch_size=50, with_index=with_index)
-    for (images, labels, weights, real), (expected, wanted) in zip(batches.filled(dataset), dataset, strict=True):
+    for (images, labels, weights, real), (expected, wanted) in zip(batches.pad_batches(dataset), dataset, strict=True):
         count = len(wanted)
         assert len(labels) == len(weights) == 50 and real.numpy().tolist() == [1.0] * count + [0.0] * (50 - count)
         for one, other in zip(tf.nest.flatten([images, labels]), tf.nest.flatten([expected, wanted]), strict=True):
@@ -243,7 +243,7 @@ def test_workers_share_out_examples_and_order_is_deterministic():
 
 
 def windows(image, flip):
-    """Every crop of `image`, padded by 4 zeros, and of its mirror image where `flip`."""
+    """Returns every crop of `image` padded by 4 zeros, and with `flip` those of its mirror image."""
     size = image.shape[0]
     padded = [np.pad(view, [(4, 4), (4, 4), (0, 0)]) for view in ([image, image[:, ::-1]] if flip else [image])]
     corners = [(row, column) for row in range(9) for column in range(9)]
@@ -261,7 +261,7 @@ def test_every_crop_is_a_window_of_its_own_image(npz, augment):
         assert any(matches)
         chosen.append(matches.index(True))
     np.testing.assert_array_equal(cropped_labels, labels[index])
-    assert len(set(chosen)) > len(chosen) // 2  # each image has a shift of its own
+    assert len(set(chosen)) > len(chosen) // 2  # shifts differ between images
     mirrored = sum(choice >= 81 for choice in chosen)
     assert mirrored == 0 if augment == "crop" else 0 < mirrored < len(chosen)
 
@@ -301,7 +301,7 @@ def test_an_augmentation_is_a_function_of_the_seed_the_epoch_and_the_batch(npz, 
 
     def load(**options):
         nonlocal given
-        if not isinstance(augment, str):  # with a layer that has drawn another number of times
+        if not isinstance(augment, str):  # with a new layer, whose random state differs
             given = [each(0.2, seed=None) if isinstance(each, type) else each for each in augment]
         return datasets.load(npz(), augment=given, batch_size=8, seed=5, epoch=lambda: now, **options)
 
@@ -331,7 +331,9 @@ def test_recipes_take_grey_images_each_with_its_own_changes(recipe):
 
 def test_one_of_several_steps_is_taken_with_each_image_in_its_place():
     images = tf.reshape(tf.range(300.0), [300, 1, 1, 1])
-    found = steps.one_of([lambda part, _, share=share: part + share for share in (0.25, 0.5, 0.75)])(images, [3, 4])
+    found = steps.random_choice([lambda part, _, share=share: part + share for share in (0.25, 0.5, 0.75)])(
+        images, [3, 4]
+    )
     shares = (found - images).numpy().reshape(-1)
     counts = [int((shares == share).sum()) for share in (0.25, 0.5, 0.75)]
     assert sum(counts) == 300 and min(counts) > 70
@@ -352,7 +354,7 @@ def test_equalisation_and_ratios_are_those_of_single_images():
 
 
 def blocks(images):
-    """(first row, number of rows, first column, number of columns) of what is not zero, which fills its rectangle."""
+    """Returns (first row, rows, first column, columns) of the nonzero values, which must fill a rectangle."""
     found = []
     for image in images[..., 0]:
         rows, columns = (np.flatnonzero(image.any(axis=axis)) for axis in (1, 0))
@@ -392,7 +394,7 @@ def test_cropshift_keeps_a_window_and_puts_it_anywhere():
 
 @pytest.mark.parametrize("augment", ["mixup", "cutmix"])
 def test_mixed_labels_are_the_shares_of_the_images(npz, augment):
-    values = np.uint8([10, 60, 110, 250])  # of the images of each class
+    values = np.uint8([10, 60, 110, 250])  # of the pixels of each class
     name = npz(
         x_train=np.tile(values[np.arange(TRAIN) % 4][:, None, None, None], [1, 32, 32, 3]),
         x_test=np.zeros([TEST, 32, 32, 3], np.uint8),
@@ -404,12 +406,12 @@ def test_mixed_labels_are_the_shares_of_the_images(npz, augment):
     if augment == "mixup":
         np.testing.assert_allclose(images, np.broadcast_to(expected[:, None, None, None], images.shape), atol=1e-6)
     else:
-        np.testing.assert_allclose(images.mean((1, 2, 3)), expected, atol=0.08)  # a part is rounded to pixels
+        np.testing.assert_allclose(images.mean((1, 2, 3)), expected, atol=0.08)  # boxes are rounded to pixels
         assert set(np.unique(np.round(images * 255))) == set(values.tolist())
     assert 0 < (labels.max(1) < 0.99).sum()
 
 
-def test_what_follows_a_crop_gets_the_resized_images(npz):
+def test_augmentations_after_a_crop_get_the_resized_images(npz):
     plain, cut = (
         epoch(datasets.load(npz(), image_size=5, augment=augment, epoch=lambda: 1))[0]
         for augment in ("crop_flip", ("crop_flip", "cutout"))
@@ -436,7 +438,7 @@ def test_float_images_are_kept_and_uint8_divided_by_255(npz):
 
 
 def arrays_of(name):
-    return npz_files.arrays(pathlib.Path(name.removeprefix("npz:")), list(arrays()))
+    return npz_files.read_arrays(pathlib.Path(name.removeprefix("npz:")), list(arrays()))
 
 
 def base(array):
@@ -464,7 +466,7 @@ def mapped_bytes():
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="asks Linux for memory")
-def test_what_was_read_of_a_mapped_file_does_not_stay_in_memory(npz):
+def test_memory_of_a_mapped_file_is_released(npz):
     count, size = 2000, 64
     images = np.zeros([count, size, size, 3], np.uint8)
     name = npz(x_train=images, y_train=np.arange(count) % 4, x_test=images[:1], y_test=[0])
@@ -515,11 +517,11 @@ def test_jpeg_is_decoded_as_libjpeg_does(tmp_path):
     np.testing.assert_array_equal(found, expected)
 
 
-# Images that are decoded as they are needed
+# Images that are decoded when they are needed
 
 
 def write_folder(path, sizes=((6, 6),), suffix=".png", count=12):
-    """A folder of 2 classes, of images of these sizes in turn; returns its name."""
+    """Writes a folder of 2 classes with images of these sizes in turn; returns its dataset name."""
     for label, name in enumerate("ab"):
         images = [
             np.random.RandomState(100 * label + each).randint(1, 256, [*sizes[each % len(sizes)], 3]).astype(np.uint8)
@@ -531,8 +533,8 @@ def write_folder(path, sizes=((6, 6),), suffix=".png", count=12):
 
 @pytest.fixture
 def lazy(monkeypatch):
-    """Nothing is decoded when the data are opened."""
-    monkeypatch.setattr(sources, "KEPT_DECODED", 0)
+    """Disables the decoding of small images when the data are opened."""
+    monkeypatch.setattr(sources, "MAX_DECODED_BYTES", 0)
 
 
 MIXED = [(6, 6), (9, 7), (12, 5), (6, 20)]
@@ -548,7 +550,7 @@ def test_images_are_the_same_whenever_they_are_decoded(tmp_path, monkeypatch):
     name = write_folder(tmp_path)
     at_once = datasets.load(name, **options)
     sources._read.cache_clear()
-    monkeypatch.setattr(sources, "KEPT_DECODED", 0)
+    monkeypatch.setattr(sources, "MAX_DECODED_BYTES", 0)
     decoded = []
     monkeypatch.setattr(
         encoded, "decode", lambda *args, old=encoded.decode, **how: decoded.append(1) or old(*args, **how)
@@ -559,7 +561,7 @@ def test_images_are_the_same_whenever_they_are_decoded(tmp_path, monkeypatch):
     assert len(decoded) == datasets.describe(name).num_examples["train"]
 
 
-def test_what_is_damaged_inside_is_told_by_name_when_it_is_decoded(tmp_path, lazy):
+def test_damaged_files_are_named_when_they_are_decoded(tmp_path, lazy):
     folder = tmp_path / "ü]'"
     name = write_folder(folder)
     for path in folder.glob("a/*.png"):
@@ -567,9 +569,9 @@ def test_what_is_damaged_inside_is_told_by_name_when_it_is_decoded(tmp_path, laz
     data = datasets.load(name, remainder="keep", batch_size=4)
     network = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
     network.compile(loss="sparse_categorical_crossentropy")
-    with pytest.raises(tf.errors.OpError, match=r"whole PNG or JPEG file\. Received: .*a/0..\.png") as caught:
+    with pytest.raises(tf.errors.OpError, match=r"complete PNG or JPEG file\. Received: .*a/0..\.png") as caught:
         network.fit(data, shuffle=False, verbose=0)
-    rule = "Every image must be a whole PNG or JPEG file. Received: "
+    rule = "Every image must be a complete PNG or JPEG file. Received: "
     assert str(datasets.refusal(caught.value)) in [rule + str(path) for path in folder.glob("a/*.png")]
     assert datasets.refusal(tf.errors.InvalidArgumentError(None, None, "another")) is None
 
@@ -589,9 +591,9 @@ def test_grey_and_transparent_images_among_others_become_rgb(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "must stay where it was. Received: .*000.png"), (5, r"not change.*\(5, 5, 3\).*\(6, 6, 3\)")],
+    [(None, "must remain in its place .*Received: .*000.png"), (5, r"not change.*\(5, 5, 3\).*\(6, 6, 3\)")],
 )
-def test_a_file_that_changes_while_it_is_in_use_is_told(tmp_path, lazy, content, message):
+def test_a_file_that_changes_while_it_is_in_use_is_refused(tmp_path, lazy, content, message):
     data = datasets.load(write_folder(tmp_path), remainder="keep")
     for path in tmp_path.glob("*/000.png"):
         path.unlink()
@@ -606,10 +608,13 @@ def test_sizes_are_read_from_headers(channels):
     image = np.random.RandomState(0).randint(0, 256, [7, 5, channels]).astype(np.uint8)
     contents = [tf.io.encode_png(image).numpy(), *([] if channels == 4 else [tf.io.encode_jpeg(image).numpy()])]
     for content in contents:
-        assert encoded.shape(io.BytesIO(content)) == encoded.decode(content).shape == (7, 5, channels)
-    comment = b"\xff\xff\xfe\xff\xff" + bytes(0xFFFF - 2)  # a segment as long as they come, behind a byte to spare
-    assert encoded.shape(io.BytesIO(contents[-1][:2] + comment + contents[-1][2:])) == (7, 5, channels) or channels == 4
-    assert encoded.shape(io.BytesIO(contents[-1][:9])) is encoded.shape(io.BytesIO(b"no image")) is None
+        assert encoded.header_shape(io.BytesIO(content)) == encoded.decode(content).shape == (7, 5, channels)
+    comment = b"\xff\xff\xfe\xff\xff" + bytes(0xFFFF - 2)  # the longest segment, after an additional 0xFF
+    assert (
+        encoded.header_shape(io.BytesIO(contents[-1][:2] + comment + contents[-1][2:])) == (7, 5, channels)
+        or channels == 4
+    )
+    assert encoded.header_shape(io.BytesIO(contents[-1][:9])) is encoded.header_shape(io.BytesIO(b"no image")) is None
 
 
 def test_replicas_share_out_what_is_decoded_as_needed(tmp_path, lazy, two_replicas):
@@ -624,12 +629,12 @@ def test_replicas_share_out_what_is_decoded_as_needed(tmp_path, lazy, two_replic
             np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
-def test_nothing_is_fetched_any_more_when_a_process_ends():
-    # Otherwise it hangs now and then: the interpreter waits for the thread and the thread for the interpreter.
+def test_no_images_are_fetched_when_a_process_ends():
+    # Otherwise the process sometimes hangs: the interpreter and the thread wait for each other.
     program = """
 import atexit, time
 import numpy as np
-def tell():  # behind all that is registered later
+def tell():  # runs after all functions that are registered later
     last = calls.last
     time.sleep(0.3)
     print("running" if calls.running or calls.last > last else "at rest")
@@ -671,7 +676,7 @@ def test_the_shorter_side_is_resized_and_the_middle_kept(tmp_path):
     assert images.dtype == np.float32 and images.min() >= 0 and images.max() <= 1
 
 
-def test_every_source_is_resized_and_what_has_the_size_stays_as_it_is(npz):
+def test_every_source_is_resized_and_images_of_the_right_size_are_unchanged(npz):
     for name, size, channels in (("digits", 8, 1), (npz(), 6, 3)):
         epochs_equal(datasets.load(name, "test"), datasets.load(name, "test", image_size=size))
         images, _ = epoch(datasets.load(name, image_size=5, batch_size=7))
@@ -685,7 +690,7 @@ def test_random_parts_are_within_their_bounds():
     ramp = np.stack(np.broadcast_arrays(*np.ogrid[:height, :width], 0.0), -1).astype(np.float32)
     cut = tf.function(lambda seed: cropping.random_resized_crop(ramp, size, seed, flip=True))
     parts = np.stack([cut([1, number]) for number in range(120)])
-    steps = (parts[:, 1:, 1:, :2] - parts[:, :-1, :-1, :2])[:, 5:-5, 5:-5].mean((1, 2))  # pixels between neighbours
+    steps = (parts[:, 1:, 1:, :2] - parts[:, :-1, :-1, :2])[:, 5:-5, 5:-5].mean((1, 2))  # source pixels per pixel
     mirrored = steps[:, 1] < 0
     extent = np.abs(steps) * size
     area, aspect = extent.prod(1) / (height * width), extent[:, 1] / extent[:, 0]
@@ -721,18 +726,18 @@ def test_random_parts_are_a_function_of_the_seed_the_epoch_and_the_place(tmp_pat
     ("sizes", "options"),
     [([(6, 6)], {}), (MIXED, {"image_size": 4}), (MIXED, {"image_size": 4, "augment": "crop_flip"})],
 )
-def test_what_comes_out_of_the_cache_is_what_is_decoded(tmp_path, monkeypatch, lazy, sizes, options):
+def test_cached_images_equal_decoded_ones(tmp_path, monkeypatch, lazy, sizes, options):
     name, kept = write_folder(tmp_path / "images", sizes, ".jpg"), {"cache": tmp_path / "kept" / "here"}
     epochs_equal(datasets.load(name, batch_size=7, **options), datasets.load(name, batch_size=7, **options, **kept))
     sources._read.cache_clear()
     monkeypatch.setattr(encoded, "decode", None)
-    monkeypatch.setattr(encoded, "shape", None)
+    monkeypatch.setattr(encoded, "header_shape", None)
     again = datasets.load(name, batch_size=7, **options, **kept)
     assert len(list(again)) == 2 and datasets.class_names(name, **kept) == ("a", "b")
     assert len(list((tmp_path / "kept" / "here").glob("[!.]*"))) == 1
 
 
-def test_a_cache_is_of_its_source(tmp_path):
+def test_a_changed_source_has_another_cache(tmp_path):
     name, kept = write_folder(tmp_path / "images"), tmp_path / "kept"
     before = datasets.load_examples(name, "test", [0], cache=kept)[0]
     write_images(tmp_path / "images" / "c", numbered(0, 3))
@@ -749,7 +754,7 @@ def test_a_file_that_moves_to_another_class_is_another_source(tmp_path):
     assert after == [labels.numpy().tolist() for _, labels in datasets.load(name, shuffle=False)] != before
 
 
-def test_one_process_makes_a_cache_and_the_others_wait(tmp_path, monkeypatch):
+def test_one_process_creates_a_cache_while_others_wait(tmp_path, monkeypatch):
     kept, source = tmp_path / "kept", folder.Folder(pathlib.Path(write_folder(tmp_path / "images").partition(":")[2]))
     (kept / ".unfinished-1-of_another_machine").mkdir(parents=True)
     write, begun, may_end, made = cache._write, threading.Event(), threading.Event(), []
@@ -762,9 +767,9 @@ def test_one_process_makes_a_cache_and_the_others_wait(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cache, "_write", slow)
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        one = threads.submit(cache.kept, kept, "folder:images", source)
+        one = threads.submit(cache.load_or_create, kept, "folder:images", source)
         assert begun.wait(60)
-        other = threads.submit(cache.kept, kept, "folder:images", source)
+        other = threads.submit(cache.load_or_create, kept, "folder:images", source)
         time.sleep(0.1)
         may_end.set()
         np.testing.assert_array_equal(one.result()[0]["whole"].images, other.result()[0]["whole"].images)
@@ -772,10 +777,10 @@ def test_one_process_makes_a_cache_and_the_others_wait(tmp_path, monkeypatch):
     assert sorted(path.name.partition("-")[0] for path in kept.iterdir()) == [".lock", "folder"]
 
 
-def test_a_cache_that_cannot_be_made_whole_is_not_there(tmp_path):
+def test_a_cache_that_cannot_be_completed_is_not_created(tmp_path):
     name, kept = write_folder(tmp_path / "images"), tmp_path / "kept"
     (tmp_path / "images" / "a" / "001.png").write_bytes(PNG[:-40])
-    with pytest.raises(ValueError, match=r"whole PNG or JPEG.*a/001\.png"):
+    with pytest.raises(ValueError, match=r"complete PNG or JPEG.*a/001\.png"):
         datasets.load(name, cache=kept)
     assert [path.name for path in kept.iterdir()] == [".lock"]
 
@@ -790,13 +795,13 @@ def test_a_damaged_cache_is_refused(tmp_path, lazy, part, change):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.unlink() if change == "gone" else path.write_bytes(content[:-1] if change == "cut" else content)
-    with pytest.raises((ValueError, tf.errors.OpError), match=r"must stay as it was made.*kept") as caught:
+    with pytest.raises((ValueError, tf.errors.OpError), match=r"cache must stay unchanged.*kept") as caught:
         list(datasets.load(name, remainder="keep", cache=kept))
     assert (part, change) != ("pixels", "bit") or "damaged pixels of" in str(caught.value)
 
 
 class TinyImages(tfds.core.GeneratorBasedBuilder):
-    """Its splits are set by each test; written to and read from the disk as any other TFDS set."""
+    """A TFDS dataset whose splits are set by each test; it is written to and read from the disk as usual."""
 
     VERSION = tfds.core.Version("1.0.0")
     counts: typing.ClassVar = {}
@@ -854,12 +859,12 @@ def test_tfds_without_a_test_split_is_refused(tmp_path, monkeypatch):
 
 def test_tfds_of_another_kind_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(TinyImages, "label_key", "other")
-    with pytest.raises(ValueError, match=r"must classify images.*'other'"):
+    with pytest.raises(ValueError, match=r"must be for image classification.*'other'"):
         datasets.load("tfds:tiny_images", data_dir=tmp_path)
 
 
 def test_tfds_can_prepare_its_own_datasets(tmp_path):
-    # Fails without importlib_resources, which TFDS 4.9.10 needs and does not ask for (tensorflow/datasets issue 11212).
+    # Fails without importlib_resources, which TFDS 4.9.10 needs but does not require (tensorflow/datasets#11212).
     assert tfds.builder("cifar10", data_dir=tmp_path).code_path.name == "cifar.py"
 
 
@@ -875,14 +880,17 @@ def test_tfds_can_prepare_its_own_datasets(tmp_path):
         ({"name": "tfds:cifar1O"}, "must name a TensorFlow dataset.*'cifar1O'.*Did you mean 'cifar10'"),
         ({"split": "validatoin"}, "`split` must be one of.*'validatoin'.*Did you mean 'validation'"),
         ({"augment": "flip"}, "`augment` must be one of crop_flip, crop.*'flip'"),
-        ({"augment": "crop", "split": "test"}, "`augment` is for split='train' alone.*'test'"),
-        ({"augment": ("cutout", "crop")}, "must have one crop at most, and begin with it.*'cutout', 'crop'"),
-        ({"augment": "mixup", "with_index": True}, "Mixed images have no index: leave out .*'mixup'"),
-        ({"augment": keras.layers.CutMix(), "with_index": True}, "Mixed images have no index"),
+        ({"augment": "crop", "split": "test"}, "`augment` applies only to split='train'.*'test'"),
+        ({"augment": ("cutout", "crop")}, "must contain at most one crop, at its beginning.*'cutout', 'crop'"),
+        ({"augment": "mixup", "with_index": True}, "`with_index` must be False if `augment` mixes images.*'mixup'"),
+        (
+            {"augment": keras.layers.CutMix(), "with_index": True},
+            "`with_index` must be False if `augment` mixes images",
+        ),
         ({"augment": keras.layers.AugMix(value_range=(0, 1))}, "without a seed: use 'augmix'"),
         ({"augment": keras.layers.RandomBrightness(0.1)}, r"value_range=\(0, 1\).*value_range=\[0, 255\]"),
         ({"augment": keras.layers.RandomFlip(dtype="bfloat16")}, "must have dtype='float32'.*bfloat16"),
-        ({"augment": keras.layers.CenterCrop(4, 4)}, r"must keep the shape.*\(4, 4, 1\)"),
+        ({"augment": keras.layers.CenterCrop(4, 4)}, r"must keep the shape.*to \(4, 4, 1\)"),
         ({"batch_size": 0}, "`batch_size` must be positive or None.*batch_size=0"),
         ({"batch_size": None, "first_batch": 1}, "`first_batch` needs a `batch_size`.*first_batch=1"),
         ({"name": "npz:/nowhere/data.npz"}, "must be an existing file.*/nowhere/data.npz"),
@@ -909,15 +917,15 @@ def floats(value):
         ({"x_train": np.zeros([TRAIN, 12], np.uint8)}, r"Images must be \[examples.*\(40, 12\)"),
         ({"x_train": np.zeros([TRAIN, 1, 6, 6, 3], np.uint8)}, r"Images must be \[examples.*\(40, 1, 6, 6, 3\)"),
         ({"x_train": numbered(0, TRAIN).astype(np.int64)}, "uint8, or floats.*int64"),
-        ({"x_train": numbered(0, TRAIN).astype(np.float32)}, r"from \d+ to 255.*of 0 to 255 by 255"),
+        ({"x_train": numbered(0, TRAIN).astype(np.float32)}, r"from \d+ to 255.*in \[0, 255\] by 255"),
         ({"x_train": floats(-0.5)}, "must lie in .0, 1.*from -0.5 to 1"),
         ({"x_train": floats(np.inf)}, "must lie in .0, 1.*to inf"),
         ({"x_train": floats(np.nan)}, "not contain NaN.*1 NaN"),
-        ({"x_train": numbered(0, TRAIN)[:, :5]}, "one shape.*5, 6, 3.*6, 6, 3"),
+        ({"x_train": numbered(0, TRAIN)[:, :5]}, "same shape.*5, 6, 3.*6, 6, 3"),
         ({"x_train": numbered(0, 0), "y_train": np.zeros(0, int)}, "not be empty.*x_train"),
         ({"x_train": numbered(0, 1), "y_train": np.zeros(1, int)}, "enough examples.*1 examples"),
         ({"y_train": np.zeros(TRAIN)}, "Labels must be integers.*float64"),
-        ({"y_train": np.zeros(TRAIN - 1, int)}, "one length.*40 images and 39 labels"),
+        ({"y_train": np.zeros(TRAIN - 1, int)}, "same length.*40 images and 39 labels"),
         ({"y_train": np.eye(4, dtype=int)[np.arange(TRAIN) % 4]}, r"\(40, 4\).*argmax\(axis=-1\)"),
         ({"y_test": np.arange(TEST) - 1}, "from -1 to 8.*y_test"),
         ({"y_test": np.arange(TEST) + 2**31}, "2147483648.*from 2147483648"),
@@ -950,7 +958,7 @@ def test_damaged_npz(tmp_path, npz, content):
                 archive.writestr(key, value)
         content = path.read_bytes()
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"whole.*data\.npz"):
+    with pytest.raises(ValueError, match=r"complete.*data\.npz"):
         datasets.load(name)
 
 
@@ -960,14 +968,14 @@ PNG, SMALLER_PNG = (tf.io.encode_png(numbered(0, 1, size)[0]).numpy() for size i
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "must hold <class>/ folders"),
-        ({"train/a/0.txt": b"", "test/a/0.txt": b""}, "must hold <class>/ folders"),
+        ({}, "must contain <class>/ folders"),
+        ({"train/a/0.txt": b"", "test/a/0.txt": b""}, "must contain <class>/ folders"),
         ({"train/a/0.png": PNG}, "must have both.*no test/"),
-        ({"train/a/0.png": PNG, "test/b/0.png": PNG}, r"in train/ too.*\['b'\]"),
+        ({"train/a/0.png": PNG, "test/b/0.png": PNG}, r"also be in train/.*\['b'\]"),
         ({"a/0.png": PNG}, "enough examples"),
-        ({"a/0.png": PNG, "b/1.png": SMALLER_PNG}, "one size.*a/0.png.*5, 5, 3.*b/1.png"),
-        ({"a/0.png": PNG, "b/1.png": PNG[:-40]}, "whole PNG or JPEG.*b/1.png"),
-        ({"a/0.jpg": b"", "b/1.png": PNG}, "whole PNG or JPEG.*a/0.jpg"),
+        ({"a/0.png": PNG, "b/1.png": SMALLER_PNG}, "same size.*a/0.png.*5, 5, 3.*b/1.png"),
+        ({"a/0.png": PNG, "b/1.png": PNG[:-40]}, "complete PNG or JPEG.*b/1.png"),
+        ({"a/0.jpg": b"", "b/1.png": PNG}, "complete PNG or JPEG.*a/0.jpg"),
     ],
 )
 def test_bad_folder(tmp_path, files, message):

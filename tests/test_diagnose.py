@@ -138,9 +138,9 @@ def test_flat_inputs_skip_square():
         ({"limit": 0}, "`limit` must be a positive integer"),
         ({"data": (np.zeros((3, 8, 8, 1)), np.full(3, 10))}, r"Labels must lie in \[0, 10\)"),
         ({"source": keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(7)])},
-         "source model must tell as many classes .* 10. Received: 7"),
+         "source model must have as many classes .* 10. Received: 7"),
         ({"source": keras.Sequential([keras.Input((9, 9, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])},
-         r"Images must have shape \(None, 9, 9, 1\), as the source model has"),
+         r"Images must have shape \(None, 9, 9, 1\), the input shape of the source model"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_checked(change, message, plain, digits):

@@ -113,7 +113,7 @@ class Killed(BaseException):
 
 def killed_at(monkeypatch, number):
     """Has the evaluation die at the beginning of that writing, from 0; returns how many there were."""
-    count, whole = [], states.files.whole
+    count, whole = [], states.files.atomic_file
 
     def dying(path):
         count.append(path)
@@ -121,7 +121,7 @@ def killed_at(monkeypatch, number):
             raise Killed
         return whole(path)
 
-    monkeypatch.setattr(states.files, "whole", dying)
+    monkeypatch.setattr(states.files, "atomic_file", dying)
     return count
 
 
@@ -183,7 +183,7 @@ time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(ValueError, match=f"One process at a time may work in {tmp_path}. Received: another"):
+        with pytest.raises(ValueError, match=f"Only one process at a time may work in {tmp_path}. Received: another"):
             evaluate(network, labels, state=tmp_path)
         other.kill()  # whatever ends it, its lock ends too
     evaluate(network, labels, state=tmp_path)

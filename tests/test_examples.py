@@ -83,7 +83,7 @@ def test_harden_folder(run, tmp_path, monkeypatch):
 
 def test_judge_model(run, model):
     out = run("judge_model", model, "--scale=255", "--examples=16")
-    for said in ("last activation was taken off", "times 255", "autoattack", "epsilon  8/255", "passed"):
+    for said in ("last activation is removed", "multiplied by 255", "autoattack", "epsilon  8/255", "passed"):
         assert said in out
 
 

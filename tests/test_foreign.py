@@ -1,4 +1,4 @@
-"""keras_mart.networks.load_torch and save_torch: PyTorch's files, written here by Python's own pickle."""
+"""keras_mart.networks.load_torch and save_torch, on PyTorch files that Python's pickle writes here."""
 
 import collections
 import os
@@ -21,14 +21,14 @@ STORAGES = {"float32": "FloatStorage", "float64": "DoubleStorage", "int64": "Lon
 
 
 class Storage:
-    """The numbers that tensors are views of."""
+    """Stores the numbers that tensors are views of."""
 
     def __init__(self, values):
         self.values = np.ascontiguousarray(values).ravel()
 
 
 class Tensor:
-    """Is pickled as PyTorch pickles a tensor: as a view of a storage."""
+    """Is pickled like a PyTorch tensor, as a view of a storage."""
 
     def __init__(self, storage, size, strides, offset=0):
         self.view = storage, offset, size, strides
@@ -43,7 +43,7 @@ class Tensor:
 
 
 class Pickler(pickle.Pickler):
-    """Leaves storages out of the pickle and keeps them by their keys."""
+    """Excludes storages from the pickle, and collects them by key."""
 
     def __init__(self, file):
         super().__init__(file, protocol=2)
@@ -59,7 +59,7 @@ class Pickler(pickle.Pickler):
 
 @pytest.fixture
 def torch(monkeypatch):
-    """The names that pickle looks for in PyTorch."""
+    """Provides the PyTorch names that pickle looks up."""
     module, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
     for name in STORAGES.values():
         setattr(module, name, type(name, (), {"__module__": "torch"}))
@@ -69,7 +69,7 @@ def torch(monkeypatch):
 
 
 def archive(path, value):
-    """Writes a file of `torch.save` since PyTorch 1.6."""
+    """Writes a file as `torch.save` does since PyTorch 1.6."""
     with zipfile.ZipFile(path, "w") as file:
         with file.open("somebody/data.pkl", "w") as pickled:
             pickler = Pickler(pickled)
@@ -81,7 +81,7 @@ def archive(path, value):
 
 
 def stream(path, value):
-    """Writes a file of `torch.save` before PyTorch 1.6."""
+    """Writes a file as `torch.save` did before PyTorch 1.6."""
     with path.open("wb") as file:
         for each in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True, "protocol_version": 1001}):
             pickle.dump(each, file, protocol=2)
@@ -97,14 +97,14 @@ WRITERS = {"archive": archive, "stream": stream}
 
 
 def dictionary(tensors):
-    """As the `state_dict` of a network: ordered, and with PyTorch's note of versions."""
+    """Returns an ordered dictionary with PyTorch's version metadata, as `state_dict` does."""
     made = collections.OrderedDict((name, Tensor.of(value)) for name, value in tensors.items())
     made._metadata = collections.OrderedDict({"": {"version": 1}})
     return made
 
 
 def shaken(network):
-    """The network with random weights: no two layers are alike, and variances are positive."""
+    """Sets random positive weights, which differ between layers; returns the network."""
     network.set_weights([RANDOM.uniform(0.1, 1.0, each.shape) for each in network.get_weights()])
     return network
 
@@ -115,13 +115,13 @@ def assert_equal(network, other):
 
 
 def tensors_of(network, path):
-    """What `save_torch` writes, by name."""
+    """Returns the tensors that `save_torch` writes, by name."""
     save_torch(network, path / "network.pt")
     return torch_files.read(path / "network.pt")
 
 
 def small():
-    """A network with each kind of layer: a strided convolution, BatchNormalization twice, a flattening and dropout."""
+    """Returns a network with a strided convolution, two BatchNormalizations, flattening, dropout and a dense layer."""
     images = keras.Input((6, 8, 2))
     x = layers.Conv2D(3, 3, 2, activation="relu")(layers.ZeroPadding2D(1)(images))
     x = layers.BatchNormalization(epsilon=1e-5)(x)
@@ -131,7 +131,7 @@ def small():
 
 
 def small_tensors():
-    """The state dictionary of the same network in PyTorch."""
+    """Returns the state dictionary of the same network in PyTorch."""
     sizes = {
         "0.weight": (3, 2, 3, 3), "0.bias": (3,), "2.weight": (3,), "2.bias": (3,), "2.running_mean": (3,),
         "2.running_var": (3,), "5.weight": (36,), "5.bias": (36,), "5.running_mean": (36,), "5.running_var": (36,),
@@ -142,7 +142,7 @@ def small_tensors():
 
 
 def as_pytorch(tensors, x):
-    """[batch, 5] logits of that network for [batch, 2, 6, 8] images, computed as PyTorch's documentation has it."""
+    """Returns the [batch, 5] logits of that network for [batch, 2, 6, 8] images, by PyTorch's documented formulas."""
 
     def normalised(x, name):
         weight, bias, mean, variance = (
@@ -179,7 +179,7 @@ def test_a_network_answers_as_in_pytorch(form, torch, tmp_path):
         np.testing.assert_array_equal(written[f"{ours[layer]}.{part}"], expected)
 
 
-# A network of the zoo, how many tensors its official code has, and some of their names.
+# Networks of the zoo, with the number of tensors of the official code and some of their names.
 OFFICIAL = {
     "resnet18": (
         lambda: km.zoo.resnet18(input_shape=(8, 8, 3)),
@@ -204,10 +204,10 @@ def test_networks_of_the_zoo_go_to_pytorch_and_back(name, torch, tmp_path):
     tensors = tensors_of(network, tmp_path)
     assert set(names) <= tensors.keys() and len(tensors) == count
     assert_equal(load_torch(tmp_path / "network.pt", make()), network)
-    # By the official names, in any order and behind any prefix.
+    # By the official names, in any order and after any prefix.
     backwards = {f"module.model.{name}": tensors[name] for name in reversed(tensors)}
     assert_equal(load_torch(archive(tmp_path / "backwards.pt", dictionary(backwards)), make()), network)
-    # By the order, under any names.
+    # By the order, with any names.
     layer_names = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors if not name.startswith("sub_block1")))
     renamed = {
         f"{layer_names.index(layer)}.{part}": tensors[f"{layer}.{part}"]
@@ -264,12 +264,12 @@ def test_safetensors_are_loaded_by_the_official_names(tmp_path):
     with pytest.raises(ValueError, match="does not keep the order of layers"):
         load_torch(path, km.zoo.small_cnn())
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"A \.safetensors file must be whole"):
+    with pytest.raises(ValueError, match=r"A \.safetensors file must be complete"):
         load_torch(path, km.zoo.small_cnn())
 
 
 class Runs:
-    """Would run a command when it is unpickled."""
+    """Runs a command when it is unpickled."""
 
     def __reduce__(self):
         return os.system, ("touch was-here",)
@@ -279,7 +279,7 @@ class Runs:
 def test_code_is_refused_by_name_and_not_run(form, torch, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = WRITERS[form](tmp_path / "checkpoint.pt", {"state_dict": dictionary(small_tensors()), "args": Runs()})
-    with pytest.raises(ValueError, match=r"no code is run: .*checkpoint\.pt, which asks for posix\.system"):
+    with pytest.raises(ValueError, match=r"no code is run: .*checkpoint\.pt, which needs posix\.system"):
         load_torch(path, small())
     assert not (tmp_path / "was-here").exists()
 
@@ -290,7 +290,7 @@ def test_damaged_files_are_refused(form, torch, tmp_path):
     path = tmp_path / "damaged.pt"
     for length in (0, 10, len(whole) // 2, *range(len(whole) - 24, len(whole), 4)):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"must be a whole file of torch\.save. Received: .*damaged\.pt"):
+        with pytest.raises(ValueError, match=r"must be a complete file of torch\.save. Received: .*damaged\.pt"):
             load_torch(path, small())
     with pytest.raises(FileNotFoundError):
         load_torch(tmp_path / "nowhere.pt", small())
@@ -303,7 +303,7 @@ def test_damaged_files_are_refused(form, torch, tmp_path):
 def test_tensors_stay_in_their_storage(form, view, torch, tmp_path):
     size, strides, offset = view
     tensor = Tensor(Storage(np.arange(9.0)), size, strides, offset)
-    with pytest.raises(ValueError, match=r"a tensor (reaches beyond its storage|is no view of a storage)"):
+    with pytest.raises(ValueError, match=r"a tensor (reaches beyond its storage|is not a view of a storage)"):
         torch_files.read(WRITERS[form](tmp_path / "checkpoint.pt", tensor))
 
 
@@ -327,7 +327,7 @@ WRONG = {
         r"6\.weight must have the shape of 'dense.*', in PyTorch's order \(5, 36\). Received: \(5, 35\)",
     ),
     "a layer less": (without("6"), {}, "as many Dense layers as the network. Received: 0"),
-    "no bias": (without("0.bias"), {}, r"Layer 'conv2d.*' takes weight, bias. Received: weight as 0 in"),
+    "no bias": (without("0.bias"), {}, r"Layer 'conv2d.*' must be given weight, bias. Received: weight as 0 in"),
     "no statistics": (
         without("2.running"),
         {},
@@ -336,11 +336,15 @@ WRONG = {
     "a normalisation": (
         small_tensors() | {"mean": np.zeros(3, "float32")},
         {},
-        "`ignore` leaves others out. Received: .* with mean$",
+        "`ignore` skips other tensors. Received: .* with mean$",
     ),
-    "numbers for names": ({1: Tensor.of(np.zeros(3))}, {}, r"tensors by name; `key` says where.*with \[1\]"),
-    "no dictionary": ([1.0], {}, "A checkpoint must hold a state dictionary, tensors by name;.*Received: .* with list"),
-    "several": ({"model": {}, "net": {}}, {}, "`key` must say where the state dictionary is.*several.*model, net"),
+    "numbers for names": ({1: Tensor.of(np.zeros(3))}, {}, r"tensors by name; `key` selects it.*with \[1\]"),
+    "no dictionary": (
+        [1.0],
+        {},
+        "A checkpoint must contain a state dictionary of tensors by name;.*Received: .* with list",
+    ),
+    "several": ({"model": {}, "net": {}}, {}, "`key` must be the key of the state dictionary.*several.*model, net"),
     "another key": ({"model": {}}, {"key": "ema"}, r"with no 'ema': \['model'\]"),
 }
 
@@ -367,7 +371,7 @@ def test_key_and_ignore_choose_what_is_loaded(torch, tmp_path):
 
 
 def moved(end, shape=(4, 3, 2)):
-    """A network whose images go through operations that move their values to a dense layer."""
+    """Returns a network with operations that move the values of images before a dense layer."""
     images = keras.Input(shape)
     return keras.Model(images, layers.Dense(5)(end(images)))
 
@@ -386,12 +390,12 @@ MOVES = {
 
 @pytest.mark.parametrize("name", MOVES)
 def test_features_are_followed_to_the_dense_layer(name, torch, tmp_path):
-    """In PyTorch the dense layer reads images [channels, height, width], flattened."""
+    """In PyTorch, the dense layer gets flattened images [channels, height, width]."""
     weight = RANDOM.uniform(size=(5, 24)).astype("float32")
     network = moved(MOVES[name])
     tensors = {"fc.weight": weight, "fc.bias": np.zeros(5, "float32")}
     load_torch(archive(tmp_path / "checkpoint.pt", dictionary(tensors)), network)
-    x = RANDOM.integers(9, size=(3, 4, 3, 2)).astype("float32")  # which bfloat16 does not round
+    x = RANDOM.integers(9, size=(3, 4, 3, 2)).astype("float32")  # integers that bfloat16 represents exactly
     np.testing.assert_allclose(network(x), x.transpose(0, 3, 1, 2).reshape(3, 24) @ weight.T, rtol=1e-5)
     np.testing.assert_array_equal(tensors_of(network, tmp_path)[f"{network.layers[-1].name}.weight"], weight)
 
@@ -426,23 +430,23 @@ def twice():
 
 
 OTHERS = {
-    "subclassed": (subclassed, "functional and Sequential networks"),
-    "wrapped": (lambda: km.Standard(small()), "must not be wrapped already"),
+    "subclassed": (subclassed, "a network must be functional or Sequential"),
+    "wrapped": (lambda: km.Standard(small()), "must not be wrapped by a training method"),
     "depthwise": (lambda: keras.Sequential([keras.Input((4, 4, 1)), layers.DepthwiseConv2D(3)]), "a DepthwiseConv2D"),
     "moved channels": (
         lambda: moved(lambda x: layers.Flatten()(layers.Conv2D(2, 2)(layers.Permute((3, 1, 2))(x)))),
-        r"Images must keep Keras's order.* in front of 'conv2d.*' that moves their values",
+        r"Images must keep Keras's order.* before 'conv2d.*' that moves their values",
     ),
     "joined": (
         lambda: moved(lambda x: layers.Concatenate()([layers.Flatten()(x), layers.Flatten()(x)])),
-        "must keep their places until the next layer with weights.* Received: <Concatenate",
+        "must keep their positions until the next layer with weights.* Received: <Concatenate",
     ),
     "turned round": (
         lambda: moved(lambda x: layers.Flatten()(ops.flip(x, 1))),
-        "nothing else may move them.*name=flip",
+        "no other operation may move values.*name=flip",
     ),
-    "equal names": (of_equal_names, "must have names of their own. Received: several conv"),
-    "in two orders": (twice, "A layer must be given its features in one order. Received: <Dense"),
+    "equal names": (of_equal_names, "must have unique names. Received: several conv"),
+    "in two orders": (twice, "called on features in the same order. Received: <Dense"),
 }
 
 

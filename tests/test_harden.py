@@ -50,7 +50,14 @@ def test_hardens_a_copy_of_any_classifier(data, trained):
     np.testing.assert_array_equal(kernel, trained.layers[0].kernel)
     text = str(hardened)
     assert "natural" in text and "robust" in text and "256 examples" in text
-    for said in ("last activation was taken off", "TRADES", "images of 8x8", "rate 0 to 0.05", "times 255", "momentum"):
+    for said in (
+        "last activation is removed",
+        "TRADES",
+        "images of 8x8",
+        "rate 0 to 0.05",
+        "multiplied by 255",
+        "momentum",
+    ):
         assert said in text
 
 

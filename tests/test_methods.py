@@ -510,7 +510,7 @@ def test_mma_refuses_data_without_indices():
         ("probabilities", lambda: km.MART(keras.Sequential([network(), keras.layers.Softmax()]), ATTACK)),
         ("probabilities", lambda: km.AT(keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None), ATTACK)),
         ("keras.Model", lambda: km.MART(lambda x: x, ATTACK)),
-        ("wrapped already", lambda: km.MART(build("mart"), ATTACK)),
+        ("wrapped by a training method", lambda: km.MART(build("mart"), ATTACK)),
         ("`attack`.*MART", lambda: km.MART(network())),
         ("`attack`.*climb", lambda: km.AT(network(), attack="pgd")),
         ("natural image", lambda: km.TRADES(network(), km.PGD(km.Linf(0.1), start="zero"))),

@@ -1,4 +1,4 @@
-"""keras_mart.datasets.mix: shares, weights, labels, order and indices of extra examples, and training on them."""
+"""keras_mart.datasets.mix: fractions, weights, labels, order and indices of extra examples, and training on them."""
 
 import keras
 import numpy as np
@@ -12,12 +12,12 @@ import keras_mart as km
 from keras_mart import datasets
 
 LABELLED, EXTRA, SHAPE, CLASSES = 12, 10, (6, 6, 1), 3
-# Labelled image i has the value i / 255, extra image i has FIRST + i; each image tells its label.
+# Labelled image i has the value i / 255, extra image i has FIRST + i; the label is a function of the value.
 FIRST = 100
 
 
 def flat(first, count):
-    """uint8 images of one value each, from `first` on, and labels."""
+    """Returns `count` constant uint8 images with the values from `first` on, and their labels."""
     values = np.arange(first, first + count)
     return np.tile(values[:, None, None, None], [1, *SHAPE]).astype("uint8"), values % CLASSES
 
@@ -37,12 +37,12 @@ def mix(data=None, extra=(EXTRA_IMAGES, EXTRA_LABELS), **arguments):
 
 
 def epoch(dataset):
-    """One iteration: for each batch the images' values as integers, the labels and the weights."""
+    """Iterates once: for each batch, the integer values of the images, the labels and the weights."""
     return [(np.round(images[:, 0, 0, 0] * 255).astype(int), *rest) for images, *rest in dataset.as_numpy_iterator()]
 
 
 def extra_order(dataset):
-    """The indices of the extra examples of one iteration, for each batch."""
+    """Returns the indices of the extra examples of each batch in one iteration."""
     return [[value - FIRST for value in values.tolist() if value >= FIRST] for values, *_ in epoch(dataset)]
 
 
@@ -159,7 +159,7 @@ def test_arrays_that_are_mapped_keep_what_was_written_into_them(tmp_path):
                 np.testing.assert_array_equal(got, np.where(wanted >= FIRST, 0, wanted) if mode == "c" else wanted)
 
 
-# Where the labels come from
+# Sources of labels
 
 
 def test_a_network_labels_what_has_no_labels():
@@ -230,7 +230,7 @@ def test_mma_keeps_the_margins_of_extra_examples():
     wrapped.layers[-1].kernel.assign(100 * wrapped.layers[-1].kernel)
     model = build("mma", wrapped)
     assert model.num_examples == LABELLED + EXTRA
-    # All extra examples in one batch, and their labels what the network says: none is misclassified.
+    # All extra examples are in one batch, with the labels that the network predicts: none is misclassified.
     model.fit(mix(labelled(LABELLED, index=True), EXTRA_IMAGES, network=wrapped), shuffle=False, verbose=0)
     assert np.all(model.margins[:EXTRA] > 0)
 
@@ -297,16 +297,16 @@ SQUASHING = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.
         ({"data": labelled().unbatch()}, r"`labelled` must be .*shape=\(6, 6, 1\)"),
         ({"data": batches(tiles(), np.eye(EXTRA, dtype=int))}, r"\(1, 10\) of an example of `labelled`.*argmax"),
         ({"data": batches(tiles(), ONES)}, "Labels must be integers.*float64 of an example of `labelled`"),
-        ({"augment": "mixup"}, "mixed where the labels of `labelled` are soft: .*'mixup' and labels that are integers"),
+        ({"augment": "mixup"}, "the labels of `labelled` must be soft: .*'mixup' and integer labels"),
         ({"data": soft(), "extra": (tiles(), EXTRA_LABELS + 1)}, r"Labels must lie in \[0, 3\).*`extra`"),
-        ({"data": labelled(index=True).map(lambda inputs, labels: (inputs, tf.one_hot(labels, 3)))}, "Soft labels"),
-        ({"extra": EXTRA_IMAGES}, "Extra images need labels, or a `network` that labels them. Received: neither"),
-        ({"network": "any"}, "only if they have no labels: give the images alone.*labels and network='any'"),
+        ({"data": labelled(index=True).map(lambda inputs, labels: (inputs, tf.one_hot(labels, 3)))}, "both soft"),
+        ({"extra": EXTRA_IMAGES}, "Extra images need labels, or a `network` that predicts labels. Received: neither"),
+        ({"network": "any"}, "if the extra images have labels.*labels and network='any'"),
         ({"extra": (tiles(), ONES)}, "Labels must be integers.*`extra`"),
-        ({"extra": (tiles(), EXTRA_LABELS[1:])}, "one length. Received: 10 images and 9 labels in `extra`"),
+        ({"extra": (tiles(), EXTRA_LABELS[1:])}, "same length. Received: 10 images and 9 labels in `extra`"),
         ({"extra": (tiles() * 255.0 + 255, EXTRA_LABELS)}, "by 255"),
         ({"extra": (tiles(0), EXTRA_LABELS[:0])}, "must not be empty.*`extra`"),
-        ({"extra": (tiles(shape=(5, 6, 1)), EXTRA_LABELS)}, r"of one shape. Received: \(6, 6, 1\) and \(5, 6, 1\)"),
+        ({"extra": (tiles(shape=(5, 6, 1)), EXTRA_LABELS)}, r"same shape. Received: \(6, 6, 1\) and \(5, 6, 1\)"),
         ({"extra": batches(tiles(), EXTRA_LABELS).repeat()}, "a finite tf.data.Dataset of batches.*batches: -1"),
         ({"extra": batches(tiles(), EXTRA_LABELS, ONES)}, "a finite tf.data.Dataset of batches.*batches: 5"),
         ({"extra": batches(tiles()).unbatch()}, "a finite tf.data.Dataset of batches.*batches: -2"),

@@ -1,4 +1,4 @@
-"""What stands between a Keras classifier and the package, bridged: outputs, weights, saving, export, refusals."""
+"""Adapted Keras classifiers: outputs, weights, saving, export, and errors."""
 
 import keras
 import numpy as np
@@ -52,7 +52,7 @@ def test_logits_are_those_behind_the_probabilities(end, tmp_path):
     np.testing.assert_allclose(softmax(logits), probabilities, atol=1e-6)
     assert {id(each) for each in network.weights} == {id(each) for each in model.weights}
     assert network.name == model.name
-    km.AT(network, attack=km.PGD(km.Linf(0.1), steps=1))  # takes it
+    km.AT(network, attack=km.PGD(km.Linf(0.1), steps=1))  # checks the network
     network.save(tmp_path / "network.keras")
     loaded = keras.saving.load_model(tmp_path / "network.keras")
     np.testing.assert_array_equal(loaded(IMAGES, training=False), logits)
@@ -104,7 +104,7 @@ def test_images_are_resized_inside(size, block):
     network = networks.resized(model, size)
     images = tf.random.stateless_uniform((2, *size, 3), (0, 1))
     fitting = tf.image.resize(tf.nn.avg_pool2d(images, block, block, "SAME"), (8, 8))
-    # Without `training`: nothing in front of the model may put it into training mode.
+    # Called without `training`: no layer before the model may put it into training mode.
     np.testing.assert_allclose(network(images), model(fitting), atol=1e-6)
 
 
@@ -177,7 +177,7 @@ def test_application_takes_unit_images_and_weights_of_another_number_of_classes(
     for own, given in zip(other.weights[:-2], known.weights[:-2], strict=True):
         np.testing.assert_array_equal(own, given)
     functional(layers.Dense(3)).save_weights(tmp_path / "of_another.weights.h5")
-    with pytest.raises(ValueError, match="cannot be made"):
+    with pytest.raises(ValueError, match="cannot be built"):
         networks.application("MobileNet", 7, shape, tmp_path / "of_another.weights.h5")
 
 
@@ -203,12 +203,12 @@ class Subclassed(keras.Model):
         (lambda: networks.on_unit_images(functional(layers.Dense(3)), "tff"), "Did you mean 'tf'"),
         (lambda: networks.on_unit_images(functional(layers.Dense(3)), mean=[1, 2]), "one for each of the 3 channels"),
         (lambda: networks.on_unit_images(functional(layers.Dense(3)), std=0), "must be positive"),
-        (lambda: networks.with_classes(functional(layers.ReLU()), 3), "Dense layer is its last"),
+        (lambda: networks.with_classes(functional(layers.ReLU()), 3), "the last layer must be a Dense layer"),
         (lambda: networks.application("MobileNetV2", 3, (16, 16, 3)), "at least 32x32"),
         (lambda: networks.application("MobilNetV2", 3, (32, 32, 3)), "Did you mean 'MobileNetV2'"),
         (lambda: networks.application("MobileNetV2", 3, (32, 32, 3), "no.h5"), "existing file. Received: no.h5"),
     ],
 )
-def test_what_cannot_be_bridged_is_named(make, said):
+def test_models_that_cannot_be_adapted_are_refused(make, said):
     with pytest.raises(ValueError, match=said):
         make()

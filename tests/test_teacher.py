@@ -126,7 +126,10 @@ def test_a_saved_model_is_no_teacher(tmp_path):
 @pytest.mark.parametrize("as_dataset", [False, True])
 @pytest.mark.parametrize(
     ("message", "shape", "classes"),
-    [("The teacher must tell as many classes as the network, 3. Received: 4", SHAPE, 4), ("teacher has", (5, 5, 1), 3)],
+    [
+        ("The teacher must have as many classes as the network, 3. Received: 4", SHAPE, 4),
+        ("shape of the teacher", (5, 5, 1), 3),
+    ],
 )
 def test_a_teacher_of_another_task_is_refused(message, shape, classes, as_dataset):
     other = linear_network(np.ones((np.prod(shape), classes)), np.ones(classes), shape)

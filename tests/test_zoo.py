@@ -1,4 +1,4 @@
-"""The networks against the PyTorch originals: sizes, padding, initialisation; saving; bad input."""
+"""The networks compared with their PyTorch originals (sizes, padding, initialisation); saving; bad input."""
 
 import math
 
@@ -16,7 +16,7 @@ NETWORKS = {
     "vit_tiny": lambda **kwargs: zoo.vit_tiny(depth=1, width=12, **kwargs),
 }
 CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))  # the usual mean and std of CIFAR-10's channels
-# Gowal et al.'s and Wang et al.'s variations.
+# The variations of Gowal et al. and Wang et al.
 MODERN = {"activation": "silu", "bn_momentum": 0.99, "padding": "same", "normalisation": "cifar10"}
 
 
@@ -29,7 +29,7 @@ def images_for(network, count=2):
 
 
 def shake(network):
-    """Fills every weight, so that neither zero initialisation nor fresh statistics hide a mistake."""
+    """Randomises all weights, so that neither zero initialisation nor initial statistics hide an error."""
     random = np.random.default_rng(2)
     for variable in network.variables:
         if variable.dtype == "float32":
@@ -40,7 +40,7 @@ def shake(network):
 
 
 def wide_resnet_parameters(depth, width, classes=10):
-    """Convolutions and the two BatchNormalization parameters of each channel, block by block."""
+    """Counts the parameters of convolutions and BatchNormalizations, block by block, and of the last layer."""
     before, total = 16, 3 * 3 * 3 * 16
     for filters in (16 * width, 32 * width, 64 * width):
         for _ in range((depth - 4) // 6):
@@ -59,7 +59,7 @@ def test_parameter_counts_are_those_of_the_originals():
     assert trainable(zoo.resnet(34)) == 21_282_122
     assert trainable(zoo.preact_resnet18()) == 11_172_170
     assert trainable(zoo.preact_resnet18(**MODERN, shortcut="3x3")) == 12_548_426
-    # DeiT-Ti of 32x32 pixels has 5,362,762: 192 more each for the patches' bias and the class token.
+    # DeiT-Ti for 32x32 pixels has 5,362,762: its patch bias and class token have 192 additional parameters each.
     assert trainable(zoo.vit_tiny()) == 5_362_762 - 2 * 192
 
 
@@ -107,9 +107,9 @@ def test_weights_are_named_after_their_place():
     ],
 )
 def test_strided_convolution_pads(padding, position, expected):
-    # The kernel is 1 to 9, row by row; with one pixel of padding its windows begin at rows and columns -1 and 1 of a
-    # 4x4 image. So an impulse at (0, 0) lies under the first window's middle, 5, and one at (1, 1) under a corner of
-    # all four. TensorFlow's "same" begins at 0 and 2.
+    # The kernel is 1 to 9, row by row. With one pixel of padding, its windows begin at rows and columns -1 and 1 of a
+    # 4x4 image, so an impulse at (0, 0) meets the centre of the first window, 5, and one at (1, 1) a corner of each
+    # of the four. With TensorFlow's "same", windows begin at 0 and 2.
     images = keras.Input((4, 4, 1))
     network = keras.Model(images, Parts(padding=padding).convolution(images, 1, 3, 2, name="conv"))
     network.get_layer("conv").set_weights([np.arange(1.0, 10.0).reshape(3, 3, 1, 1)])
@@ -161,7 +161,7 @@ def test_variations_reach_every_layer(name):
 
 
 def in_numpy(network, images, heads):
-    """The logits of a `vit_tiny` of one block, in float64."""
+    """Returns the logits of a `vit_tiny` of one block, computed in float64."""
     weights = {variable.path: variable.numpy().astype("float64") for variable in network.variables}
 
     def dense(x, name):
@@ -233,7 +233,7 @@ def kernel(network, layer):
 
 
 def assert_uniform(values, fan_in):
-    """U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)), whose standard deviation is the limit over sqrt(3)."""
+    """Checks for U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)), whose standard deviation is the limit divided by sqrt(3)."""
     limit = fan_in**-0.5
     assert np.abs(values).max() <= limit
     np.testing.assert_allclose(values.std(), limit / np.sqrt(3), rtol=0.05)
@@ -395,7 +395,7 @@ def test_weights_fit_a_network_of_keras_own_layers(tmp_path):
         ({"num_classes": 2.5}, "`num_classes` must be an integer of at least 2. Received: num_classes=2.5"),
         ({"normalisation": ((0.5,), (0.5,))}, "`normalisation` must be a pair .* each of the 3 channels"),
         ({"normalisation": ((0.5,) * 3, (0.5,) * 2)}, "`normalisation` must be a pair"),
-        ({"normalisation": ((0.5,) * 3, (0.0,) * 3)}, "std positive"),
+        ({"normalisation": ((0.5,) * 3, (0.0,) * 3)}, "a positive std"),
         ({"normalisation": "imagnet"}, "`normalisation` must be one of cifar10, .* Did you mean 'imagenet'?"),
         ({"normalisation": "cifar10", "input_shape": (32, 32, 1)}, "for 3 channels. Received: normalisation=cifar10"),
     ],

@@ -253,7 +253,7 @@ def check(methods):
     """Tries everything that the flags describe; raises ValueError where some of it is wrong."""
     tried = [training_attack(), *attacks(FLAGS.attacks).values()]
     described = _described()
-    augmentation.chosen(augmentations()).check(described.input_shape)
+    augmentation.parse_augment(augmentations()).check(described.input_shape)
     image = np.zeros((1, *described.input_shape), "float32")
     for method in methods:
         built = model(method)

@@ -68,6 +68,6 @@ def _write(directory, tables):
         "source": FLAGS.source,
         **{which: table.summary() for which, table in tables.items()},
     }
-    with files.whole(directory.evaluation) as unfinished:
+    with files.atomic_file(directory.evaluation) as unfinished:
         unfinished.write_text(json.dumps(record, indent=2) + "\n")
     files.remove(directory.evaluating)

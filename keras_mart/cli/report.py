@@ -42,7 +42,7 @@ def _check(directory, model, images, labels):
         **build.evaluation_options(),
     )  # fmt: skip
     print(found)
-    with files.whole(directory.diagnosis) as unfinished:
+    with files.atomic_file(directory.diagnosis) as unfinished:
         unfinished.write_text(found.to_json() + "\n")
 
 
@@ -52,7 +52,7 @@ def _keep_pictures(directory, model, images, labels):
     natural, predicted = (np.argmax(model.predict(each, verbose=0), axis=1) for each in (images, adversarial))
     broken, held = np.flatnonzero((natural == labels) & (predicted != labels)), np.flatnonzero(predicted == labels)
     chosen = np.concatenate([broken[:PICTURES], held[:PICTURES]])
-    with files.whole(directory.gallery) as unfinished:
+    with files.atomic_file(directory.gallery) as unfinished:
         np.savez_compressed(
             unfinished, images=images[chosen], adversarial=adversarial[chosen], labels=labels[chosen],
             natural=natural[chosen], predicted=predicted[chosen], attack=repr(attack), epsilon=attack.threat.epsilon,

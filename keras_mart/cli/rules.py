@@ -5,7 +5,7 @@ import inspect
 from keras_mart import clusters, zoo
 from keras_mart.cli.flags import FLAGS, METHOD, NETWORKS, own_flags
 from keras_mart.cli.parsers import FILES
-from keras_mart.datasets.augmentation import MIXERS, chosen
+from keras_mart.datasets.augmentation import MIXERS, parse_augment
 from keras_mart.methods import METHODS, AdversarialModel
 
 # The flags of a command rather than of what is trained: a run directory does not keep them.
@@ -173,7 +173,7 @@ def _check_augment():
     if names and names != FLAGS.augment:
         raise ValueError(f"--augment=none has no other names beside it. Received: --augment={','.join(FLAGS.augment)}")
     indexed = [method for method in FLAGS.method if METHODS[method].needs_index]
-    if chosen(names).mixes and indexed:
+    if parse_augment(names).mixes and indexed:
         raise ValueError(
             f"--method={indexed[0]} keeps something of each image, which mixed images have not: leave out "
             f"{' and '.join(MIXERS)}. Received: --augment={','.join(names)}"

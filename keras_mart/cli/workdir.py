@@ -105,10 +105,10 @@ class RunDirectory(Run):
     def record(self, model, rows, is_best):
         """Writes history.csv, last.keras and, if it is the best yet, best.keras; removes what was measured before."""
         self.forget_measured()
-        with files.whole(self.last) as unfinished:
+        with files.atomic_file(self.last) as unfinished:
             model.save(unfinished)
         if is_best:
-            with files.whole(self.best) as unfinished:
+            with files.atomic_file(self.best) as unfinished:
                 shutil.copyfile(self.last, unfinished)
         self._write_rows(rows)
 
@@ -133,13 +133,13 @@ class RunDirectory(Run):
         if best is None:
             self.best.unlink(missing_ok=True)
         else:
-            with files.whole(self.best) as unfinished:
+            with files.atomic_file(self.best) as unfinished:
                 shutil.copyfile(best, unfinished)
         self._write_rows(rows)
 
     def _write_rows(self, rows):
         names = list(dict.fromkeys(name for row in rows for name in row))
-        with files.whole(self.history) as unfinished, unfinished.open("w", newline="") as file:
+        with files.atomic_file(self.history) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(rows)
@@ -148,7 +148,7 @@ class RunDirectory(Run):
 def _begin(run, text):
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        with files.whole(run.flags) as unfinished:
+        with files.atomic_file(run.flags) as unfinished:
             unfinished.write_text(text)
     except OSError as error:
         raise ValueError(f"The run directory must be writable. Received: {run.path} ({error})") from error

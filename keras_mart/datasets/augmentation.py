@@ -1,6 +1,7 @@
-"""What `augment` may name, and its steps in their order."""
+"""The augmentations that `augment` names, and their application in order."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -8,10 +9,10 @@ import tensorflow as tf
 from keras_mart import checks
 from keras_mart.datasets import cropping, recipes
 from keras_mart.datasets.operations import LAYER
-from keras_mart.datasets.steps import applied, of_layer
+from keras_mart.datasets.steps import apply_layer, layer_step
 
 CROPS = ("crop_flip", "crop")
-# What makes the step of a name, out of images and a seed; and what makes the layer that mixes images and labels.
+# Factories of the steps (`steps.py`), and of the layers that mix images and labels, by name.
 STEPS = {
     "idbh": recipes.idbh,
     "cutout": lambda: cropping.cutout,
@@ -25,12 +26,14 @@ MIXERS = {
 }
 MIXING_LAYERS = (keras.layers.CutMix, keras.layers.MixUp)
 AUGMENTATIONS = (*CROPS, *STEPS, *MIXERS)
-OF_COLOURS = ("idbh", "randaugment")  # these know images of 1 and of 3 channels
-STEPS_STREAM = -1  # of a batch's seed; images that are resized one by one have those from 0 on
+COLOUR_AUGMENTATIONS = ("idbh", "randaugment")  # they need images of 1 or 3 channels
+STEPS_STREAM = -1  # random stream of a batch's seed; the streams from 0 on belong to the batch's resized images
+
+Augment: TypeAlias = str | keras.layers.Layer | Sequence[str | keras.layers.Layer]
 
 
 class Augmentation(NamedTuple):
-    """What comes first, "crop", "crop_flip" or `None`, and the names and Keras layers that follow."""
+    """The first augmentation, "crop", "crop_flip" or `None`, and the names and Keras layers that follow."""
 
     crop: str | None
     others: tuple
@@ -40,13 +43,13 @@ class Augmentation(NamedTuple):
 
     @property
     def mixes(self):
-        """Whether labels become soft."""
+        """Whether images are mixed, which makes labels soft."""
         return any(each in MIXERS or isinstance(each, MIXING_LAYERS) for each in self.others)
 
     def check(self, shape):
-        """Builds layers, and raises ValueError for what cannot be done with [height, width, channels] images."""
+        """Builds the layers; raises ValueError if an augmentation does not suit [height, width, channels] images."""
         for each in self.others:
-            if each in OF_COLOURS and shape[-1] not in (1, 3):
+            if each in COLOUR_AUGMENTATIONS and shape[-1] not in (1, 3):
                 raise ValueError(
                     f"{each!r} needs images with 1 or 3 channels. Received: images of shape {tuple(shape)}"
                 )
@@ -56,22 +59,22 @@ class Augmentation(NamedTuple):
                     each.build((None, *shape))
 
     def steps(self):
-        """Returns what does all but the crop: (images in [0, 1], labels, [2] seed) to (images, labels).
+        """Returns a function of (images in [0, 1], labels, [2] seed) that applies all but the crop.
 
-        Labels must be soft where images are mixed.
+        It returns (images, labels). Labels must be soft if images are mixed.
         """
-        made = [_made(each) for each in self.others]
+        steps = [_step_of(each) for each in self.others]
 
         def augment(images, labels, seed):
-            if not made:
+            if not steps:
                 return images, labels
-            seeds = tf.unstack(tf.random.split(tf.random.fold_in(seed, STEPS_STREAM), len(made)), len(made))
-            for step, own in zip(made, seeds, strict=True):
+            seeds = tf.unstack(tf.random.split(tf.random.fold_in(seed, STEPS_STREAM), len(steps)), len(steps))
+            for step, own in zip(steps, seeds, strict=True):
                 changed, labels = step(images, labels, own)
                 if changed.shape[1:] != images.shape[1:]:
                     raise ValueError(
-                        "A layer that augments must keep the shape of images. "
-                        f"Received: images of shape {changed.shape[1:]} in place of {images.shape[1:]}"
+                        "A layer that augments must keep the shape of the images. "
+                        f"Received: a layer that changes {images.shape[1:]} to {changed.shape[1:]}"
                     )
                 images = tf.ensure_shape(tf.clip_by_value(changed, 0, 1), images.shape)
             return images, labels
@@ -79,14 +82,14 @@ class Augmentation(NamedTuple):
         return augment
 
 
-NONE = Augmentation(None, ())
+NO_AUGMENTATION = Augmentation(None, ())
 
 
-def chosen(augment):
-    """Returns the `Augmentation` that `augment` stands for: `None`, a name, a Keras layer or a sequence of these.
+def parse_augment(augment):
+    """Returns the `Augmentation` of an `augment` argument: `None`, a name, a Keras layer or a sequence of these.
 
     Raises:
-        ValueError: an unknown name, or a crop that is not the first.
+        ValueError: an unknown name, or a crop that does not come first.
     """
     names = () if augment is None else tuple(augment) if isinstance(augment, (list, tuple)) else (augment,)
     for each in names:
@@ -95,33 +98,33 @@ def chosen(augment):
     crop = names[0] if names and names[0] in CROPS else None
     others = names[crop is not None :]
     if any(each in CROPS for each in others):
-        raise ValueError(f"`augment` must have one crop at most, and begin with it. Received: augment={augment!r}")
+        raise ValueError(f"`augment` must contain at most one crop, at its beginning. Received: augment={augment!r}")
     return Augmentation(crop, others)
 
 
 def _check_layer(layer):
     if isinstance(layer, keras.layers.AugMix):
         raise ValueError(
-            "keras.layers.AugMix draws its operations when it is traced, once and without a seed: use 'augmix'. "
-            f"Received: {layer!r}"
+            "`augment` must not contain keras.layers.AugMix, which draws its operations once, when it is traced, and "
+            f"without a seed: use 'augmix'. Received: {layer!r}"
         )
     value_range = getattr(layer, "value_range", None)
     if layer.compute_dtype != "float32" or (value_range is not None and tuple(value_range) != (0, 1)):
         raise ValueError(
-            "A layer that augments must have dtype='float32' and, if it knows one, value_range=(0, 1), as images have. "
+            "A layer that augments must have dtype='float32' and, if it has a value_range, value_range=(0, 1). "
             f"Received: {layer!r} with dtype={layer.compute_dtype!r}, value_range={value_range}"
         )
 
 
-def _made(each):
-    """The step of a name or a layer, of images and labels."""
+def _step_of(each):
+    """Returns the step of a name or a layer, a function of (images, labels, seed)."""
     layer = MIXERS[each]() if each in MIXERS else each
     if isinstance(layer, MIXING_LAYERS):
-        return lambda images, labels, seed: _mixed(layer, images, labels, seed)
-    step = of_layer(layer) if isinstance(layer, keras.layers.Layer) else STEPS[layer]()
+        return lambda images, labels, seed: _mix(layer, images, labels, seed)
+    step = layer_step(layer) if isinstance(layer, keras.layers.Layer) else STEPS[layer]()
     return lambda images, labels, seed: (step(images, seed), labels)
 
 
-def _mixed(layer, images, labels, seed):
-    mixed = applied(layer, {"images": images, "labels": labels}, seed)
+def _mix(layer, images, labels, seed):
+    mixed = apply_layer(layer, {"images": images, "labels": labels}, seed)
     return mixed["images"], mixed["labels"]

@@ -1,4 +1,4 @@
-"""Batches out of arrays: what `load` and `mix` share."""
+"""Batches of examples, for `load` and `mix`."""
 
 import numpy as np
 import tensorflow as tf
@@ -6,14 +6,14 @@ import tensorflow as tf
 from keras_mart import checks
 from keras_mart.datasets import augmentation, cropping, fetching
 
-# The streams of random numbers that one seed gives: of the examples of `load`, and of those that `mix` adds.
+# The random streams of one seed: for the examples of `load`, and for those that `mix` adds.
 LABELLED, EXTRA = 0, 1
-# The elements of `filled` data are (inputs, labels, weights, real).
-FILLED = 4
+# The elements of padded datasets are (inputs, labels, weights, real).
+PADDED_LENGTH = 4
 
 
 def epoch_seeds(seed, stream, epoch):
-    """A dataset of one element: the [2] int64 seed of the epoch that `epoch()` numbers as the iteration begins."""
+    """Returns a dataset of one element, the [2] int64 seed of epoch `epoch()`, which is called when it is read."""
 
     def of_epoch(_):
         number = tf.ensure_shape(tf.numpy_function(lambda: np.int64(epoch()), [], tf.int64), [])
@@ -22,19 +22,19 @@ def epoch_seeds(seed, stream, epoch):
     return tf.data.Dataset.range(1).map(of_epoch)
 
 
-def gatherer(examples, augment=augmentation.NONE, image_size=None, classes=None):
-    """Maps [batch] indices and a [2] seed to ([batch, ...] float32 images in [0, 1], [batch] labels).
+def gatherer(examples, augment=augmentation.NO_AUGMENTATION, image_size=None, classes=None):
+    """Returns a function from [batch] indices and a [2] seed to ([batch, ...] images in [0, 1], [batch] labels).
 
     Args:
         examples: `Examples` with labels.
         augment: an `Augmentation`.
         image_size: as in `load`.
-        classes: the number of classes where labels are to be soft, [batch, classes] float32.
+        classes: number of classes; if given, labels are one-hot, [batch, classes] float32.
     """
     images = examples.images
     crop, flip = augment.crop, augment.crop == "crop_flip"
     finish = augment.steps()
-    with tf.device("CPU"):  # Where there is a GPU, the data must not fill its memory.
+    with tf.device("CPU"):  # keeps the data out of a GPU's memory
         labels = tf.constant(examples.labels)
 
     def whole(index, seed):
@@ -65,38 +65,38 @@ def gatherer(examples, augment=augmentation.NONE, image_size=None, classes=None)
 
 
 def scaled(images):
-    """uint8 images as float32 in [0, 1]; others as they are."""
+    """Returns uint8 images as float32 in [0, 1]; other images are returned unchanged."""
     return tf.cast(images, tf.float32) / 255 if images.dtype == tf.uint8 else images
 
 
-def finished(dataset, cardinality):
-    """The dataset of so many batches, with the options that all have; of an unknown number where that is negative."""
+def with_options(dataset, cardinality):
+    """Sets the options that all datasets have, and the number of batches unless it is negative, which means unknown."""
     if cardinality >= 0:
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(cardinality))
     options = tf.data.Options()
     options.deterministic = True
-    options.autotune.enabled = False  # an iterator's end waits for the autotuner, for up to a minute
+    options.autotune.enabled = False  # otherwise the end of an iterator waits for the autotuner, for up to a minute
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
 
 
-def filled(dataset):
-    """The dataset with smaller batches filled up by zeros to the largest before them, and what is `real` of each.
+def pad_batches(dataset):
+    """Pads smaller batches of a dataset with zeros to the largest size before them.
 
-    Its elements are (inputs, labels, weights, [batch] float32 that is 1 for real examples and 0 for filling).
+    The elements become (inputs, labels, weights, real), with `real` [batch] float32, 1 for examples and 0 for padding.
     """
 
-    def fill(most, element):
+    def pad(size, element):
         images, index, labels, weights = checks.unpacked(element)
         count = tf.shape(images)[0]
-        most = tf.maximum(most, count)
+        size = tf.maximum(size, count)
         ones = tf.ones([count])
         tensors = [images, labels, ones if weights is None else weights, ones, *([] if index is None else [index])]
-        tensors = [tf.pad(each, [[0, most - count]] + [[0, 0]] * (len(each.shape) - 1)) for each in tensors]
+        tensors = [tf.pad(each, [[0, size - count]] + [[0, 0]] * (len(each.shape) - 1)) for each in tensors]
         images, labels, weights, real, *index = tensors
-        return most, ((images, *index) if index else images, labels, weights, real)
+        return size, ((images, *index) if index else images, labels, weights, real)
 
     images, index, *others = checks.unpacked(dataset.element_spec)
     if any(each is not None and each.shape.rank is None for each in (images, index, *others)):
         return dataset
-    return dataset.scan(tf.constant(0), fill).prefetch(tf.data.AUTOTUNE)
+    return dataset.scan(tf.constant(0), pad).prefetch(tf.data.AUTOTUNE)

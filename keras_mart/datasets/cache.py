@@ -1,9 +1,9 @@
-"""Decoded images on disk: made once, whole or not at all, and mapped into memory from then on.
+"""A cache of decoded images on disk, written atomically once and memory-mapped afterwards.
 
-A folder for each source: `pixels`, the uint8 values of all images one behind the other, and `index.npz`: for each part
-of the source the images' shapes, sums and labels. Whether `pixels` is of the right size is checked when it is opened,
-which costs nothing; each image's own sum whenever the image is used, which costs little beside the rest that is done
-with it. So nothing is read that is not needed, and what is damaged is told by its number.
+Each source has a folder with two files: `pixels`, the concatenated uint8 values of all images, and `index.npz`, with
+the shapes, checksums and labels of the images of each part of the source. The size of `pixels` is checked when the
+cache is opened, the checksum of an image whenever it is used, which costs little in comparison with its other
+processing. So opening reads no pixels, and an error names the damaged image.
 """
 
 import concurrent.futures
@@ -17,33 +17,33 @@ import numpy as np
 
 from keras_mart import files
 from keras_mart.datasets.arrays import Examples
-from keras_mart.datasets.images import Images
+from keras_mart.datasets.images import LazyImages
 
-RULE = "A cache must stay as it was made; remove it, and it is made anew."
-FORM = 1  # other numbers for other forms of the files
-AT_ONCE = 256  # images decoded before they are written
+RULE = "A cache must stay unchanged; remove a damaged cache, and it is created again."
+FORMAT_VERSION = 1  # of the files
+CHUNK_SIZE = 256  # images that are decoded before they are written
 
 
-def kept(folder, name, source):
-    """Returns what `source.read()` does, of decoded images on disk; the first time they are put there.
+def load_or_create(folder, name, source):
+    """Returns the result of `source.read()` with images from the cache; writes them to the cache if they are missing.
 
     Args:
-        folder: str or path of the cache; it is made where it is missing.
-        name: of the source, for people.
-        source: has `identity()`, which tells states of it from each other, `read()`, and the names for messages.
+        folder: str or path of the cache; it is created if it is missing.
+        name: name of the source, from which the name of its folder is made.
+        source: a `Folder` or `TFDSDataset`, whose `fingerprint()` differs whenever its data do.
 
     Raises:
         ValueError: the cache is damaged.
-        OSError: it cannot be written.
+        OSError: the cache cannot be written.
     """
-    key = hashlib.sha256(repr((FORM, name, source.identity())).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((FORMAT_VERSION, name, source.fingerprint())).encode()).hexdigest()[:16]
     path = pathlib.Path(folder).expanduser().resolve() / f"{name.rpartition('/')[2].replace(':', '-')}-{key}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with files.locked(path.with_name(".lock"), waits=True):  # several processes may want it at once
-            files.remove_unfinished(path.parent, alone=True)
+        with files.locked(path.with_name(".lock"), wait=True):  # several processes may need it at the same time
+            files.remove_unfinished(path.parent, exclusive=True)
             if not path.exists():
-                with files.whole_folder(path) as unfinished:
+                with files.atomic_folder(path) as unfinished:
                     _write(unfinished, source)
     return _opened(path, source)
 
@@ -55,11 +55,11 @@ def _write(folder, source):
         for part, (images, labels) in parts.items():
             if images.dtype != np.uint8:
                 raise ValueError(
-                    f"A cache is for uint8 images: leave `cache` out. Received: {images.dtype} in {source.origin(part)}"
+                    f"`cache` is only for uint8 images. Received: {images.dtype} images in {source.origin(part)}"
                 )
             sums, shapes = [], []
-            for first in range(0, len(images), AT_ONCE):
-                for image in threads.map(images.__getitem__, range(first, min(first + AT_ONCE, len(images)))):
+            for first in range(0, len(images), CHUNK_SIZE):
+                for image in threads.map(images.__getitem__, range(first, min(first + CHUNK_SIZE, len(images)))):
                     file.write(image)
                     sums.append(zlib.crc32(image))
                     shapes.append(image.shape)
@@ -79,11 +79,11 @@ def _opened(path, source):
         shapes, sums, labels = (index[f"{part}/{what}"] for what in ("shapes", "sums", "labels"))
         ends = begin + np.cumsum(shapes.prod(axis=1, dtype=np.int64))
         image = _reader(pixels, shapes, ends, sums, path)
-        images = Images(image, shapes, functools.partial(source.name, part), source.origin(part), stored=pixels)
+        images = LazyImages(image, shapes, functools.partial(source.name, part), source.origin(part), stored=pixels)
         parts[part] = Examples(images, labels)
         begin = ends[-1]
     if begin != len(pixels):
-        raise ValueError(f"{RULE} Received: {len(pixels)} bytes of {begin} in {path / 'pixels'}")
+        raise ValueError(f"{RULE} Received: {len(pixels)} of {begin} bytes in {path / 'pixels'}")
     return parts, names if names is None else tuple(names.tolist())
 
 

@@ -1,14 +1,17 @@
-"""Crops and mirror images of a whole batch at once, and resizing of single images, at random or not."""
+"""Random crops and mirroring of whole batches; resizing and random resized crops of single images."""
 
 import tensorflow as tf
 
-PADDING = 4  # pixels on each side: the CIFAR-10 recipe of MART, TRADES and AT
-CROPSHIFT = 10 / 32  # of the shorter side: the most rows and columns together that `cropshift` cuts away (2301.09879)
-AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random resized crop: share of the image, width / height (1409.4842)
+PADDING = 4  # pixels on each side, as in the CIFAR-10 recipe of MART, TRADES and AT
+CROPSHIFT = 10 / 32  # of the shorter side: most rows plus columns that `cropshift` removes (2301.09879)
+AREA, ASPECT = (
+    (0.08, 1.0),
+    (3 / 4, 4 / 3),
+)  # of a random resized crop: fraction of the image, width / height (1409.4842)
 
 
 def crop(images, seed, flip):
-    """Shifts each image by up to `PADDING` pixels either way, zeros coming in, and mirrors a random half.
+    """Shifts each image by up to `PADDING` pixels in each direction, filling with zeros, and mirrors a random half.
 
     Args:
         images: [batch, height, width, channels] of any dtype.
@@ -29,10 +32,10 @@ def crop(images, seed, flip):
 
 
 def cropshift(images, seed):
-    """Cuts rows and columns away from each image, and puts what is left at a random place on zeros.
+    """Crops each image at random, and pastes the crop at a random position of a zero image of the original size.
 
-    Their number together is uniform from 0 to 10 of 32, of which a uniform part are columns; so are the parts of them
-    that are cut away at the left and at the top, and the place.
+    The number of removed rows and columns together is uniform from 0 to 10 (of 32), and so is the number of columns
+    among them. The positions of the crop in the image and of the paste are uniform too.
 
     Args:
         images: [batch, height, width, channels] of any dtype.
@@ -50,7 +53,7 @@ def cropshift(images, seed):
     columns = up_to(total, split_seed)
     for axis, size, lost in ((1, height, total - columns), (2, width, columns)):
         begin, place = up_to(lost, seeds.pop()), up_to(lost, seeds.pop())
-        source = tf.range(size) - place  # [batch, size], counted from the first that is left
+        source = tf.range(size) - place  # [batch, size], counted from the crop's first row or column
         kept = (source >= 0) & (source < size - lost)
         mask = kept[:, :, None, None] if axis == 1 else kept[:, None, :, None]
         moved = tf.gather(images, tf.clip_by_value(source + begin, 0, size - 1), axis=axis, batch_dims=1)
@@ -65,9 +68,9 @@ def mirrored(images, seed):
 
 
 def cutout(images, seed):
-    """Sets a square of half the shorter side to zero, whose centre is anywhere: what is outside the image is lost.
+    """Sets a square of half the shorter side to zero. Its centre is anywhere in the image, so a part may lie outside.
 
-    Of 32 pixels it is 16, as for CIFAR-10 in the paper; 8 to 16 of them are in the image.
+    For images of 32 pixels its side is 16, as for CIFAR-10 in the paper; 8 to 16 of them are in the image.
 
     Args:
         images: [batch, height, width, channels] of any dtype.
@@ -86,11 +89,11 @@ def cutout(images, seed):
 
 
 def resized(image, size):
-    """Resizes the shorter side of an image to `size`, and cuts the middle out of the longer one.
+    """Resizes the shorter side of an image to `size`, and crops the longer one at the centre.
 
     Args:
         image: [height, width, channels] of any dtype.
-        size: height and width of what is returned, float32 in the range of the image.
+        size: height and width of the result, which is float32 in the range of the image.
     """
     height, width = tf.unstack(tf.shape(image)[:2])
     shorter = tf.minimum(height, width)
@@ -99,11 +102,11 @@ def resized(image, size):
 
 
 def random_resized_crop(image, size, seed, flip):
-    """Resizes a random part of an image, of a random size and shape, and with `flip` mirrors it with probability 0.5.
+    """Resizes a random part of an image, of random size and aspect ratio, and with `flip` mirrors it at random.
 
-    Of an image of which no such part is found, as it is too narrow, the whole is resized. The other arguments are those
-    of `crop` and `resized`. The part is drawn by TensorFlow's `stateless_sample_distorted_bounding_box`: not its area
-    is uniform, as in torchvision, but its height.
+    The arguments are those of `crop` and `resized`. An image too narrow for such a part is resized as a whole. The part
+    is drawn by TensorFlow's `stateless_sample_distorted_bounding_box`: its height is uniform, where in torchvision its
+    area is.
     """
     part_seed, flip_seed = tf.unstack(tf.random.split(seed, 2))
     begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(

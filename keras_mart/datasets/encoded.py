@@ -1,4 +1,4 @@
-"""PNG and JPEG: what a header says of an image's size, and decoding."""
+"""PNG and JPEG files: decoding, and image sizes from their headers."""
 
 import io
 import struct
@@ -6,39 +6,39 @@ import struct
 import tensorflow as tf
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # by colour type; of a palette (3) only decoding tells
-JPEG_FRAMES = set(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}  # the headers of images
-MOST_JPEG_CHANNELS = 3  # of what decoding gives: CMYK becomes RGB
+PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # by colour type; with a palette (3) only decoding shows the number
+JPEG_FRAMES = set(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}  # markers of frame headers
+MAX_JPEG_CHANNELS = 3  # after decoding, which turns CMYK into RGB
 
 
 def decode(content, channels=0):
-    """Returns the [height, width, channels] uint8 image, with the channels that the file has where 0 is given.
+    """Returns the [height, width, channels] uint8 image; with `channels` 0, it has the channels of the file.
 
     Raises:
         tf.errors.InvalidArgumentError: the file is damaged.
     """
     with tf.device("CPU"):
-        # Reads PNG as well, by content. The default dct_method differs from libjpeg by up to 5 grey levels.
+        # Decodes PNG as well. The default dct_method differs from libjpeg by up to 5 grey levels.
         return tf.io.decode_jpeg(content, channels, dct_method="INTEGER_ACCURATE")
 
 
-def checked(decode, content, name):
+def decode_checked(decode, content, name):
     """Returns the decoded image as an array.
 
     Raises:
-        ValueError: it cannot be decoded.
+        ValueError: the image cannot be decoded.
     """
     try:
         return decode(content).numpy()
     except tf.errors.InvalidArgumentError as error:
-        raise ValueError(f"Every image must be a whole PNG or JPEG file. Received: {name}") from error
+        raise ValueError(f"Every image must be a complete PNG or JPEG file. Received: {name}") from error
 
 
-def shape(file):
-    """Returns the (height, width, channels) that decoding will give, or `None` where the header does not tell.
+def header_shape(file):
+    """Returns the (height, width, channels) of the decoded image, or `None` if the header does not show them.
 
     Args:
-        file: binary and seekable, at its beginning. Little of it is read.
+        file: a binary, seekable file at its beginning. Only a small part of it is read.
     """
     try:
         start = file.read(len(PNG))
@@ -47,20 +47,20 @@ def shape(file):
             return (height, width, PNG_CHANNELS[colours]) if kind == b"IHDR" else None
         if start.startswith(JPEG):
             file.seek(len(JPEG))
-            return _of_frame(file)
+            return _jpeg_shape(file)
     except (struct.error, KeyError):
         pass
     return None
 
 
-def _of_frame(file):
-    """What the frame header of a JPEG says, in front of which stand segments of other kinds, each with its length."""
+def _jpeg_shape(file):
+    """Reads a JPEG's shape from its frame header, after skipping the segments before it by their lengths."""
     while True:
         marker, length = struct.unpack(">HH", file.read(4))
         if marker in JPEG_FRAMES:
             _, height, width, channels = struct.unpack(">BHHB", file.read(6))
-            return height, width, min(channels, MOST_JPEG_CHANNELS)
+            return height, width, min(channels, MAX_JPEG_CHANNELS)
         if marker < 0xFF00:
             return None
-        # In front of a marker there may be more bytes of 0xFF.
+        # A marker may be preceded by additional bytes of 0xFF.
         file.seek(-3 if marker == 0xFFFF else length - 2, io.SEEK_CUR)

@@ -1,33 +1,36 @@
-"""Extra training data as arrays, and the labels that a network gives them."""
+"""Extra training data as arrays, and pseudo-labels from a network."""
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_mart import checks
 from keras_mart.datasets import arrays, batches
+from keras_mart.datasets.images import LazyImages, RowView
+from keras_mart.typing import ArrayLike
 
-LABELLED_AT_ONCE = 256  # images that a network labels in one call
+LABELLING_BATCH_SIZE = 256
 
 
 def examples(extra, network):
-    """The extra data as arrays, with labels."""
+    """Returns the extra data as `Examples` with labels, which `network` predicts if there are none."""
     if isinstance(extra, tf.data.Dataset):
         images, labels = _read(extra)
     else:
         images, labels = extra if isinstance(extra, (tuple, list)) else (extra, None)
     found = arrays.examples(images, labels, "`extra`")
     if network is None and labels is None:
-        raise ValueError("Extra images need labels, or a `network` that labels them. Received: neither")
+        raise ValueError("Extra images need labels, or a `network` that predicts labels. Received: neither")
     if network is not None and labels is not None:
         raise ValueError(
-            "Extra images are labelled by a `network` only if they have no labels: give the images alone. "
+            "`network` must be None if the extra images have labels; to predict labels, pass only the images. "
             f"Received: labels and network={network!r}"
         )
     return found if network is None else arrays.Examples(found.images, pseudo_labels(network, found.images))
 
 
 def _read(extra):
-    """(images, labels or `None`) of a dataset as arrays, in the order of its index if it has one."""
+    """Returns a dataset as arrays (images, labels or `None`), sorted by its index if it has one."""
     images, _, _, weights = checks.unpacked(extra.element_spec)
     if extra.cardinality() == tf.data.INFINITE_CARDINALITY or weights is not None or not are_batches(images):
         raise ValueError(
@@ -43,16 +46,16 @@ def _read(extra):
     return images[order], None if labels is None else labels[order]
 
 
-def pseudo_labels(network, images):
-    """Returns the [examples] int32 classes that a network finds most probable.
+def pseudo_labels(network: keras.Model, images: ArrayLike | LazyImages | RowView) -> np.ndarray:
+    """Returns the [examples] int32 classes that a network predicts.
 
     Args:
-        network: a Keras classifier that returns logits; called in evaluation mode. Of a wrapped model the network that
-            is judged.
+        network: a Keras classifier that returns logits, called in evaluation mode. A model that wraps one calls the
+            network that it evaluates.
         images: [examples, height, width, channels] uint8 array, or floats in [0, 1].
 
     Raises:
-        ValueError: images of another form, or a network that does not take them or returns no finite logits.
+        ValueError: invalid images, or a network that does not take them or returns logits that are not finite.
     """
     images, _ = arrays.examples(images, None, "the images to label")
     probe = batches.scaled(tf.constant(images[: checks.PROBED_IMAGES]))
@@ -63,13 +66,13 @@ def pseudo_labels(network, images):
         logits = tf.cast(network(batches.scaled(some), training=False), tf.float32)
         return tf.argmax(logits, axis=-1, output_type=tf.int32), tf.reduce_all(tf.math.is_finite(logits))
 
-    parts = range(0, len(images), LABELLED_AT_ONCE)
-    found, finite = zip(*(classify(images[first : first + LABELLED_AT_ONCE]) for first in parts), strict=True)
+    parts = range(0, len(images), LABELLING_BATCH_SIZE)
+    found, finite = zip(*(classify(images[first : first + LABELLING_BATCH_SIZE]) for first in parts), strict=True)
     if not all(finite):
-        raise ValueError("A network that labels images must return finite logits. Received: NaN or infinite ones")
+        raise ValueError("A network that predicts labels must return finite logits. Received: NaN or infinite logits")
     return np.concatenate([each.numpy() for each in found])
 
 
 def are_batches(images):
-    """Whether a spec can be that of batches of images."""
+    """Returns whether a spec can be that of batches of images."""
     return isinstance(images, tf.TensorSpec) and images.shape.rank in (None, 4)

@@ -1,4 +1,4 @@
-"""Images for `tf.data`, which Python fetches, and what comes of its errors and of the end of the process."""
+"""Reading images in Python from `tf.data`, with error messages and a clean end of the process."""
 
 import atexit
 import re
@@ -8,59 +8,61 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from keras_mart.datasets.images import release
+from keras_mart.datasets.images import release_memory
 
-# Seconds without a call after which nothing more is asked for, and after which the process ends all the same.
-QUIET, PATIENCE = 0.1, 10.0
-TAG = "keras_mart:"  # in front of the text of a ValueError, in the error that TensorFlow makes of it
+# At the end of the process, seconds without a call until the pipelines count as idle, and the longest wait for that.
+QUIET_TIME, MAX_WAIT = 0.1, 10.0
+TAG = "keras_mart:"  # precedes the message of a ValueError in the TensorFlow error that it becomes
 REFUSAL = re.compile(rf"\[{TAG}\] \[(.*?)\]$", re.MULTILINE)
 
 
 def fetch(images, index, shape):
-    """Returns `images[index]` in a `tf.data` function; not copied into TensorFlow beforehand, as a constant would be.
+    """Returns `images[index]` in a `tf.data` function, without copying the images into a TensorFlow constant.
 
     Args:
-        images: what can be indexed: array, `Images` or `Rows`.
+        images: array, `LazyImages` or `RowView`.
         index: integer tensor.
-        shape: of an image, as far as it is known.
+        shape: shape of an image, with `None` for unknown sizes.
 
     Raises:
-        tf.errors.InvalidArgumentError: when the data are read, for a ValueError. It has the text, but no traceback.
+        tf.errors.InvalidArgumentError: with the message of a ValueError, but no traceback, when the data are read.
     """
     found, refused = tf.numpy_function(_calls.of(images), [index], [images.dtype, tf.string])
     with tf.control_dependencies([tf.debugging.Assert(tf.equal(refused, ""), [TAG, refused])]):
         return tf.ensure_shape(found, [*index.shape, *shape])
 
 
-def refusal(error):
-    """Returns the ValueError that is behind an error of TensorFlow's, as of a damaged file, or `None`."""
+def refusal(error: Exception) -> ValueError | None:
+    """Returns the ValueError, such as that of a damaged file, that caused a TensorFlow error; `None` if none did."""
     found = REFUSAL.search(str(error))
-    return found and ValueError(found[1].encode().decode("unicode_escape").encode("latin-1").decode())
+    if found is None:
+        return None
+    return ValueError(found[1].encode().decode("unicode_escape").encode("latin-1").decode())
 
 
-class _Calls:
-    """The calls of Python by `tf.data`'s threads, none of which may be under way when the interpreter ends.
+class _CallTracker:
+    """Counts the Python calls of `tf.data`'s threads, and waits at exit until there are none.
 
-    Such a thread would wait for the interpreter, and whatever ends the pipeline for the thread. But a pipeline that
-    nobody reads from comes to rest when its buffers are full.
+    A thread in such a call would wait for the interpreter while the shutdown of the pipeline waits for the thread. A
+    pipeline that is not read from becomes idle when its buffers are full.
     """
 
     def __init__(self):
-        self.lock, self.running, self.last, self.ending = threading.Lock(), 0, -QUIET, False
-        atexit.register(self.settle)
+        self.lock, self.running, self.last, self.ending = threading.Lock(), 0, -QUIET_TIME, False
+        atexit.register(self.wait_until_idle)
 
     def of(self, images):
-        """Returns a function of an index that returns (images, the text of a ValueError or "")."""
+        """Returns a function from an index to (images, message of a ValueError or "")."""
 
         @tf.autograph.experimental.do_not_convert
         def call(index):
             self.count(1)
             try:
-                return (_none(images, index) if self.ending else images[index]), ""
+                return (_black_images(images, index) if self.ending else images[index]), ""
             except ValueError as error:
-                return _none(images, index), str(error)
+                return _black_images(images, index), str(error)
             finally:
-                release(images)
+                release_memory(images)
                 self.count(-1)
 
         return call
@@ -70,16 +72,16 @@ class _Calls:
             self.running += more
             self.last = time.monotonic()
 
-    def settle(self):
+    def wait_until_idle(self):
         self.ending = True
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end and (self.running or time.monotonic() < self.last + QUIET):
-            time.sleep(QUIET / 10)
+        end = time.monotonic() + MAX_WAIT
+        while time.monotonic() < end and (self.running or time.monotonic() < self.last + QUIET_TIME):
+            time.sleep(QUIET_TIME / 10)
 
 
-def _none(images, index):
-    """Black images of the right shape."""
+def _black_images(images, index):
+    """Returns zeros of the shape and dtype of `images[index]`, with 1 for unknown sizes."""
     return np.zeros([*np.shape(index), *(size or 1 for size in images.shape[1:])], images.dtype)
 
 
-_calls = _Calls()
+_calls = _CallTracker()

@@ -1,4 +1,4 @@
-"""A folder of PNG or JPEG files, one sub-folder a class."""
+"""Folders of PNG and JPEG files, with one subfolder for each class."""
 
 import concurrent.futures
 import functools
@@ -8,22 +8,22 @@ import numpy as np
 
 from keras_mart.datasets import encoded
 from keras_mart.datasets.arrays import examples
-from keras_mart.datasets.images import Images
+from keras_mart.datasets.images import LazyImages
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SPLITS = ("train", "test")
-AS_STORED, RGB = 0, 3  # numbers of channels, as TensorFlow's decoder takes them
+AS_STORED, RGB = 0, 3  # the `channels` argument of TensorFlow's decoder
 
 
 class Folder:
-    """The files of a folder, listed once.
+    """A folder of images, whose files are listed once.
 
     Args:
-        path: a folder with `train/<class>/` and `test/<class>/`, or with `<class>/` alone. Classes are numbered in the
-            order of their names.
+        path: a folder with `train/<class>/` and `test/<class>/`, or only `<class>/`. Classes are numbered in the order
+            of their names.
 
     Raises:
-        ValueError: there is no such folder.
+        ValueError: the folder does not exist, or its structure is another one.
     """
 
     def __init__(self, path):
@@ -39,7 +39,7 @@ class Folder:
         self.class_names = tuple(next(iter(listed.values())))
         unknown = sorted(set(listed.get("test", ())) - set(self.class_names))
         if unknown:
-            raise ValueError(f"Every class of test/ must be in train/ too. Received: {unknown} in {path / 'test'}")
+            raise ValueError(f"Every class in test/ must also be in train/. Received: {unknown} in {path / 'test'}")
         self.files = {
             split: [(file, label) for label, name in enumerate(self.class_names) for file in classes.get(name, ())]
             for split, classes in listed.items()
@@ -47,11 +47,11 @@ class Folder:
         for split, part in self.parts.items():
             if not self.files[split]:
                 raise ValueError(
-                    f"A folder must hold <class>/ folders with PNG or JPEG images. Received: none in {part}"
+                    f"A folder must contain <class>/ folders with PNG or JPEG images. Received: none in {part}"
                 )
 
-    def identity(self):
-        """What changes when a file does, or its place: where each file is, its size and when it was changed."""
+    def fingerprint(self):
+        """Returns what identifies the data: the relative path, size and modification time of each file."""
         found = []
         for part, files in self.files.items():
             stats = ((path, os.stat(path)) for path, _ in files)
@@ -59,17 +59,17 @@ class Folder:
         return found
 
     def name(self, split, number):
-        """What an image is called in messages."""
+        """Returns the name of an image for error messages."""
         return os.path.relpath(self.files[split][number][0], self.parts[split])
 
     def origin(self, split):
-        """Where the images of a split come from."""
+        """Returns where the images of a split come from, for error messages."""
         return self.parts[split]
 
     def read(self):
-        """Returns ({"train": Examples, "test": Examples} or {"whole": Examples}, names of the classes).
+        """Returns ({"train": Examples, "test": Examples} or {"whole": Examples}, class names).
 
-        Where some images are grey or transparent and others are not, all become RGB.
+        If the images differ in their number of channels (grey, transparent), all become RGB.
         """
         with concurrent.futures.ThreadPoolExecutor() as threads:
             shapes = {part: np.array(list(threads.map(_shape, self._paths(part)))) for part in self.parts}
@@ -83,12 +83,12 @@ class Folder:
     def _read(self, part, shapes, channels):
         paths, name, origin = self._paths(part), functools.partial(self.name, part), self.origin(part)
         shapes = np.concatenate([shapes[:, :2], np.full([len(paths), 1], channels)], axis=1)
-        images = Images(lambda number: _decoded(paths[number], channels), shapes, name, origin)
+        images = LazyImages(lambda number: _decoded(paths[number], channels), shapes, name, origin)
         return examples(images, [label for _, label in self.files[part]], origin)
 
 
-def state(path):
-    """What changes when a file does, or when files come to a folder or go, without a look at each of them."""
+def quick_fingerprint(path):
+    """Returns sizes and modification times of a file or of folders, which change when files are added or removed."""
     folders = [each for part in (path, *map(path.joinpath, SPLITS)) for each in _folders(part)]
     return tuple((each.stat().st_size, each.stat().st_mtime_ns) for each in (path, *folders) if each.exists())
 
@@ -98,25 +98,27 @@ def _folders(path):
 
 
 def _listed(path):
-    """{class: [paths of its images]} in the order of names, of the sub-folders that hold images."""
+    """Returns {class: [paths of its images]}, sorted by name, for the subfolders that contain images."""
     found = {folder.name: _image_files(folder) for folder in _folders(path)}
     return {name: files for name, files in found.items() if files}
 
 
 def _image_files(folder):
-    # Hidden files are what other systems leave behind (macOS's "._name.png"), not images.
+    # Hidden files are not images, but metadata such as macOS's "._name.png".
     names = (name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES) and not name.startswith("."))
     return [os.path.join(folder, name) for name in sorted(names)]
 
 
 def _shape(path):
     with open(path, "rb") as file:
-        return encoded.shape(file) or _decoded(path, AS_STORED).shape
+        return encoded.header_shape(file) or _decoded(path, AS_STORED).shape
 
 
 def _decoded(path, channels):
     try:
         with open(path, "rb") as file:
-            return encoded.checked(functools.partial(encoded.decode, channels=channels), file.read(), path)
+            return encoded.decode_checked(functools.partial(encoded.decode, channels=channels), file.read(), path)
     except OSError as error:
-        raise ValueError(f"Every image must stay where it was. Received: {path} ({error.strerror})") from error
+        raise ValueError(
+            f"Every image must remain in its place while it is in use. Received: {path} ({error.strerror})"
+        ) from error

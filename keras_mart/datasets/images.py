@@ -1,4 +1,4 @@
-"""Images that are made when they are asked for, and rows of images that are not copied."""
+"""Images that are decoded on access, and views of selected images without copies."""
 
 import mmap
 
@@ -7,18 +7,20 @@ import numpy as np
 SIZES, CHANNELS = slice(0, 3), slice(2, 3)  # of (height, width, channels)
 
 
-class Images:
-    """What stands for a [examples, height, width, channels] uint8 array, of which each image is made when asked for.
+class LazyImages:
+    """A read-only [examples, height, width, channels] array whose images are decoded on access.
+
+    `shape` has `None` for sizes that differ between images. `images[number]` returns one image, `images[numbers]`
+    several of the same size, `np.asarray(images)` all.
 
     Args:
-        image: returns the [height, width, channels] image of a number. It is called from several threads.
-        shapes: [examples, 3] integers, (height, width, channels) of each.
-        name: returns what an image of a number is called in messages.
-        origin: where they come from, for messages.
-        stored: array that the images are parts of, where there is one.
-
-    `shape` has `None` in place of what differs from image to image. `images[number]` is one image, `images[numbers]`
-    are several, of one size; `np.asarray` makes all.
+        image: function that returns the [height, width, channels] image with a given index; called from several
+            threads.
+        shapes: [examples, 3] integers, the (height, width, channels) of each image.
+        name: function that returns the name of an image, given its index, for error messages.
+        origin: where the images come from, for error messages.
+        dtype: of the images.
+        stored: the array that contains the images, if there is one.
     """
 
     def __init__(self, image, shapes, name, origin, dtype=np.uint8, stored=None):
@@ -46,22 +48,22 @@ class Images:
         found, shape = self.image(number), tuple(self.shapes[number].tolist())
         if found.shape != shape:
             raise ValueError(
-                "An image must not change while it is in use, and be of the size that its header says. "
-                f"Received: {found.shape} in place of {shape} for {self.name(number)} in {self.origin}"
+                "An image must not change while it is in use, and must have the size that its header states. "
+                f"Received: {found.shape} instead of {shape} for {self.name(number)} in {self.origin}"
             )
         return found
 
 
-class Rows:
-    """The rows of images that have some numbers, in place of a copy of them.
+class RowView:
+    """A view of selected images, which are not copied.
 
     Args:
-        images: array, `Images` or `Rows`.
+        images: array, `LazyImages` or `RowView`.
         rows: [examples] integers.
     """
 
     def __init__(self, images, rows):
-        if isinstance(images, Rows):
+        if isinstance(images, RowView):
             images, rows = images.images, images.rows[rows]
         self.images, self.rows = images, rows
         self.dtype, self.shape = images.dtype, (len(rows), *images.shape[1:])
@@ -76,27 +78,29 @@ class Rows:
         return self.images[self.rows].astype(dtype or self.dtype, copy=False)
 
 
-def release(images):
-    """Gives back the memory of images that are mapped from a file: it counts as this process's once it was read.
+def release_memory(images):
+    """Releases the pages of memory-mapped images, which count as memory of this process once they have been read.
 
-    What was read stays in the system's own cache as long as there is room.
+    They stay in the page cache of the operating system as long as memory is free.
     """
-    images = images.images if isinstance(images, Rows) else images
-    array = images.stored if isinstance(images, Images) else images
+    images = images.images if isinstance(images, RowView) else images
+    array = images.stored if isinstance(images, LazyImages) else images
     while isinstance(array, np.ndarray) and isinstance(array.base, np.ndarray):
         array = array.base
-    if array is not None and isinstance(array.base, mmap.mmap) and not array.flags.writeable:  # no changes are lost
+    if (
+        array is not None and isinstance(array.base, mmap.mmap) and not array.flags.writeable
+    ):  # a writable map could lose changes
         array.base.madvise(mmap.MADV_DONTNEED)
 
 
-def check_alike(images, what):
-    """Raises ValueError with the names of two images that differ in `what`, `SIZES` or `CHANNELS`."""
-    images = images.images if isinstance(images, Rows) else images
-    if not isinstance(images, Images) or None not in images.shape[1:][what]:
+def check_same_shape(images, what):
+    """Raises ValueError with the names of two images that differ in `what`, which is `SIZES` or `CHANNELS`."""
+    images = images.images if isinstance(images, RowView) else images
+    if not isinstance(images, LazyImages) or None not in images.shape[1:][what]:
         return
     other = int(np.argmax((images.shapes != images.shapes[0])[:, what].any(axis=1)))
     one, another = (f"{tuple(images.shapes[number].tolist())} for {images.name(number)}" for number in (0, other))
     raise ValueError(
-        f"All images must be of one size and number of channels; `image_size` resizes them, to one size. "
+        "All images must have the same size and number of channels; `image_size` resizes them. "
         f"Received: {one} and {another} in {images.origin}"
     )

@@ -1,65 +1,68 @@
-"""Extra training data, unlabelled or generated, in a fixed share of every batch."""
+"""Extra training data, unlabelled or generated, as a fixed fraction of every batch."""
 
 import itertools
 import math
+from collections.abc import Callable
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_mart import checks
 from keras_mart.datasets import batches, extras
-from keras_mart.datasets.augmentation import chosen
+from keras_mart.datasets.augmentation import Augment, parse_augment
+from keras_mart.typing import ArrayLike
 
 
 def mix(
-    labelled,
-    extra,
+    labelled: tf.data.Dataset,
+    extra: tf.data.Dataset | ArrayLike | tuple[ArrayLike, ArrayLike | None],
     *,
-    fraction=0.5,
-    weight=1.0,
-    network=None,
-    augment=None,
-    seed=0,
-    epoch=None,
-    first_batch=0,
-):
-    """Returns the labelled batches, each with extra examples between its own, which a training loss weighs by `weight`.
+    fraction: float = 0.5,
+    weight: float = 1.0,
+    network: keras.Model | None = None,
+    augment: Augment | None = None,
+    seed: int = 0,
+    epoch: Callable[[], int] | None = None,
+    first_batch: int = 0,
+) -> tf.data.Dataset:
+    """Adds extra examples to every labelled batch, with a `weight` of their own in the training loss.
 
-    With b labelled examples a batch has round(b fraction / (1 - fraction)) extra ones: for batches of 128 of which half
-    are extra, `labelled` has batches of 64. Labelled and extra examples alternate evenly, so that every replica's part
-    of a batch has its share of both. An epoch is one pass over the labelled data. Its extra examples are drawn without
-    replacement, in an order that is a function of the seed and the epoch's number alone; where the extra data are too
-    few for an epoch, another permutation of them follows. Epochs draw independently of each other.
+    To b labelled examples of a batch, round(b fraction / (1 - fraction)) extra ones are added: for batches of 128 with
+    half of them extra, `labelled` has batches of 64. Labelled and extra examples alternate evenly, so that every
+    replica's part of a batch contains both in the same proportion. An epoch is one pass over the labelled data. Its
+    extra examples are drawn without replacement, in an order that depends only on the seed and the number of the epoch;
+    if there are too few for an epoch, another permutation of them follows. Epochs draw independently of each other.
 
     The loss of a batch is (sum of the labelled losses + weight * sum of the extra losses) / number of both.
 
     Args:
         labelled: `tf.data.Dataset` of batches of (images, labels[, weights]) or ((images, index), labels[, weights]),
-            as `load` gives them without a `first_batch`. Labels may be soft, [batch, classes] floats.
-        extra: arrays of images, or (images, labels), as `load_extra` gives: [examples, height, width, channels] uint8
-            (divided by 255 batch by batch), or floats in [0, 1]; [examples] integers. Or a finite `tf.data.Dataset` of
-            batches of images, (images, labels) or ((images, index), labels), which is read into memory once; put in
-            the order of its index, if it has one.
-        fraction: share of extra examples in a batch, between 0 and 1.
-        weight: the weight gamma of an extra example; a labelled one keeps its own, or has 1.
-        network: a Keras classifier that returns logits, wrapped or not, by which extra images without labels are
-            labelled once: `pseudo_labels`.
-        augment: of the extra images, as in `load`. MixUp and CutMix mix them with one another, as `load` mixes labelled
-            ones, so that each image keeps a weight of its own; they need soft labels of `labelled`, which tell the
-            number of classes.
-        seed: an integer for the order and the augmentation; those of `load` with the same seed are independent of them.
+            as `load` returns them without a `first_batch`. Labels may be soft, [batch, classes] floats.
+        extra: arrays of images or (images, labels), as `load_extra` returns them: [examples, height, width, channels]
+            uint8 (divided by 255 when they are read) or floats in [0, 1]; [examples] integers. Or a finite
+            `tf.data.Dataset` of batches of images, (images, labels) or ((images, index), labels), which is read into
+            memory once, and sorted by its index if it has one.
+        fraction: fraction of extra examples in a batch, between 0 and 1.
+        weight: the weight gamma of an extra example. Labelled examples keep their weights, by default 1.
+        network: a Keras classifier that returns logits, or a model that wraps one; it predicts labels for extra images
+            without labels once, by `pseudo_labels`.
+        augment: augmentation of the extra images, as in `load`. MixUp and CutMix mix extra images only with each other,
+            so that each keeps its weight. They need soft labels in `labelled`, which determine the number of
+            classes.
+        seed: an integer for the order and the augmentation, which are independent of those of `load` with this seed.
         epoch: as in `load`; the same as that of `labelled`.
-        first_batch: number of batches to leave out at the beginning of each iteration, for what is left of an epoch.
+        first_batch: number of batches to skip at the beginning of each iteration, to resume in the middle of an epoch.
 
     Returns:
         A `tf.data.Dataset` of ([batch, height, width, channels] float32 images, [batch] int32 labels, [batch] float32
-        weights); labels are [batch, classes] float32 where those of `labelled` are soft. Where `labelled` has an index,
-        inputs are (images, [batch] int32 index): extra example i of n has the index i, labelled example i has n + i.
-        `MMA` then takes as `num_examples` the number of both together.
+        weights). Labels are [batch, classes] float32 if those of `labelled` are soft. If `labelled` has an index,
+        inputs are (images, [batch] int32 index): of n extra examples, example i has the index i, and labelled example i
+        has n + i. The `num_examples` of `MMA` is then the number of both together.
 
     Raises:
-        ValueError: arguments out of range, data of another form, shape or range, and extra data that have no labels
-            where there is no network, or have some where there is one.
+        ValueError: arguments out of range; data of another form, shape or range; extra data without labels if `network`
+            is None, or with labels otherwise.
 
     Reference: Carmon et al., arXiv 1905.13736; with MART: Wang et al., ICLR 2020; generated images: Gowal et al.,
     arXiv 2110.09468.
@@ -68,12 +71,12 @@ def mix(
         raise ValueError(f"`fraction` must lie between 0 and 1. Received: fraction={fraction}")
     if not 0 <= weight < math.inf:
         raise ValueError(f"`weight` must be finite and not negative. Received: weight={weight}")
-    augmentation = chosen(augment)
+    augmentation = parse_augment(augment)
     shape, classes = _image_shape(labelled), _soft_classes(labelled)
     if augmentation.mixes and classes is None:
         raise ValueError(
-            "Extra images are mixed where the labels of `labelled` are soft: give `load` an `augment` that mixes too. "
-            f"Received: augment={augment!r} and labels that are integers"
+            "To mix extra images, the labels of `labelled` must be soft: pass `load` an `augment` that mixes, too. "
+            f"Received: augment={augment!r} and integer labels"
         )
     examples = extras.examples(extra, network)
     if classes is not None:
@@ -81,19 +84,20 @@ def mix(
     augmentation.check(examples.images.shape[1:])
     if not shape.is_compatible_with(examples.images.shape[1:]):
         raise ValueError(
-            f"Labelled and extra images must be of one shape. Received: {tuple(shape)} and {examples.images.shape[1:]}"
+            "Labelled and extra images must have the same shape. "
+            f"Received: {tuple(shape)} and {examples.images.shape[1:]}"
         )
     seeds = batches.epoch_seeds(seed, batches.EXTRA, epoch or itertools.count().__next__)
     seeds = seeds.flat_map(lambda epoch_seed: tf.data.Dataset.from_tensors(epoch_seed).repeat())
-    start, draw = _drawing(len(examples.labels), fraction)
+    start, draw = _extra_sampler(len(examples.labels), fraction)
     dataset = tf.data.Dataset.zip(labelled, seeds).enumerate().scan(start, draw).skip(first_batch)
-    dataset = dataset.map(_joining(examples, augmentation, weight, classes), num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.map(_batch_joiner(examples, augmentation, weight, classes), num_parallel_calls=tf.data.AUTOTUNE)
     cardinality = int(labelled.cardinality())
-    return batches.finished(dataset, cardinality - first_batch if cardinality >= 0 else cardinality)
+    return batches.with_options(dataset, cardinality - first_batch if cardinality >= 0 else cardinality)
 
 
 def _image_shape(labelled):
-    """[height, width, channels] of the images of labelled batches."""
+    """Returns the [height, width, channels] of the images of labelled batches."""
     rule = "`labelled` must be a tf.data.Dataset of batches of (images, labels) or ((images, index), labels)."
     if not isinstance(labelled, tf.data.Dataset):
         raise ValueError(f"{rule} Received: {type(labelled).__name__}")
@@ -107,23 +111,23 @@ def _image_shape(labelled):
 
 
 def _soft_classes(labelled):
-    """The number of classes of soft labels, `None` where they are integers.
+    """Returns the number of classes of soft labels, `None` for integer labels.
 
     Raises:
-        ValueError: soft labels beside an index.
+        ValueError: the dataset has soft labels and an index.
     """
     _, index, labels, _ = checks.unpacked(labelled.element_spec)
     if labels.shape.rank is None or not (labels.dtype.is_floating and checks.are_soft(labels)):
         return None
     if index is not None:
-        raise ValueError("Soft labels and an index do not go together. Received: both in `labelled`")
+        raise ValueError("`labelled` must not have both soft labels and an index. Received: both")
     return labels.shape[-1]
 
 
-def _drawing(count, fraction):
-    """A state and a function of `tf.data.Dataset.scan`, which draws the indices of each batch's extra examples.
+def _extra_sampler(count, fraction):
+    """Returns arguments of `tf.data.Dataset.scan`, a state and a function, that draw each batch's extra examples.
 
-    What is left of the newest permutation of the `count` extra examples is handed on from batch to batch.
+    The state contains the rest of the newest permutation of the `count` extra examples.
     """
 
     def draw(state, numbered):
@@ -131,22 +135,22 @@ def _drawing(count, fraction):
         size = tf.cast(tf.shape(checks.unpacked(element)[2])[0], tf.float64)
         drawn = tf.cast(tf.round(size * (fraction / (1 - fraction))), tf.int32)
 
-        def permute_again(left, permutations):
-            again = tf.random.fold_in(epoch_seed, permutations)
-            shuffled = tf.random.experimental.stateless_shuffle(tf.range(count), again)
-            return tf.concat([left, shuffled], 0), permutations + 1
+        def append_permutation(rest, permutations):
+            seed = tf.random.fold_in(epoch_seed, permutations)
+            shuffled = tf.random.experimental.stateless_shuffle(tf.range(count), seed)
+            return tf.concat([rest, shuffled], 0), permutations + 1
 
-        left, permutations = tf.while_loop(
-            lambda left, _: tf.size(left) < drawn, permute_again, state,
+        rest, permutations = tf.while_loop(
+            lambda rest, _: tf.size(rest) < drawn, append_permutation, state,
             shape_invariants=(tf.TensorShape([None]), tf.TensorShape([])),
         )  # fmt: skip
-        return (left[drawn:], permutations), (element, left[:drawn], tf.random.fold_in(epoch_seed, number))
+        return (rest[drawn:], permutations), (element, rest[:drawn], tf.random.fold_in(epoch_seed, number))
 
     return (tf.zeros([0], tf.int32), tf.constant(0)), draw
 
 
-def _joining(examples, augment, weight, classes):
-    """Maps a labelled batch, indices of extra examples and a [2] seed to the batch of both, evenly alternating."""
+def _batch_joiner(examples, augment, weight, classes):
+    """Returns a function from a labelled batch, indices of extra examples and a [2] seed to the mixed batch."""
     gather, count = batches.gatherer(examples, augment, classes=classes), len(examples.labels)
 
     def join(element, extra_index, crop_seed):

@@ -1,13 +1,14 @@
-"""What AutoAugment's family does to an image, by Keras's layers as far as they do it image by image.
+"""The image operations of AutoAugment and its successors, with Keras's layers where these act on each image separately.
 
-Each function returns a list of steps (`steps.py`). A ratio of 1 keeps the image; `strength` is the share of the largest
-that AutoAugment knows (Cubuk et al., arXiv 1805.09501), up to which the strength of each image is uniform, either way.
+Each function returns a step or a list of steps (`steps.py`). A ratio of 1 keeps the image. `strength` is the largest
+strength, relative to AutoAugment's largest (Cubuk et al., arXiv 1805.09501); each image's own is uniform up to it, in
+either direction.
 """
 
 import keras
 import tensorflow as tf
 
-from keras_mart.datasets.steps import of_layer
+from keras_mart.datasets.steps import layer_step
 
 LAYER = {"dtype": "float32", "data_format": "channels_last"}
 COLOUR = {"value_range": (0, 1), **LAYER}
@@ -16,10 +17,11 @@ ROTATION, SHEAR, TRANSLATION, RATIO, BITS = 30 / 360, 0.3, 0.45, 0.9, 4
 
 
 def ratios(saturation, brightness, contrast, sharpness):
-    """Each is (lowest, highest) ratio of the image to what has no colours, no light, no contrast or no edges.
+    """Changes of saturation, brightness, contrast and sharpness.
 
-    Colour needs 1 or 3 channels. Contrast keeps the mean of each channel, where PIL and torchvision keep that of the
-    grey image.
+    Each argument is the (lowest, highest) ratio of a blend with an image without colour, light, contrast or edges.
+    Saturation needs 1 or 3 channels. Contrast keeps the mean of each channel, where PIL and torchvision keep that of
+    the grey image.
     """
 
     def light(images, seed):
@@ -27,51 +29,51 @@ def ratios(saturation, brightness, contrast, sharpness):
 
     layers = keras.layers
     return [
-        of_layer(layers.RandomColorDegeneration((1 - saturation[1], 1 - saturation[0]), seed=0, **COLOUR)),
+        layer_step(layers.RandomColorDegeneration((1 - saturation[1], 1 - saturation[0]), seed=0, **COLOUR)),
         lambda images, seed: tf.minimum(light(images, seed), 1),
-        of_layer(layers.RandomContrast((1 - contrast[0], contrast[1] - 1), seed=0, **COLOUR)),
-        of_layer(layers.RandomSharpness((sharpness[0] / 2, sharpness[1] / 2), seed=0, **COLOUR)),
+        layer_step(layers.RandomContrast((1 - contrast[0], contrast[1] - 1), seed=0, **COLOUR)),
+        layer_step(layers.RandomSharpness((sharpness[0] / 2, sharpness[1] / 2), seed=0, **COLOUR)),
     ]
 
 
-def even_ratios(strength):
-    """The same ratios of all four, from 1 - 0.9 strength to 1 + 0.9 strength."""
+def symmetric_ratios(strength):
+    """The steps of `ratios`, each with ratios from 1 - 0.9 strength to 1 + 0.9 strength."""
     return ratios(*[(1 - RATIO * strength, 1 + RATIO * strength)] * 4)
 
 
 def histograms():
-    """Autocontrast, and equalisation: Keras's takes a batch as one image, and is given them one by one."""
+    """Autocontrast and equalisation, the latter image by image: Keras's layer treats a batch as one image."""
     contrast, equalization = keras.layers.AutoContrast(**COLOUR), keras.layers.Equalization(**COLOUR)
-    return [of_layer(contrast), lambda images, seed: tf.map_fn(equalization, images)]
+    return [layer_step(contrast), lambda images, seed: tf.map_fn(equalization, images)]
 
 
-def levels(strength):
-    """Posterisation to fewer bits, 4 at the largest strength, and inversion of what is brighter than a threshold.
+def quantisations(strength):
+    """Posterisation to fewer bits, 4 at the largest strength, and solarisation: inversion of values above a threshold.
 
-    Keras's `Solarization` draws thresholds from 0 on, whatever their lower bound (3.15).
+    Keras's `Solarization` ignores the lower bound of its thresholds, and draws them from 0 on (3.15).
     """
 
     def solarize(images, seed):
         threshold = tf.random.stateless_uniform([tf.shape(images)[0], 1, 1, 1], seed, 1 - strength, 1)
         return tf.where(images < threshold, images, 1 - images)
 
-    bits = 8 - round(BITS * strength), 8  # the upper one is not among them
-    return [of_layer(keras.layers.RandomPosterization(bits, seed=0, **COLOUR)), solarize]
+    bits = 8 - round(BITS * strength), 8  # the upper bound is exclusive
+    return [layer_step(keras.layers.RandomPosterization(bits, seed=0, **COLOUR)), solarize]
 
 
 def shears(least, most):
-    """Shears along rows and along columns, which leave the upper left corner where it is, by shares of the image."""
+    """Shears along rows and along columns, by fractions of the image, with the upper left corner fixed."""
     bounds = least, most
-    return [of_layer(keras.layers.RandomShear(**{axis: bounds}, **SHAPE)) for axis in ("x_factor", "y_factor")]
+    return [layer_step(keras.layers.RandomShear(**{axis: bounds}, **SHAPE)) for axis in ("x_factor", "y_factor")]
 
 
 def rotation(most):
-    """A rotation by up to a share of the full circle."""
-    return of_layer(keras.layers.RandomRotation(most, **SHAPE))
+    """A rotation by up to a fraction of the full circle."""
+    return layer_step(keras.layers.RandomRotation(most, **SHAPE))
 
 
-def shapes(strength):
-    """Rotation, shears and translations, zeros coming in."""
+def geometric(strength):
+    """Rotation, shears and translations, filling with zeros."""
     most = strength * TRANSLATION
-    moves = [keras.layers.RandomTranslation(*factors, **SHAPE) for factors in ((0.0, most), (most, 0.0))]
-    return [rotation(strength * ROTATION), *shears(0.0, strength * SHEAR), *map(of_layer, moves)]
+    translations = [keras.layers.RandomTranslation(*factors, **SHAPE) for factors in ((0.0, most), (most, 0.0))]
+    return [rotation(strength * ROTATION), *shears(0.0, strength * SHEAR), *map(layer_step, translations)]

@@ -1,4 +1,4 @@
-"""Augmentations of several operations, each image with its own: RandAugment, AugMix, IDBH; and random erasing.
+"""Augmentations that draw operations for each image, RandAugment, AugMix and IDBH; and random erasing.
 
 Each function returns a step (`steps.py`).
 """
@@ -7,38 +7,40 @@ import keras
 import tensorflow as tf
 
 from keras_mart.datasets import cropping, operations
-from keras_mart.datasets.steps import in_turn, of_layer, one_of
+from keras_mart.datasets.steps import layer_step, random_choice, sequence
 
 RANDAUGMENT_OPERATIONS, RANDAUGMENT_STRENGTH = 2, 0.5
 AUGMIX_CHAINS, AUGMIX_DEPTH, AUGMIX_STRENGTH = 3, 3, 0.3
 
 
 def randaugment():
-    """Two of RandAugment's 14 operations, of strengths up to half the largest (Cubuk et al., arXiv 1909.13719).
+    """Two of RandAugment's 14 operations, with strengths up to half of the largest (Cubuk et al., arXiv 1909.13719).
 
-    `keras.layers.RandAugment` draws two operations for a whole batch, computes all of them, turns images by up to half
-    a circle, one way, and keeps 1 to 3 bits of a colour (3.15, its default factor).
+    `keras.layers.RandAugment` is not used: it draws two operations for a whole batch, computes all of them, rotates
+    images by up to half a circle in one direction, and keeps 1 to 3 bits of a colour (3.15, its default factor).
     """
     half = RANDAUGMENT_STRENGTH
     choices = [
         lambda images, seed: images,
         *operations.histograms(),
-        *operations.levels(half),
-        *operations.even_ratios(half),
-        *operations.shapes(half),
+        *operations.quantisations(half),
+        *operations.symmetric_ratios(half),
+        *operations.geometric(half),
     ]
-    return in_turn(*[one_of(choices)] * RANDAUGMENT_OPERATIONS)
+    return sequence(*[random_choice(choices)] * RANDAUGMENT_OPERATIONS)
 
 
 def augmix():
-    """A mixture of the image and of three chains of one to three of 9 operations (Hendrycks et al., arXiv 1912.02781).
+    """A mixture of the image and three chains of one to three of 9 operations (Hendrycks et al., arXiv 1912.02781).
 
-    The chains' weights are Dirichlet(1, 1, 1), the image's share is uniform. The paper's loss on three views of an
-    image is not part of it. `keras.layers.AugMix` draws its operations with Python's `random` when it is traced: in
-    `tf.data` all batches have the same, and no seed reaches them (3.15).
+    The weights of the chains are Dirichlet(1, 1, 1), and that of the image is uniform. The paper's loss on three views
+    of an image is not included. `keras.layers.AugMix` is not used: it draws its operations with Python's `random` when
+    it is traced, so that in `tf.data` all batches get the same operations, without a seed (3.15).
     """
     strength = AUGMIX_STRENGTH
-    operation = one_of([*operations.histograms(), *operations.levels(strength), *operations.shapes(strength)])
+    operation = random_choice(
+        [*operations.histograms(), *operations.quantisations(strength), *operations.geometric(strength)]
+    )
 
     def step(images, seed):
         each = tf.shape(images)[0], 1, 1, 1
@@ -61,13 +63,13 @@ def augmix():
 
 
 def idbh():
-    """IDBH of CIFAR-10, its strong variant: mirror, cropshift, one of 8 changes of colour or shape, random erasing.
+    """IDBH for CIFAR-10, strong variant: mirroring, cropshift, one of 8 changes of colour or shape, random erasing.
 
-    The weak variant erases in half of the images. Differences from the code: Keras's contrast (`operations.ratios`) and
-    equalisation (a few of 255 levels apart), zeros around the image where its edge is sharpened, shears about the
-    corner instead of the centre, rotations by less than 1 degree too, and an erased part whose height and width are
-    independent, of the same areas and of aspect ratios from 0.25 to 4 instead of 0.3 to 3.3. Of other sizes than 32
-    pixels, cropshift cuts in proportion.
+    The weak variant erases only in half of the images. Differences from the official code: Keras's contrast
+    (`operations.ratios`) and equalisation (which differs by a few of 255 levels); zeros around the image when its edges
+    are sharpened; shears about the corner instead of the centre; rotations by less than 1 degree are included; and the
+    height and width of an erased part are independent, with the same areas but aspect ratios from 0.25 to 4 instead of
+    0.3 to 3.3. For image sizes other than 32 pixels, cropshift removes rows and columns in proportion.
 
     Reference: Li and Spratling, arXiv 2301.09879.
     """
@@ -75,17 +77,19 @@ def idbh():
     changes = [
         *operations.ratios(saturation=wide, brightness=bright, contrast=bright, sharpness=wide),
         *operations.histograms(),
-        one_of(operations.shears(0.05, 0.15)),
+        random_choice(operations.shears(0.05, 0.15)),
         operations.rotation(10 / 360),
     ]
-    return in_turn(cropping.mirrored, cropping.cropshift, one_of(changes), _erasing(probability=1.0, fill_value=0.0))
+    return sequence(
+        cropping.mirrored, cropping.cropshift, random_choice(changes), _erasing(probability=1.0, fill_value=0.0)
+    )
 
 
 def erasing():
-    """Erasing of a random part of half the images, by noise that is clipped to [0, 1] (Zhong et al., 1708.04896)."""
+    """Replaces a random part of half of the images by noise clipped to [0, 1] (Zhong et al., 1708.04896)."""
     return _erasing(probability=0.5)
 
 
 def _erasing(probability, **options):
     layer = keras.layers.RandomErasing((probability, probability), seed=0, **options, **operations.COLOUR)
-    return of_layer(layer)
+    return layer_step(layer)

@@ -42,7 +42,7 @@ class State:
             if begun.exists():
                 self._check(json.loads(begun.read_text()))
             else:
-                with files.whole(begun) as unfinished:
+                with files.atomic_file(begun) as unfinished:
                     unfinished.write_text(json.dumps(self.arguments, indent=1))
             yield self
 
@@ -103,7 +103,7 @@ class Nowhere:
 
 
 def _write(path, arrays):
-    with files.whole(path) as unfinished:
+    with files.atomic_file(path) as unfinished:
         np.savez(unfinished, **arrays)
 
 

@@ -167,7 +167,7 @@ class Table:
         record = {name: getattr(self, name) for name in names}
         distances = {DISTANCES + name: values for name, values in self.distances.items()}
         # Given a name, NumPy would add ".npz" to it.
-        with files.whole(path) as unfinished, unfinished.open("wb") as file:
+        with files.atomic_file(path) as unfinished, unfinished.open("wb") as file:
             np.savez_compressed(file, labels=self.labels, record=json.dumps(record), **distances, **self.predictions)
 
     @classmethod

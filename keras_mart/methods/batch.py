@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_mart import checks, distribution, losses
-from keras_mart.datasets.batches import FILLED
+from keras_mart.datasets.batches import PADDED_LENGTH
 from keras_mart.typing import Tensor
 
 
@@ -86,7 +86,7 @@ class Batch(NamedTuple):
 
 def from_data(data):
     """Returns this replica's `Batch` from the `data` argument of `train_step` and `test_step`."""
-    data, real = (data[:-1], data[-1]) if isinstance(data, tuple) and len(data) == FILLED else (data, None)
+    data, real = (data[:-1], data[-1]) if isinstance(data, tuple) and len(data) == PADDED_LENGTH else (data, None)
     images, index, labels, weights = checks.unpacked(data)
     labels = ops.cast(labels, "float32") if checks.are_soft(labels) else losses.hard(labels)
     tensors = {"images": ops.cast(images, "float32"), "labels": labels}

@@ -22,7 +22,7 @@ from keras import ops
 from keras_mart import checks, distribution, folding, losses, memory
 from keras_mart.attacks.base import Attack, Rounds
 from keras_mart.attacks.inference import compile_by_xla, inference
-from keras_mart.datasets.batches import filled
+from keras_mart.datasets.batches import pad_batches
 from keras_mart.methods import averaging, hyperparameter, parts
 from keras_mart.methods import batch as batches
 from keras_mart.methods.batch import Outputs, Pass
@@ -604,7 +604,7 @@ class AdversarialModel(keras.Model):
         """
         data = distribution.with_default_options(data, self.distribute_strategy)
         own = type(self).test_step is AdversarialModel.test_step  # an overridden one does not expect padding
-        return filled(data) if self._uses_xla and own and isinstance(data, tf.data.Dataset) else data
+        return pad_batches(data) if self._uses_xla and own and isinstance(data, tf.data.Dataset) else data
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Private. To build metrics under a strategy, Keras reads a batch for its shapes and averages the parts of all

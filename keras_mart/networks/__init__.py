@@ -1,7 +1,7 @@
-"""Networks that come from elsewhere: what stands between them and this package, bridged."""
+"""Adapters and loaders for networks from Keras and PyTorch."""
 
+from keras_mart.networks.adapters import PREPROCESSING, adapted, logits_of, on_unit_images, resized, with_classes
 from keras_mart.networks.applications import application, application_names
-from keras_mart.networks.bridges import PREPROCESSING, adapted, logits_of, on_unit_images, resized, with_classes
 from keras_mart.networks.foreign import load_torch, save_torch
 
 __all__ = [

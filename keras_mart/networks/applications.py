@@ -4,84 +4,88 @@ import inspect
 import os
 import sys
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_mart import checks
-from keras_mart.networks.bridges import PREPROCESSING, on_unit_images, with_classes
+from keras_mart.networks.adapters import PREPROCESSING, on_unit_images, with_classes
 
 IMAGENET_CLASSES = 1000
 WITHOUT_TOP = {"include_top": False, "pooling": "avg"}
 
 
-def application_names():
-    """The names of the networks of `keras.applications`."""
+def application_names() -> list[str]:
+    """Returns the names of the networks of `keras.applications`."""
     found = vars(keras.applications).items()
     return sorted(name for name, value in found if inspect.isfunction(value))
 
 
-def application(name, num_classes, input_shape, weights="none"):
+def application(
+    name: str, num_classes: int, input_shape: Sequence[int], weights: str | os.PathLike[str] = "none"
+) -> keras.Model:
     """Returns a network of `keras.applications` that takes images in [0, 1] and returns logits.
 
-    What its `preprocess_input` does to images is done inside it. Its last layer is replaced where the weights have
-    another number of classes.
+    The network includes the preprocessing of its `preprocess_input`. If the weights have another number of classes, its
+    last layer is replaced.
 
     Args:
-        name: such as "MobileNetV2".
+        name: for example "MobileNetV2".
         num_classes: integer, at least 2.
-        input_shape: (height, width, channels); many of the networks ask for at least 32 pixels, and for 3 channels.
-        weights: "none" for random ones, "imagenet" for those that Keras downloads, or the path of a weights file of the
-            same network, of `num_classes` or of ImageNet's classes.
+        input_shape: (height, width, channels); many of the networks need at least 32 pixels and 3 channels.
+        weights: "none" for random weights, "imagenet" for weights that Keras downloads, or the path of a weights file
+            of the same network, with `num_classes` or ImageNet's 1,000 classes.
 
     Raises:
-        ValueError: an unknown name, a shape that the network does not take, weights that do not fit or cannot be had.
+        ValueError: an unknown name, an unsupported shape, or weights that do not fit or cannot be loaded.
     """
     checks.one_of(name, application_names(), "network")
-    top = {"classes": num_classes, "classifier_activation": None}
-    of_imagenet = {**top, "classes": IMAGENET_CLASSES}
+    top: dict[str, Any] = {"classes": num_classes, "classifier_activation": None}
+    imagenet_top = {**top, "classes": IMAGENET_CLASSES}
     if weights == "none":
-        ways = [{"weights": None, **top}]
+        candidates: list[dict[str, Any]] = [{"weights": None, **top}]
     elif weights == "imagenet":
-        ways = [{"weights": "imagenet", **(top if num_classes == IMAGENET_CLASSES else WITHOUT_TOP)}]
+        candidates = [{"weights": "imagenet", **(top if num_classes == IMAGENET_CLASSES else WITHOUT_TOP)}]
     elif os.path.exists(os.path.expanduser(weights)):
-        ways = [{"weights": os.path.expanduser(weights), **each} for each in (top, of_imagenet, WITHOUT_TOP)]
+        candidates = [{"weights": os.path.expanduser(weights), **each} for each in (top, imagenet_top, WITHOUT_TOP)]
     else:
         raise ValueError(f"`weights` must be none, imagenet or an existing file. Received: {weights}")
-    network = with_classes(_made(name, num_classes, tuple(input_shape), ways), num_classes)
+    network = with_classes(_build(name, num_classes, tuple(input_shape), candidates), num_classes)
     return on_unit_images(network, **_preprocessing(getattr(keras.applications, name)))
 
 
-def _made(name, num_classes, input_shape, ways):
-    """The network made in the first of the ways that its weights fit."""
-    for number, way in enumerate(ways, 1):
+def _build(name, num_classes, input_shape, candidates):
+    """Returns the network with the first of several candidate arguments that fit the weights."""
+    for number, arguments in enumerate(candidates, 1):
         try:
             with warnings.catch_warnings():
-                # A file that does not fit would leave layers as they are.
+                # Otherwise layers that do not fit the file would keep their random weights.
                 warnings.filterwarnings("error", message="Skipping")
-                made = getattr(keras.applications, name)(input_shape=input_shape, **way)
-            if "include_top" not in way:
-                return made
-            logits = keras.layers.Dense(num_classes, name="logits")(made.outputs[0])
-            return keras.Model(made.inputs[0], logits, name=made.name)
-        except Exception as error:  # Keras raises a plain `Exception` where it cannot download
-            if number == len(ways):
-                told = (str(error).strip() or type(error).__name__).splitlines()[0]
+                network = getattr(keras.applications, name)(input_shape=input_shape, **arguments)
+            if "include_top" not in arguments:
+                return network
+            logits = keras.layers.Dense(num_classes, name="logits")(network.outputs[0])
+            return keras.Model(network.inputs[0], logits, name=network.name)
+        except Exception as error:  # Keras raises a plain `Exception` if a download fails
+            if number == len(candidates):
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise ValueError(
-                    f"keras.applications.{name} cannot be made for images of {input_shape} with "
-                    f"weights={way['weights']}: {told}"
+                    f"keras.applications.{name} cannot be built for images of {input_shape} with "
+                    f"weights={arguments['weights']}: {reason}"
                 ) from error
 
 
-def _preprocessing(made_by):
-    """The arguments of `on_unit_images` that stand for a network's `preprocess_input`."""
-    preprocess = sys.modules[made_by.__module__].preprocess_input
+def _preprocessing(constructor):
+    """Returns the arguments of `on_unit_images` that are equivalent to a network's `preprocess_input`."""
+    preprocess = sys.modules[constructor.__module__].preprocess_input
     pixels = np.float32([[[[10.0, 100.0, 200.0]]]])
-    wanted = preprocess(pixels.copy())
+    expected = preprocess(pixels.copy())
     for name, (mean, std) in PREPROCESSING.items():
-        turned = pixels[..., ::-1] if name == "caffe" else pixels
-        if np.allclose(wanted, (turned - np.float32(mean)) / np.float32(std), atol=1e-3):
+        channels = pixels[..., ::-1] if name == "caffe" else pixels
+        if np.allclose(expected, (channels - np.float32(mean)) / np.float32(std), atol=1e-3):
             return {"preprocessing": name}
-    if np.array_equal(wanted, pixels):  # the network itself goes on from [0, 255]
+    if np.array_equal(expected, pixels):  # the network itself normalises images in [0, 255]
         return {"scale": 255}
-    raise ValueError(f"The preprocessing of {made_by.__name__} is not known.")
+    raise ValueError(f"The preprocessing of keras.applications.{constructor.__name__} is not known.")

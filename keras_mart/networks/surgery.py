@@ -1,4 +1,4 @@
-"""A functional network with another end; all other layers are shared with the one that it was made from."""
+"""Replaces the end of a functional network; all other layers are shared with the original network."""
 
 from typing import NamedTuple
 
@@ -7,8 +7,8 @@ import keras
 from keras_mart import folding
 
 
-class End(NamedTuple):
-    """The call that makes a network's output: of what, on which tensors, in which graph."""
+class OutputCall(NamedTuple):
+    """The call that computes a network's output: its operation and arguments, and the input and name of the network."""
 
     operation: object
     args: tuple
@@ -16,26 +16,26 @@ class End(NamedTuple):
     images: object
     name: str
 
-    def replaced(self, operation):
-        """The network with the output of another operation, called on the same tensors."""
-        return self.made(operation(*self.args, **self.kwargs))
+    def with_operation(self, operation):
+        """Returns the network whose output is another operation of the same tensors."""
+        return self.with_output(operation(*self.args, **self.kwargs))
 
-    def made(self, output):
-        """The network with another output, a symbolic tensor of its graph."""
+    def with_output(self, output):
+        """Returns the network with another symbolic tensor of its graph as output."""
         return keras.Model(self.images, output, name=self.name)
 
 
-def end_of(network):
-    """Returns the `End` of a network.
+def output_call_of(network):
+    """Returns the `OutputCall` of a network.
 
     Raises:
-        ValueError: the network is not functional, so that there is no graph to look into.
+        ValueError: the network is not functional, so its graph is not known.
     """
     graph, calls = folding.graph_of(network), []
     if graph is None:
         raise ValueError(
-            "`model` must be a functional or Sequential network with one input and one output, of a known input shape: "
-            f"only such a network's end can be changed. Received: {network!r}"
+            "To change its last layer, `model` must be a functional or Sequential network with one input, one output "
+            f"and a known input shape. Received: {network!r}"
         )
 
     def call(operation, *args, **kwargs):
@@ -44,14 +44,14 @@ def end_of(network):
 
     seen = keras.models.clone_model(graph, clone_function=lambda layer: layer, call_function=call)
     operation, args, kwargs, _ = next(each for each in calls if each[-1] is seen.outputs[0])
-    return End(operation, args, kwargs, seen.inputs[0], network.name)
+    return OutputCall(operation, args, kwargs, seen.inputs[0], network.name)
 
 
 def without_activation(layer):
-    """A layer with the weights of another, the same variables, and without its activation.
+    """Returns a layer that shares the variables of another layer, but has no activation.
 
     Raises:
-        ValueError: the layer keeps its weights where they cannot be handed on, as a quantised one does.
+        ValueError: the layer has weights that are not attributes, such as those of a quantised layer.
     """
     linear = type(layer).from_config({**layer.get_config(), "activation": "linear"})
     for name, value in vars(layer).items():
@@ -59,5 +59,7 @@ def without_activation(layer):
             setattr(linear, name, value)
     linear.input_spec, linear.built = layer.input_spec, layer.built
     if [id(each) for each in linear.weights] != [id(each) for each in layer.weights]:
-        raise ValueError(f"The last layer must hold its weights as attributes. Received: {layer!r}")
+        raise ValueError(
+            f"The last layer must have its weights as attributes and not be quantised. Received: {layer!r}"
+        )
     return linear

@@ -1,9 +1,9 @@
-"""PyTorch's checkpoint files, read and written without PyTorch.
+"""Reads and writes PyTorch's checkpoint files without PyTorch.
 
-`torch.save` writes a pickle whose tensors point to storages, which are arrays of numbers. Since PyTorch 1.6 the file is
-a zip archive, with the pickle as `data.pkl` and each storage as a file in it; before, the storages stood behind the
-pickle. A pickle may call any function it names. The reader here knows what tensors in plain containers need, puts its
-own code in the place of PyTorch's, and refuses everything else by name.
+`torch.save` writes a pickle whose tensors refer to storages, which are arrays of numbers. Since PyTorch 1.6 the file is
+a zip archive that contains the pickle as `data.pkl` and each storage as a file; before, the storages followed the
+pickle. A pickle can call any function by name. This reader supports only what tensors in plain containers need,
+replaces PyTorch's functions by its own, and refuses everything else.
 """
 
 import collections
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-# PyTorch's storages to the dtype of their numbers.
+# PyTorch's storage types, and the dtypes of their numbers.
 STORAGES = {
     "FloatStorage": "float32",
     "DoubleStorage": "float64",
@@ -29,21 +29,21 @@ STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # the first number of a file of the older form
+STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # the first number in a file of the older format
 
 
 class _Refused(ValueError):
-    """A pickle asks for something that is not read; its message is the name."""
+    """Raised if a pickle needs a function or class that is not supported; the message is its name."""
 
 
 class _Storage(NamedTuple):
-    """[numbers] array that tensors are views of. A pickle cannot make one, so that a view stays inside a storage."""
+    """[numbers] array that tensors are views of. A pickle cannot create one, so views stay inside a storage."""
 
     values: np.ndarray
 
 
 class _Ordered(collections.OrderedDict):
-    """An ordered dictionary without the attributes that a pickle may set; PyTorch's has versions of layers there."""
+    """An ordered dictionary that ignores the attributes that a pickle sets, such as PyTorch's versions of layers."""
 
     def __setstate__(self, state):
         pass
@@ -53,19 +53,19 @@ class _Unpickler(pickle.Unpickler):
     """Reads tensors in plain containers.
 
     Args:
-        file: of the pickle.
-        most: the number of bytes that a storage can have at most.
-        opened: opens the file of a storage by its key; `None` where the storages follow later.
+        file: the file of the pickle.
+        max_bytes: the largest size of a storage.
+        open_storage: function that opens the file of a storage by its key; `None` if the storages follow the pickle.
     """
 
-    def __init__(self, file, most, opened=None):
+    def __init__(self, file, max_bytes, open_storage=None):
         super().__init__(file)
-        self.most, self.opened, self.storages = most, opened, {}
+        self.max_bytes, self.open_storage, self.storages = max_bytes, open_storage, {}
 
     def find_class(self, module, name):
         if module == "torch" and name in STORAGES:
             return name
-        # New functions each time: a pickle may set attributes of what it is given.
+        # A new function each time, because a pickle may set attributes of the function it gets.
         if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
             return lambda *arguments: self._tensor(*arguments)
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
@@ -77,28 +77,28 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, identifier):
         kind, storage, key, _, numbers, *view = identifier
         if kind != "storage" or any(view):
-            raise ValueError("a tensor's storage is of an unknown form")
+            raise ValueError("a tensor's storage has an unknown format")
         if key not in self.storages:
             dtype = np.dtype(STORAGES[storage])
-            if not 0 <= numbers * dtype.itemsize <= self.most:
+            if not 0 <= numbers * dtype.itemsize <= self.max_bytes:
                 raise ValueError("a storage is larger than the file")
             self.storages[key] = _Storage(np.zeros(numbers, dtype))
-            if self.opened is not None:
-                with self.opened(key) as file:
+            if self.open_storage is not None:
+                with self.open_storage(key) as file:
                     self.fill(key, file)
         return self.storages[key]
 
     def fill(self, key, file):
-        """Gives a storage its numbers."""
+        """Reads the numbers of a storage."""
         values = self.storages[key].values
         data = file.read(values.nbytes)
         if len(data) < values.nbytes:
-            raise ValueError("a storage is cut off")
+            raise ValueError("a storage is truncated")
         values[:] = np.frombuffer(data, values.dtype)
 
     def _tensor(self, storage, offset, size, strides, *_):
         if not isinstance(storage, _Storage) or len(size) != len(strides) or min(offset, *size, *strides, 0) < 0:
-            raise ValueError("a tensor is no view of a storage")
+            raise ValueError("a tensor is not a view of a storage")
         values = storage.values[offset:]
         furthest = sum((length - 1) * stride for length, stride in zip(size, strides, strict=True))
         if 0 not in size and furthest >= len(values):
@@ -107,14 +107,14 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read(path):
-    """Returns what a checkpoint holds, with NumPy arrays in the place of tensors.
+    """Returns the content of a checkpoint, with NumPy arrays in place of tensors.
 
     Args:
-        path: of a file of `torch.save`, or of a `.safetensors` file.
+        path: a file written by `torch.save`, or a `.safetensors` file.
 
     Raises:
-        ValueError: the file is damaged, is of another kind, or holds more than tensors in plain containers.
-        OSError: it cannot be read.
+        ValueError: the file is damaged, has another format, or contains more than tensors in plain containers.
+        OSError: the file cannot be read.
     """
     path = pathlib.Path(path).expanduser()
     if path.suffix == ".safetensors":
@@ -124,12 +124,12 @@ def read(path):
             return (_archive if zipfile.is_zipfile(file) else _stream)(file, path.stat().st_size)
         except _Refused as error:
             raise ValueError(
-                "Of a PyTorch checkpoint tensors in plain containers are read, and no code is run: save the state "
-                f"dictionary by itself. Received: {path}, which asks for {error}"
+                "A PyTorch checkpoint must contain only tensors in plain containers, and no code is run: save only the "
+                f"state dictionary. Received: {path}, which needs {error}"
             ) from error
         except Exception as error:  # a damaged pickle may raise anything
             raise ValueError(
-                f"A PyTorch checkpoint must be a whole file of torch.save. Received: {path}: {error}"
+                f"A PyTorch checkpoint must be a complete file of torch.save. Received: {path}: {error}"
             ) from error
 
 
@@ -147,13 +147,13 @@ def _stream(file, size):
     file.seek(0)
     magic, _, system = (_Unpickler(file, 0).load() for _ in range(3))
     if magic != STREAM_MAGIC or not system["little_endian"]:
-        raise ValueError("it is not PyTorch's, or big-endian")
+        raise ValueError("it is not a PyTorch file, or it is big-endian")
     unpickler = _Unpickler(file, size)
     value = unpickler.load()
     for key in _Unpickler(file, 0).load():
         (numbers,) = struct.unpack("<q", file.read(8))
         if numbers != len(unpickler.storages[key].values):
-            raise ValueError("a storage is of another length than its tensors say")
+            raise ValueError("a storage has another length than its tensors state")
         unpickler.fill(key, file)
     return value
 
@@ -163,11 +163,13 @@ def _safetensors(path):
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError as error:
-        raise ValueError(f"A .safetensors file needs the package: pip install safetensors. Received: {path}") from error
+        raise ValueError(
+            f"A .safetensors file needs the package safetensors: pip install safetensors. Received: {path}"
+        ) from error
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"A .safetensors file must be whole. Received: {path}: {error}") from error
+        raise ValueError(f"A .safetensors file must be complete. Received: {path}: {error}") from error
 
 
 def write(path, tensors):
@@ -177,25 +179,31 @@ def write(path, tensors):
         path: of the file.
         tensors: name to a float32 or int64 array.
     """
-    with zipfile.ZipFile(path, "w") as archive:  # not compressed, as PyTorch reads it
+    with zipfile.ZipFile(path, "w") as archive:  # uncompressed, as PyTorch requires
         parts = {"data.pkl": _pickled(tensors), "byteorder": b"little", "version": b"3\n"}
         parts |= {f"data/{number}": array.tobytes() for number, array in enumerate(tensors.values())}
         for name, data in parts.items():
-            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)  # of no date: equal weights make equal files
+            archive.writestr(
+                zipfile.ZipInfo(f"archive/{name}"), data
+            )  # without a date, so that equal weights make equal files
 
 
 def _pickled(tensors):
-    """The pickle of a state dictionary. It names functions of PyTorch, which `pickle.dumps` would have to import."""
+    """Returns the pickle of a state dictionary without importing the PyTorch functions that it refers to."""
     names = {dtype: name for name, dtype in STORAGES.items()}
     empty = _name("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
     items = b""
     for number, (name, array) in enumerate(tensors.items()):
-        storage = _name("torch", names[array.dtype.name]) + b"".join(map(_plain, (str(number), "cpu", array.size)))
-        storage = pickle.MARK + _plain("storage") + storage + pickle.TUPLE + pickle.BINPERSID
+        storage = _name("torch", names[array.dtype.name]) + b"".join(
+            map(_pickled_value, (str(number), "cpu", array.size))
+        )
+        storage = pickle.MARK + _pickled_value("storage") + storage + pickle.TUPLE + pickle.BINPERSID
         strides = tuple(each // array.itemsize for each in np.ascontiguousarray(array).strides[: array.ndim])
-        view = b"".join(map(_plain, (0, array.shape, strides, False))) + empty
-        made = _name("torch._utils", "_rebuild_tensor_v2") + pickle.MARK + storage + view + pickle.TUPLE + pickle.REDUCE
-        items += _plain(name) + made
+        view = b"".join(map(_pickled_value, (0, array.shape, strides, False))) + empty
+        tensor = (
+            _name("torch._utils", "_rebuild_tensor_v2") + pickle.MARK + storage + view + pickle.TUPLE + pickle.REDUCE
+        )
+        items += _pickled_value(name) + tensor
     return pickle.PROTO + b"\x02" + empty + pickle.MARK + items + pickle.SETITEMS + pickle.STOP
 
 
@@ -203,6 +211,6 @@ def _name(module, name):
     return pickle.GLOBAL + f"{module}\n{name}\n".encode()
 
 
-def _plain(value):
-    """The pickle of a number, a text or a tuple, without its first and last instruction."""
+def _pickled_value(value):
+    """Returns the pickle of a number, a string or a tuple, without its first and last instructions."""
     return pickle.dumps(value, 2)[2:-1]

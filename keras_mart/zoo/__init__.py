@@ -1,10 +1,10 @@
-"""The papers' networks: functional Keras models from images in [0, 1] to logits, with PyTorch's conventions.
+"""The networks of the papers: functional Keras models from images in [0, 1] to logits, with PyTorch's conventions.
 
-What the papers' recipes take for granted and Keras does otherwise is written out in `parts`: the initialisation, the
-padding of strided convolutions, and BatchNormalization's constants. The running variance stays Keras's: of the batch
-itself, where PyTorch's has the factor n / (n - 1), n = batch * height * width.
+`parts` implements the defaults of PyTorch that the papers' recipes rely on and that differ in Keras: initialisation,
+padding of strided convolutions, and BatchNormalization's constants. The running variance is that of Keras: the variance
+of the batch, which PyTorch multiplies by n / (n - 1), n = batch * height * width.
 
-The logits are float32 whatever the dtype policy.
+The logits are float32 regardless of the dtype policy.
 """
 
 from keras_mart.zoo.inputs import NORMALISATIONS

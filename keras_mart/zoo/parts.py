@@ -1,6 +1,7 @@
-"""Convolutions, BatchNormalization and dense layers with PyTorch's conventions and the recipes' variations."""
+"""Convolutions, BatchNormalization and dense layers with PyTorch's conventions and the variations of the recipes."""
 
 import dataclasses
+from collections.abc import Callable
 
 import keras
 from keras import layers
@@ -8,10 +9,10 @@ from keras import layers
 from keras_mart import checks
 from keras_mart.layers import BatchNormalization
 
-BATCH_NORM_MOMENTUM = 0.9  # PyTorch's default, 0.1, counts the new batch's share
-BATCH_NORM_EPSILON = 1e-5  # PyTorch's default, and that of the recipes in JAX
+BATCH_NORM_MOMENTUM = 0.9  # 1 minus PyTorch's default of 0.1, the weight of the new batch
+BATCH_NORM_EPSILON = 1e-5  # PyTorch's default, also used by the recipes in JAX
 PADDINGS = ("torch", "same")
-# Those of `keras.activations` that hidden units are made of: each unit by itself, with nothing to set.
+# The elementwise activations of `keras.activations` for hidden units that need no arguments.
 ACTIVATIONS = (
     "relu", "silu", "swish", "gelu", "elu", "celu", "selu", "leaky_relu", "relu6", "hard_silu", "mish", "softplus",
     "squareplus", "tanh",
@@ -20,20 +21,20 @@ ACTIVATIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """The layers of a convolutional network.
+    """Adds the layers of a convolutional network.
 
     Args:
         activation: one of `ACTIVATIONS`.
-        bn_momentum: float in [0, 1), the share of the old running statistics in the new ones.
-        padding: of 3x3 convolutions of stride 2. "torch": one pixel on each side. "same": TensorFlow's, none above and
-            to the left and one below and to the right where the image has an even size.
-        initializer: makes the initialiser of a convolution's kernel from its fan-in.
+        bn_momentum: float in [0, 1), the weight of the old running statistics.
+        padding: of 3x3 convolutions of stride 2. "torch": one pixel on each side. "same": TensorFlow's, for images of
+            even size one pixel below and to the right.
+        initializer: function that returns the initialiser of a convolution's kernel for its fan-in.
     """
 
     activation: str = "relu"
     bn_momentum: float = BATCH_NORM_MOMENTUM
     padding: str = "torch"
-    initializer: callable = lambda fan_in: uniform(fan_in)
+    initializer: Callable[[int], keras.initializers.Initializer] = lambda fan_in: uniform(fan_in)
 
     def __post_init__(self):
         checks.one_of(self.activation, ACTIVATIONS, "activation")
@@ -42,7 +43,7 @@ class Parts:
             raise ValueError(f"`bn_momentum` must be at least 0 and below 1. Received: bn_momentum={self.bn_momentum}")
 
     def convolution(self, x, filters, kernel_size=3, strides=1, *, name):
-        """A convolution without bias that pads (kernel_size - 1) / 2 on each side, at stride 2 as `padding` says."""
+        """A convolution without bias, padded by (kernel_size - 1) / 2 on each side, or at stride 2 by `padding`."""
         padding = "same"
         if strides != 1 and self.padding == "torch":
             padding = "valid"
@@ -58,13 +59,13 @@ class Parts:
         return BatchNormalization(momentum=self.bn_momentum, epsilon=BATCH_NORM_EPSILON, name=name)(x)
 
     def activated(self, x, *, name):
-        """The activation of BatchNormalization, which has the name."""
+        """BatchNormalization, which gets the name, and the activation."""
         x = self.normalised(x, name=name)
         return layers.Activation(self.activation, name=name.replace("bn", self.activation))(x)
 
 
 def stages(filters, blocks):
-    """Yields (name, filters, strides) of each block: the first of each stage but the first halves the image.
+    """Yields (name, filters, strides) of each block. The first block of each stage except the first has stride 2.
 
     Args:
         filters: the number of filters of each stage.
@@ -76,7 +77,7 @@ def stages(filters, blocks):
 
 
 def dense(x, units, *, kernel_initializer=None, bias_initializer=None, **kwargs):
-    """A dense layer that starts as PyTorch's unless told otherwise."""
+    """A dense layer, by default with PyTorch's initialisation."""
     fan_in = x.shape[-1]
     kernel_initializer = kernel_initializer or uniform(fan_in)
     bias_initializer = bias_initializer or uniform(fan_in)
@@ -85,19 +86,19 @@ def dense(x, units, *, kernel_initializer=None, bias_initializer=None, **kwargs)
 
 def logits(x, num_classes, **kwargs):
     """The last layer."""
-    # Half-precision logits would round away what the losses compare.
+    # In half precision, rounding would hide the differences that the losses compare.
     return dense(x, num_classes, dtype="float32", name="logits", **kwargs)
 
 
 def uniform(fan_in):
-    """PyTorch's default for the weights and biases of convolutions and dense layers.
+    """Returns PyTorch's default initialiser for the weights and biases of convolutions and dense layers.
 
-    A fresh initialiser for each weight: one that is used twice draws the same values twice.
+    Every weight needs a new initialiser, because one that is used twice draws the same values twice.
     """
     limit = fan_in**-0.5
     return keras.initializers.RandomUniform(-limit, limit)
 
 
 def normal(mode):
-    """normal(0, sqrt(2 / fan)), not truncated, with mode "fan_in" or "fan_out"; a fresh one for each weight."""
+    """Returns a new initialiser normal(0, sqrt(2 / fan)), not truncated, with mode "fan_in" or "fan_out"."""
     return keras.initializers.VarianceScaling(2.0, mode, "untruncated_normal")

@@ -1,30 +1,38 @@
 """The network of the papers' MNIST experiments."""
 
+from collections.abc import Sequence
+
 import keras
 from keras import layers
 
 from keras_mart.zoo import parts
-from keras_mart.zoo.inputs import check_dropout, image_input
+from keras_mart.zoo.inputs import Normalisation, check_dropout, image_input
 
-SIZE = 28  # MNIST's height and width, which the network was laid out for
+SIZE = 28  # height and width of MNIST's images, for which the network was designed
 
 
-def small_cnn(num_classes=10, input_shape=(28, 28, 1), *, dropout=0.5, normalisation=None):
-    """Four convolutions and three dense layers: the MNIST network of TRADES and MART, first Carlini and Wagner's.
+def small_cnn(
+    num_classes: int = 10,
+    input_shape: Sequence[int] = (28, 28, 1),
+    *,
+    dropout: float = 0.5,
+    normalisation: Normalisation | None = None,
+) -> keras.Model:
+    """The MNIST network of TRADES and MART, originally Carlini and Wagner's: four convolutions, three dense layers.
 
-    Convolutions 3x3 without padding, of 32, 32, 64 and 64 filters, with 2x2 max pooling after the second and the
-    fourth; dense layers of 200, 200 and `num_classes`; ReLU; dropout after the first dense layer. Convolutions start
-    as normal(0, sqrt(2 / fan_in)), the last layer as 0 (the logits are then 0, and an attack finds no gradient, until
-    the first update), the other dense layers with PyTorch's default.
+    The convolutions are 3x3 without padding and have 32, 32, 64 and 64 filters, with 2x2 max pooling after the second
+    and the fourth. The dense layers have 200, 200 and `num_classes` units, with dropout after the first. Activations
+    are ReLU. Convolutions are initialised as normal(0, sqrt(2 / fan_in)), the last layer as 0 (so that until the first
+    update the logits are 0, and attacks find no gradient), the other dense layers with PyTorch's default.
 
-    Differences: an image smaller than 28 pixels is padded with zeros to 28, centred; a larger one widens the
-    first dense layer.
+    Differences: an image smaller than 28 pixels is padded with zeros to 28 and centred; for a larger one, the first
+    dense layer has more inputs.
 
     Args:
         num_classes: int, at least 2.
         input_shape: (height, width, channels) of the images.
-        dropout: float in [0, 1), the share of the first dense layer's units left out in training.
-        normalisation: None, a pair (mean, std) with one value for each channel, applied to the images first, or a
+        dropout: float in [0, 1), the rate after the first dense layer.
+        normalisation: of the images, inside the network: None, a pair (mean, std) with one value for each channel, or a
             name of `NORMALISATIONS`.
 
     Returns:
@@ -54,7 +62,7 @@ def small_cnn(num_classes=10, input_shape=(28, 28, 1), *, dropout=0.5, normalisa
 
 
 def _pad_to(x, size):
-    """Zeros round the images where they are smaller than `size`, the odd one below and to the right."""
+    """Pads images smaller than `size` with zeros on all sides; an odd one goes below or to the right."""
     missing = [max(size - length, 0) for length in x.shape[1:3]]
     if not any(missing):
         return x

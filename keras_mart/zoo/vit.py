@@ -1,28 +1,37 @@
 """A small vision transformer."""
 
+from collections.abc import Sequence
+
 import keras
 from keras import layers
 
 from keras_mart import checks
-from keras_mart.zoo.inputs import image_input
+from keras_mart.zoo.inputs import Normalisation, image_input
 from keras_mart.zoo.parts import logits, uniform
 
-LAYER_NORM_EPSILON = 1e-6  # DeiT's, as in its first code in JAX
+LAYER_NORM_EPSILON = 1e-6  # DeiT's, from the original code in JAX
 STDDEV = 0.02  # of initial weights
-MLP_RATIO = 4  # how many times wider an MLP's hidden layer is
+MLP_RATIO = 4  # hidden units of an MLP, relative to `width`
 
 
 def vit_tiny(
-    num_classes=10, input_shape=(32, 32, 3), *, patch_size=4, width=192, depth=12, heads=3, normalisation=None
-):
+    num_classes: int = 10,
+    input_shape: Sequence[int] = (32, 32, 3),
+    *,
+    patch_size: int = 4,
+    width: int = 192,
+    depth: int = 12,
+    heads: int = 3,
+    normalisation: Normalisation | None = None,
+) -> keras.Model:
     """A vision transformer of DeiT-Ti's size for 32x32 images, with a class token and learned positions.
 
-    Patches of 4x4 pixels become tokens of `width` units. A block is x + attention(norm(x)), then x + mlp(norm(x)) with
-    4 times `width` hidden units and GELU. The logits are a linear function of the normalised class token. Weights start
-    as normal(0, 0.02), biases as 0, the patches' kernel with PyTorch's default.
+    Each patch becomes a token of `width` units. A block is x + attention(norm(x)), then x + mlp(norm(x)) with 4 times
+    `width` hidden units and GELU. The logits are a linear function of the normalised class token. Weights are
+    initialised as normal(0, 0.02), biases as 0, the patch embedding's kernel with PyTorch's default.
 
-    Differences: what DeiT adds to a token, its position's embedding and the bias of the patches or the class token, is
-    one variable here. Stochastic depth and the distillation token are left out.
+    Differences: the terms that DeiT adds to a token, its position embedding and the bias of the patch embedding or the
+    class token, are one variable here. Stochastic depth and the distillation token are omitted.
 
     Args:
         num_classes: int, at least 2.
@@ -30,8 +39,8 @@ def vit_tiny(
         patch_size: int, at least 1, in pixels.
         width: int, a multiple of `heads`.
         depth: int, at least 1, the number of blocks.
-        heads: int, at least 1, of each attention.
-        normalisation: None, a pair (mean, std) with one value for each channel, applied to the images first, or a
+        heads: int, at least 1, the number of attention heads.
+        normalisation: of the images, inside the network: None, a pair (mean, std) with one value for each channel, or a
             name of `NORMALISATIONS`.
 
     Returns:
@@ -49,7 +58,7 @@ def vit_tiny(
     images, x = image_input(num_classes, input_shape, normalisation)
     if any(length % patch_size for length in input_shape[:2]):
         raise ValueError(
-            "Height and width of the images must be multiples of `patch_size`. "
+            "The height and width of images must be multiples of `patch_size`. "
             f"Received: input_shape={input_shape}, patch_size={patch_size}"
         )
     x = _tokens(x, patch_size, width)
@@ -62,13 +71,13 @@ def vit_tiny(
 
 
 def _tokens(x, size, width):
-    """The class token and a token for each patch of size x size pixels, row by row, with their positions."""
+    """Returns the class token and a token for each patch of size x size pixels, row by row, with positions added."""
     _, rows, columns, channels = x.shape
     grid = (rows // size, columns // size)
     x = layers.Reshape((grid[0], size, grid[1], size * channels), name="patch_rows")(x)
     x = layers.Permute((1, 3, 2, 4), name="patch_grid")(x)
     x = layers.Reshape((grid[0] * grid[1], size * size * channels), name="patches")(x)
-    # A patch of zeros for the class token: the bias, which each token has its own of, is all that it becomes.
+    # The embedding of a patch of zeros is the class token: its own bias and nothing else.
     x = layers.ZeroPadding1D((1, 0), name="class_token_pad")(x)
     kernel, bias = uniform(x.shape[-1]), _normal()
     return layers.EinsumDense(

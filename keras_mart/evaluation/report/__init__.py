@@ -37,7 +37,7 @@ def report(runs, path):
 def _write(path, text):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with files.whole(path) as unfinished:
+        with files.atomic_file(path) as unfinished:
             unfinished.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ValueError(f"`path` must be a file that can be written. Received: {path} ({error})") from error

@@ -1,4 +1,4 @@
-"""The datasets of tensorflow-datasets (TFDS): images as they are stored, decoded as they are needed."""
+"""Datasets of tensorflow-datasets (TFDS), whose images are decoded when they are needed."""
 
 import concurrent.futures
 import functools
@@ -9,22 +9,23 @@ import numpy as np
 from keras_mart import checks
 from keras_mart.datasets import encoded
 from keras_mart.datasets.arrays import examples
-from keras_mart.datasets.images import Images
+from keras_mart.datasets.images import LazyImages
 
 
-class Catalogued:
-    """A dataset of TFDS, downloaded and prepared.
+class TFDSDataset:
+    """A TFDS dataset, which is downloaded and prepared if necessary.
 
     Args:
-        name: as `tfds.builder` takes it.
+        name: as in `tfds.builder`.
         data_dir: where TFDS keeps its datasets.
 
     Raises:
-        ValueError: there is none of this name, or it does not classify images, or has no train and test splits.
+        ValueError: no dataset has this name, or the dataset is not for image classification, or lacks a train or test
+            split.
     """
 
     def __init__(self, name, data_dir):
-        import tensorflow_datasets as tfds  # Only here: the other sources should not wait for its import.
+        import tensorflow_datasets as tfds  # slow to import, and not needed by other sources
 
         try:
             self.builder = tfds.builder(name, data_dir=data_dir)
@@ -34,7 +35,9 @@ class Catalogued:
         self.info = self.builder.info
         if self.info.supervised_keys != ("image", "label"):
             keys = self.info.supervised_keys
-            raise ValueError(f"A `tfds:` dataset must classify images. Received: {name!r} with supervised keys {keys}")
+            raise ValueError(
+                f"A `tfds:` dataset must be for image classification. Received: {name!r} with supervised keys {keys}"
+            )
         self.builder.download_and_prepare()
         test = next((split for split in ("test", "validation") if split in self.info.splits), None)
         if test is None or "train" not in self.info.splits:
@@ -44,21 +47,21 @@ class Catalogued:
         self.has_random_access = self.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
         self.skip_decoding = {"image": tfds.decode.SkipDecoding()}
 
-    def identity(self):
-        """What changes when the dataset does: name, version, form, and the size of each split."""
+    def fingerprint(self):
+        """Returns what identifies the data: name, version, file format, and the size of each split."""
         splits = [(name, self.info.splits[name].num_examples, self.info.splits[name].num_bytes) for name in self.splits]
         return self.info.full_name, self.has_random_access, splits
 
     def name(self, part, number):
-        """What an image is called in messages."""
+        """Returns the name of an image for error messages."""
         return f"image {number}"
 
     def origin(self, part):
-        """Where the images of a part come from."""
+        """Returns where the images of a part come from, for error messages."""
         return f"tfds:{self.info.full_name}, split {self.splits[part]}"
 
     def read(self):
-        """Returns ({"train": Examples, "test": Examples}, names of the classes or `None`)."""
+        """Returns ({"train": Examples, "test": Examples}, class names or `None`)."""
         names = getattr(self.info.features["label"], "names", None)
         return {part: self._read(part) for part in self.splits}, names and tuple(names)
 
@@ -67,10 +70,10 @@ class Catalogued:
         content, labels = self._contents(self.splits[part])
 
         def image(number):
-            return encoded.checked(feature.decode_example, content(number), f"image {number} of {origin}")
+            return encoded.decode_checked(feature.decode_example, content(number), f"image {number} of {origin}")
 
         def shape(number):
-            return encoded.shape(io.BytesIO(content(number))) or image(number).shape
+            return encoded.header_shape(io.BytesIO(content(number))) or image(number).shape
 
         if None in feature.shape:
             with concurrent.futures.ThreadPoolExecutor() as threads:
@@ -78,12 +81,12 @@ class Catalogued:
         else:
             shapes = np.broadcast_to(feature.shape, [len(labels), 3])
         name = functools.partial(self.name, part)
-        return examples(Images(image, shapes, name, origin, feature.np_dtype), labels, origin)
+        return examples(LazyImages(image, shapes, name, origin, feature.np_dtype), labels, origin)
 
     def _contents(self, split):
-        """Returns what gives the encoded image of a number, and the labels.
+        """Returns a function from an index to the encoded image, and all labels.
 
-        Where there is no random access, all are read into memory, still encoded.
+        If the file format has no random access, all encoded images are read into memory.
         """
         if self.has_random_access:
             source = self.builder.as_data_source(split, decoders=self.skip_decoding)
