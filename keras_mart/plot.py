@@ -7,7 +7,7 @@ from keras_mart.attacks.inference import network_of
 from keras_mart.attacks.survivors import judge, prepared
 from keras_mart.evaluation import Table, examples
 from keras_mart.evaluation.precision import with_precision
-from keras_mart.evaluation.report import words
+from keras_mart.evaluation.report import formatting
 from keras_mart.evaluation.report.charts import heatmap
 from keras_mart.evaluation.report.sections.confusion import counts_of
 from keras_mart.evaluation.report.sections.epsilon import axis_of
@@ -53,7 +53,7 @@ def history(history, columns=None, *, ax=None):
         line, data = ("--", "training") if name == column else ("-", "validation")
         shown = np.multiply(100 if in_percent else 1, values[column])
         ax.plot(epochs, shown, line, color=f"C{names.index(name)}", label=f"{name.removesuffix('_accuracy')}, {data}")
-    ax.set(xlabel="epoch", **(PERCENT if in_percent else {"ylabel": words.listing(names)}))
+    ax.set(xlabel="epoch", **(PERCENT if in_percent else {"ylabel": formatting.listing(names)}))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend()
     return ax
@@ -94,7 +94,7 @@ def curve(tables, name=None, *, ax=None):
         (line,) = ax.step(epsilons, 100 * shares, where="post", label=title)
         ax.fill_between(epsilons, low, high, step="post", color=line.get_color(), alpha=BAND, linewidth=0)
     for size in marked:
-        ax.axvline(size, color="gray", linestyle=":", label=f"epsilon {words.epsilon(size)}")
+        ax.axvline(size, color="gray", linestyle=":", label=f"epsilon {formatting.epsilon(size)}")
     ax.set(xlabel=axis.title, xlim=(0, axis.high), **PERCENT)
     ax.set_xticks(*zip(*axis.ticks, strict=True))
     if ax.get_legend_handles_labels()[0]:
@@ -138,7 +138,7 @@ def confusion(table, name=None, *, ax=None):
     names = [table.class_name(label) for label in named]
     ax.set_xticks(named, names, rotation=90 if max(map(len, names)) > LONG else 0)
     ax.set_yticks(named, names)
-    ax.set(xlabel="predicted class", ylabel="label", title=f"{name}: {words.percent(accuracy[name])} correct")
+    ax.set(xlabel="predicted class", ylabel="label", title=f"{name}: {formatting.percent(accuracy[name])} correct")
     return ax
 
 
@@ -219,7 +219,7 @@ def _balls(said):
     """The norm of what tables say of attacks, and the sizes of their balls; `None` and none where they say nothing."""
     balls = sorted({tuple(found) for found in map(ball, said) if found})
     if len(norms := list(dict.fromkeys(norm for norm, _ in balls))) > 1:
-        raise ValueError(f"`tables` must be in one norm. Received: {words.listing(norms)}")
+        raise ValueError(f"`tables` must be in one norm. Received: {formatting.listing(norms)}")
     return next(iter(norms), None), [size for _, size in balls]
 
 

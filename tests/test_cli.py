@@ -328,7 +328,7 @@ def test_evaluate_a_sample(run):
 
 def test_evaluate_stopping_early(run):
     result = command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm,pgd2", "--stop_early", "--epsilon=1/4")
-    assert result.status == 0 and "Each attack ran on what was correct" in result.out
+    assert result.status == 0 and "Each attack ran on the examples correct" in result.out
     best = json.loads((run / "evaluation.json").read_text())["best"]
     assert best["stop_early"] and best["accuracy"]["pgd2"] == best["accuracy"]["worst_case"]
 
@@ -420,7 +420,7 @@ def test_an_evaluation_that_was_interrupted_goes_on(run, monkeypatch):
             command(*flags)
         assert (run / "evaluating" / "best" / "done.npz").exists()
         refused = command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm,cw")
-        assert refused.status == 2 and "was begun with other attacks" in refused.err
+        assert refused.status == 2 and "was started with other attacks" in refused.err
         assert command(*flags).status == 0
         assert len(count) == 3 * 3  # three batches for natural images and for each attack, none of them twice
     again = Table.load(run / "best.npz")
@@ -683,7 +683,7 @@ def test_flagfile_round_trip(tmp_path):
     given = ["--method=alp,CLP", "--form=original", "--beta=1/3", "--attacks=", "--decay_epochs=2,3", "--momentum=0"]
     given += ["--save_every=3", "--awp_gamma=0.01"]
     parse(*given, "--resume", "--workdir=somewhere", "--mode=train")
-    before = {flag.name: flag.value for flag in flags.own_flags() if flag.name not in rules.OF_THE_COMMAND}
+    before = {flag.name: flag.value for flag in flags.own_flags() if flag.name not in rules.COMMAND_FLAGS}
     (tmp_path / "flags.cfg").write_text(rules.as_text(FLAGS.method))
     parse(f"--flagfile={tmp_path / 'flags.cfg'}")
     assert {name: FLAGS[name].value for name in before} == before

@@ -329,9 +329,9 @@ X, Y = images_and_labels()
 @pytest.mark.parametrize(
     "data, attacks, message",
     [
-        ((X, Y), {"natural": km.FGSM(km.Linf(0.1))}, "`attacks` must map names to attacks; natural, .*are taken"),
+        ((X, Y), {"natural": km.FGSM(km.Linf(0.1))}, "`attacks` must map names to attacks; natural, .*are reserved"),
         ((X, Y), [km.FGSM(km.Linf(0.1))], r"`attacks` must map names to attacks. Received: \[FGSM"),
-        ((X, Y), {"aa/x": km.FGSM(km.Linf(0.1))}, "`attacks` must map .* slash, are taken. Received: 'aa/x'"),
+        ((X, Y), {"aa/x": km.FGSM(km.Linf(0.1))}, "`attacks` must map .* slash, are reserved. Received: 'aa/x'"),
         ((X, Y), {"fgsm": km.FGSM}, "`attacks` must map names to attacks"),
         ((X[:0], Y[:0]), {}, "The data must not be empty"),
         (tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).take(0), {}, "The data must not be empty"),

@@ -169,7 +169,7 @@ def test_the_state_of_another_evaluation_is_refused(name, network, labels, tmp_p
     record = km.evaluate(network, given["data"], given["attacks"], seed=0, verbose=0).record
     (tmp_path / states.ARGUMENTS).write_text(json.dumps(record))
     CHANGES[name](given)
-    with pytest.raises(ValueError, match=f"remove {tmp_path} to begin anew. It was begun with other .*{name}.*"):
+    with pytest.raises(ValueError, match=f"remove {tmp_path} to start again. It was started with other .*{name}.*"):
         km.evaluate(given.pop("network"), given.pop("data"), given.pop("attacks"), **given, verbose=0, state=tmp_path)
 
 
@@ -190,7 +190,7 @@ time.sleep(60)
 
 
 def test_a_callable_has_no_state(network, labels, tmp_path):
-    with pytest.raises(ValueError, match="`state` needs attacks that are told by their parameters"):
+    with pytest.raises(ValueError, match=r"`state` needs `keras_mart\.Attack` objects, whose parameters"):
         km.evaluate(network, (X, labels), {"own": lambda *_, **__: X}, state=tmp_path, verbose=0)
 
 
@@ -243,7 +243,7 @@ def test_a_network_that_cannot_be_copied():
     plain = Plain()
     keras.config.set_dtype_policy("float32")
     plain(X)
-    with pytest.raises(ValueError, match=r"judged by a copy in float32, .*`precision=None` judges it as it is"):
+    with pytest.raises(ValueError, match=r"evaluated through a float32 copy, .*`precision=None` evaluates it as it is"):
         km.evaluate(plain, (X, Y), {}, verbose=0)
     assert km.evaluate(plain, (X, Y), {}, verbose=0, precision=None).examples == EXAMPLES
     with pytest.raises(ValueError, match=r"`precision` must be one of float32, None. Received: 'bfloat16'"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mart.evaluation.report import page, report, words
+from keras_mart.evaluation.report import formatting, page, report
 from keras_mart.evaluation.report.charts import heatmap, svg
 from keras_mart.evaluation.report.charts.pictures import picture
 from keras_mart.evaluation.report.markup import Markup, tag
@@ -170,7 +170,7 @@ def test_summary_says_natural_and_worst_case_accuracy(shown):
     )
     assert f"mart natural 90.00% worst case 50.00% {sentence}" in shown.text["summary"]
     assert "at classifies 90.00%" in shown.text["summary"] and "25.00%" in shown.text["summary"]
-    assert "not judged alike" not in shown.text["summary"]
+    assert "not evaluated in the same way" not in shown.text["summary"]
 
 
 def test_header_names_runs_and_ball(tmp_path):
@@ -242,7 +242,7 @@ def test_attacks_stopped_early_and_a_last_checkpoint_that_is_the_best(tmp_path):
     change(run / "evaluation.json", lambda content: content["best"].update(stop_early=True))
     change(run / "evaluation.json", lambda content: content.update(last=content["best"]))
     text = read(run, tmp_path).text["attacks"]
-    assert "Each attack of mart ran only on what was classified correctly under all before it" in text
+    assert "Each attack on mart ran only on the examples classified correctly under all attacks before it" in text
     assert "The last checkpoint of mart is its best." in text and "last 75.00%" not in text
 
 
@@ -264,7 +264,7 @@ def test_runs_that_were_judged_differently(tmp_path):
         change(run / "evaluation.json", lambda content, other=other: content.update(other))
     shown = read(runs, tmp_path)
     for part in ("summary", "attacks"):
-        assert "not judged alike" in shown.text[part]
+        assert "not evaluated in the same way" in shown.text[part]
         assert "The norm is L2 for at; L∞ for trades and mart." in shown.text[part]
         assert "Epsilon is 8/255 for at; 0.1 for trades and mart." in shown.text[part]
         assert "The precision is bfloat16 for at; float32 for trades and mart." in shown.text[part]
@@ -272,7 +272,7 @@ def test_runs_that_were_judged_differently(tmp_path):
         assert "The dataset is tfds:mnist for at; npz:mnist.npz for trades and mart." in shown.text[part]
         assert "chose the test examples is 1 for at; 0 for trades and mart." in shown.text[part]
         assert "transfer attacks is at.keras for at; standard.keras for trades and mart." in shown.text[part]
-        assert "The parameters of pgd20 are not the same for all." in shown.text[part]
+        assert "The parameters of pgd20 are not the same for all runs." in shown.text[part]
     assert "at: PGD: steps 50, step_size 1/255, start uniform trades and mart: PGD: steps 20" in shown.text["attacks"]
 
 
@@ -309,16 +309,19 @@ def test_older_and_newer_files_beside_each_other(tmp_path):
 
         change(run / "evaluation.json", edit)
     shown = read([runs[0], runs[2]], tmp_path)
-    assert "not judged alike" not in shown.text["summary"] and f"at: {PGD} mart: PGD: steps" in shown.text["attacks"]
+    assert (
+        "not evaluated in the same way" not in shown.text["summary"]
+        and f"at: {PGD} mart: PGD: steps" in shown.text["attacks"]
+    )
     assert "Evaluated with: L∞, epsilon 0.1; seed 8." in shown.text["configuration"]
     assert "The parameters of pgd20 are not the same" in read(runs, tmp_path).text["summary"]
 
 
 def test_attacks_in_other_balls_than_the_run_name_theirs():
     said = {"class": "Transfer", "source": {"name": "plain"}, "attack": {"class": "PGD", "threat": BALL, "steps": 5}}
-    told = words.parameters(said, ("Linf", 0.1))
-    assert told == "Transfer: source (name plain), attack (PGD: steps 5)"
-    assert "PGD: threat (norm Linf, epsilon 0.1), steps 5" in words.parameters(said, ("Linf", 0.2))
+    text = formatting.parameters(said, ("Linf", 0.1))
+    assert text == "Transfer: source (name plain), attack (PGD: steps 5)"
+    assert "PGD: threat (norm Linf, epsilon 0.1), steps 5" in formatting.parameters(said, ("Linf", 0.2))
 
 
 def test_classes_show_the_worst_in_words(tmp_path):
@@ -327,7 +330,7 @@ def test_classes_show_the_worst_in_words(tmp_path):
     at.predictions["autoattack"][at.labels == 2] = 0
     runs = [make_run(tmp_path / "at", "at", at), make_run(tmp_path / "mart", judged=table(class_names=names))]
     text = read(runs, tmp_path).text["classes"]
-    assert "at does worst on eel, of 4 classes: 0.00% in the worst case, 90.00% natural." in text
+    assert "at is least robust on eel (of 4 classes): 0.00% in the worst case, 90.00% natural." in text
     low, high = wilson(0.5, 10)
     assert f"cat 50.00% {low:.1%} to {high:.1%} natural 90.00%" in text
     assert [text.rindex(name) for name in names] == sorted(text.rindex(name) for name in names)  # in label order
@@ -339,7 +342,7 @@ def test_classes_are_the_worst_where_they_are_many(tmp_path, classes, shown):
     judged.predictions["autoattack"][judged.labels == classes - 1] = 0
     page = read(make_run(tmp_path / "mart", judged=judged), tmp_path)
     assert len(page.find("classes", "th", scope="row")) == shown
-    fewer = "The 20 classes with the lowest accuracy in the worst case, of 21."
+    fewer = "Shown are the 20 classes with the lowest worst-case accuracy, of 21."
     assert (fewer in page.text["classes"]) == (shown < classes)
     first = f"class mart {classes - 1} 0.00%" if shown < classes else "class mart 0 "
     assert first in page.text["classes"]
@@ -352,7 +355,7 @@ def test_epsilon_draws_a_line_a_band_and_the_ball(shown):
     assert "trained and evaluated at 0.1" in shown.text["epsilon"]
     # The ball that holds all images is not drawn: the others would shrink to nothing.
     assert "mart 90.0% 75.0% 50.0% 10.0% 0.0%" in shown.text["epsilon"]
-    assert "The table goes on to 1." in shown.text["epsilon"]
+    assert "The table continues to 1." in shown.text["epsilon"]
     # Accuracy 0.5 at 0.1, in the middle of the plot, and its interval.
     middle = (52 + svg.NARROW - 26) / 2
     assert any(f"L{middle:g} 162" in path["d"] for path in shown.find("epsilon", "path"))
@@ -382,7 +385,7 @@ def test_epsilon_from_distances(tmp_path):
     assert "on 40 test examples, from the distances of the nearest adversarial images found (FMN: steps 100)." in text
     # 40 - 4 - 11 are left at 0.1, 40 - 4 - 21 at 0.15; the table has multiples of 0.1.
     assert "0 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 mart 90.0% 90.0% 87.5% 75.0% 62.5% 37.5% 12.5% 2.5% 2.5%" in text
-    assert PGD not in text and "The table goes on to 0.4." in text  # the line ends where nothing more is fooled
+    assert PGD not in text and "The table continues to 0.4." in text  # the line ends where nothing more is fooled
     lines_ = [each["d"] for each in shown.find("epsilon", "path") if "line" in each.get("class", "")]
     assert [path.count("L") for path in lines_] == [199, 199]
     assert lines_[1].startswith("M52 70L") and lines_[1].endswith("L326 271.2h0")  # 90% of 230 pixels, 2.5%
@@ -430,7 +433,7 @@ def test_what_was_checked_in_another_ball_than_judged_says_so(tmp_path):
 def test_gap_between_pgd_and_autoattack(shown):
     assert "75.00% → 25.00%" in shown.text["gap"]
     assert "at loses 50.00 points and mart loses 25.00 points" in shown.text["gap"]
-    assert "PGD-20 flatters" in shown.text["gap"]
+    assert "PGD-20 overestimates robustness" in shown.text["gap"]
 
 
 def test_checks_with_verdict_figure_and_meaning(tmp_path):
@@ -449,7 +452,7 @@ def test_checks_with_verdict_figure_and_meaning(tmp_path):
 
 def test_confusion_shows_the_strongest_attack(shown):
     assert "Under autoattack: 50.00% of 40 examples are classified correctly." in shown.text["confusion"]
-    assert "0 taken for 1: 5 of 10 (50.0%)" in shown.text["confusion"]
+    assert "0 predicted as 1: 5 of 10 (50.0%)" in shown.text["confusion"]
     assert len(shown.find("confusion", "rect")) == 2 * (8 + 1)  # eight cells that are not empty, and the border
 
 
@@ -466,7 +469,7 @@ def test_confusion_and_gallery_name_the_classes(tmp_path):
     judged = table(class_names=("airplane", "automobile", "bird", "a" * 30))
     shown = read(make_run(tmp_path / "mart", judged=judged), tmp_path)
     text = shown.text["confusion"]
-    assert "airplane taken for automobile: 5 of 10 (50.0%)" in text
+    assert "airplane predicted as automobile: 5 of 10 (50.0%)" in text
     # Names stand at both axes, those above turned, and a long one is cut.
     assert text.count("automobile") == 2 + 2 and text.count(" aaaaaaaaa…") == 2
     assert len([each for each in shown.find("confusion", "text") if "rotate" in each.get("transform", "")]) == 4
@@ -601,12 +604,12 @@ def test_markup():
     assert tag("p", Markup("<i>") + "<b>") == "<p>&lt;i&gt;&lt;b&gt;</p>"  # joined text is plain again
 
 
-def test_words():
-    assert [words.epsilon(size) for size in (8 / 255, 0.2, 0.15, np.float32(0.2), 0.3, 0)] == [
+def test_formatting():
+    assert [formatting.epsilon(size) for size in (8 / 255, 0.2, 0.15, np.float32(0.2), 0.3, 0)] == [
         "8/255", "0.2", "0.15", "0.2", "0.3", "0",
     ]  # fmt: skip
-    assert words.listing(["a"]) == "a" and words.listing("abc") == "a, b and c"
-    assert words.count(16000) == "16,000" and words.count(23_400_000) == "23 million"
+    assert formatting.listing(["a"]) == "a" and formatting.listing("abc") == "a, b and c"
+    assert formatting.count(16000) == "16,000" and formatting.count(23_400_000) == "23 million"
 
 
 def test_ticks():
@@ -619,10 +622,16 @@ def test_ticks():
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda run: (run / "flags.cfg").unlink(), r"must hold flags.cfg. Received: .*mart"),
-        (lambda run: (run / "flags.cfg").write_text("--method=at,mart\n"), r"must hold flags.cfg. Received: .*mart.at"),
+        (lambda run: (run / "flags.cfg").unlink(), r"must contain flags.cfg. Received: .*mart"),
+        (
+            lambda run: (run / "flags.cfg").write_text("--method=at,mart\n"),
+            r"must contain flags.cfg. Received: .*mart.at",
+        ),
         (lambda run: (run / "evaluation.json").write_text('{"best": {'), r"be readable. Received: .*evaluation.json"),
-        (lambda run: (run / "evaluation.json").write_text("[]"), r"must be readable. Received: .*no JSON object"),
+        (
+            lambda run: (run / "evaluation.json").write_text("[]"),
+            r"must be readable. Received: .*not contain a JSON object",
+        ),
         (lambda run: (run / "diagnosis.json").write_text("nonsense"), r"must be readable. Received: .*diagnosis.json"),
         (lambda run: (run / "history.csv").write_text("epoch,loss\n1,much\n"), r"must be readable. Received: .*much"),
         (lambda run: (run / "best.npz").write_bytes(b"PK\3\4"), r"must be readable. Received: .*mart"),
@@ -644,7 +653,7 @@ def test_a_directory_of_several_methods_stands_for_all(tmp_path):
     (root / "flags.cfg").write_text("--method=at,mart\n")
     page = report(root, tmp_path / "report.html").read_text()
     assert page == report([root / "at", root / "mart"], tmp_path / "report.html").read_text()
-    with pytest.raises(ValueError, match=r"must be of one method. Received: .*digits, which holds .*at, .*mart"):
+    with pytest.raises(ValueError, match=r"must be of one method. Received: .*digits, which contains .*at, .*mart"):
         report({"both": root}, tmp_path / "report.html")
 
 

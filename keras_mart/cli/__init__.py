@@ -26,7 +26,7 @@ BALL = ("threat", "epsilon")
 
 def run():
     """The entry point: parses the flags and does what --mode says."""
-    if help.wanted(sys.argv[1:]):
+    if help.requested(sys.argv[1:]):
         print(help.text())
         return
     app.run(main, flags_parser=flags.parse)
@@ -77,13 +77,13 @@ def _main(argv):
     if "train" in FLAGS.mode:
         rules.check()
     elif FLAGS.model is None:
-        _recall(workdir.RunDirectory(workdir.root_path()))
+        _load_flags(workdir.RunDirectory(workdir.root_path()))
     if FLAGS.model is not None:
         rules.check_model()
         FLAGS.model = parsers.absolute(FLAGS.model)  # the directory keeps it
     if FLAGS.workers > 1:
         rules.check_workers()
-        sys.exit(launching.launch(_as_one_worker(sys.argv), FLAGS.workers))
+        sys.exit(launching.launch(_worker_command(sys.argv), FLAGS.workers))
     strategy = distribution.strategy(FLAGS.strategy)  # before any other work of TensorFlow's
     if FLAGS.strategy == "auto" and strategy.num_replicas_in_sync > 1:
         print(f"--strategy=auto: {distribution.describe(strategy)}", flush=True)
@@ -129,7 +129,7 @@ def _check_workers_agree(directories, strategy):
         raise ValueError(f"All workers must see one run directory. Received: {path}, not seen by workers {blind}")
 
 
-def _as_one_worker(argv):
+def _worker_command(argv):
     """The command of one of the workers: the same without --workers, which a flagfile may hold too."""
     return [sys.executable, "-m", "keras_mart.main", *argv[1:], "--workers=1"]
 
@@ -146,7 +146,7 @@ def _begin(directories):
         directory.begin(text)
 
 
-def _recall(directory):
+def _load_flags(directory):
     """Takes the flags that a run was trained with, the command line's going first."""
     if not directory.flags.exists():
         raise ValueError(f"There is no run in {directory.path} (flags.cfg is missing). Say which by --workdir.")
@@ -167,6 +167,8 @@ def _recall(directory):
     if not set(FLAGS.method) <= set(trained["method"]):
         methods = ", ".join(trained["method"])
         raise ValueError(f"The run in {directory.path} trained {methods}. Received: --method={','.join(FLAGS.method)}")
-    idle = [name for name in trained if name not in rules.WITHOUT_TRAINING and FLAGS[name].value != trained[name]]
+    idle = [
+        name for name in trained if name not in rules.CHANGEABLE_WITHOUT_TRAINING and FLAGS[name].value != trained[name]
+    ]
     if idle:
         print(f"Note: without training these flags have no effect: {', '.join(f'--{name}' for name in idle)}")

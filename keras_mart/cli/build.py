@@ -21,13 +21,13 @@ from keras_mart.threats import L2, Linf
 VALIDATION_ATTACK = "pgd20"
 
 
-def _where():
+def _source_options():
     """How --dataset is read, as `datasets` takes it."""
     return {"data_dir": FLAGS.data_dir, "image_size": FLAGS.image_size, "cache": FLAGS.cache}
 
 
 def _described():
-    return datasets.describe(FLAGS.dataset, **_where())
+    return datasets.describe(FLAGS.dataset, **_source_options())
 
 
 def class_names():
@@ -37,10 +37,10 @@ def class_names():
 
 def data(split, batch_size=None):
     """Batches of a split that is not trained on, by default as large as what a training step computes at once."""
-    return datasets.load(FLAGS.dataset, split, batch_size=batch_size or _at_once(), **_where())
+    return datasets.load(FLAGS.dataset, split, batch_size=batch_size or _device_batch_size(), **_source_options())
 
 
-def _at_once():
+def _device_batch_size():
     return -(-FLAGS.batch_size // FLAGS.accumulate)
 
 
@@ -54,7 +54,7 @@ def training_data(model, epoch, first_batch=0):
     def labelled(first_batch):
         return datasets.load(
             FLAGS.dataset, "train", batch_size=_labelled_in_batch(), with_index=model.needs_index,
-            first_batch=first_batch, **_where(), **order,
+            first_batch=first_batch, **_source_options(), **order,
         )  # fmt: skip
 
     if FLAGS.extra is None:
@@ -100,7 +100,7 @@ def test_data(examples=None):
     if examples is None:
         return data("test", batch_size=evaluation_batch_size())
     chosen = np.sort(np.random.default_rng(FLAGS.seed).permutation(_examples("test"))[:examples])
-    return datasets.load_examples(FLAGS.dataset, "test", chosen, **_where())
+    return datasets.load_examples(FLAGS.dataset, "test", chosen, **_source_options())
 
 
 def network():
@@ -110,11 +110,11 @@ def network():
     if FLAGS.network.startswith(APPLICATIONS):
         return networks.application(FLAGS.network.removeprefix(APPLICATIONS), weights=FLAGS.weights or "none", **shapes)
     if FLAGS.network.endswith(FILES):
-        return _adapted(_to_train(serving.load(FLAGS.network)), FLAGS.network, **shapes)
-    return _of_zoo(FLAGS.weights, **shapes)
+        return _adapted(_trainable(serving.load(FLAGS.network)), FLAGS.network, **shapes)
+    return _zoo_network(FLAGS.weights, **shapes)
 
 
-def _of_zoo(weights, **shapes):
+def _zoo_network(weights, **shapes):
     """The network of the zoo that --network names, with the weights of a PyTorch file if one is given."""
     if FLAGS.network not in NETWORKS:
         raise ValueError(
@@ -131,7 +131,7 @@ def _of_zoo(weights, **shapes):
     return networks.load_torch(weights.removeprefix(TORCH), built)
 
 
-def _to_train(model):
+def _trainable(model):
     """The network to train on: of a wrapped model the one that it trains, with the weights that are judged."""
     judged = network_of(model)
     if judged is model or judged is model.network:
@@ -144,12 +144,12 @@ def _adapted(network, path, **shapes):
     """A network from elsewhere, as this package takes it."""
     network, done = networks.adapted(network, preprocessing=FLAGS.preprocessing, **shapes)
     if done:
-        _say(f"{path}: {'; '.join(done)}")
+        _print_once(f"{path}: {'; '.join(done)}")
     return network
 
 
 @functools.cache
-def _say(text):
+def _print_once(text):
     """Prints what is to be said once."""
     print(text)
 
@@ -167,7 +167,7 @@ def training_attack():
 
 def evaluation_batch_size():
     """Examples in a batch where nothing is trained."""
-    return FLAGS.evaluation_batch_size or _at_once()
+    return FLAGS.evaluation_batch_size or _device_batch_size()
 
 
 def evaluation_threat():
@@ -228,16 +228,16 @@ def _jit_compile():
 
 def loaded(directory, which):
     """The model of the "best" or the "last" checkpoint of a run, which is to be judged as the flags say."""
-    model = directory.load(getattr(directory, which)) if FLAGS.model is None else _judged(FLAGS.model)
+    model = directory.load(getattr(directory, which)) if FLAGS.model is None else _given_model(FLAGS.model)
     compile_by_xla(network_of(model), _jit_compile())
     return model
 
 
 @functools.cache
-def _judged(path):
+def _given_model(path):
     described = _described()
     if path.startswith(TORCH):
-        model = _of_zoo(path, num_classes=described.num_classes, input_shape=described.input_shape)
+        model = _zoo_network(path, num_classes=described.num_classes, input_shape=described.input_shape)
     else:
         model = network_of(serving.load(path))
     return _adapted(model, path, input_shape=described.input_shape)
@@ -257,13 +257,13 @@ def check(methods):
     image = np.zeros((1, *described.input_shape), "float32")
     for method in methods:
         built = model(method)
-        network_of_method = built.network
+        built_network = built.network
         if "teacher" in arguments_of(method):
-            checks.same_task(built.teacher, network_of_method, image, "the teacher")
+            checks.same_task(built.teacher, built_network, image, "the teacher")
     for attack in tried:
         attack.check_images(image.shape)
     if source() is not None:
-        checks.same_task(network_of(source()), network_of_method, image)
+        checks.same_task(network_of(source()), built_network, image)
     if FLAGS.extra is not None:
         _check_extra(described.num_classes, image)
 

@@ -23,7 +23,7 @@ def evaluate_run(directory, strategy):
     weights = {which: weights_sha256(network_of(model)) for which, model in models.items()}
     test, tables = build.test_data(FLAGS.examples), {}
     is_chief = distribution.is_chief(strategy)
-    with _alone(directory) if is_chief else contextlib.nullcontext():
+    with _locked(directory) if is_chief else contextlib.nullcontext():
         for which, model in models.items():
             if which == "last" and weights["best"] == weights["last"]:
                 print("\nThe last checkpoint is the best.")
@@ -49,7 +49,7 @@ def verbosity(attacks=()):
 
 
 @contextlib.contextmanager
-def _alone(directory):
+def _locked(directory):
     """Keeps a second evaluation of the same run out."""
     directory.evaluating.mkdir(parents=True, exist_ok=True)
     with files.locked(directory.evaluating / "lock"):

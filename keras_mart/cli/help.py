@@ -17,7 +17,7 @@ Numbers may be fractions such as 8/255, lists have commas: pgd20,cw."""
 END = "--verbosity=1 shows where an error comes from; --helpfull lists the libraries' flags too."
 
 
-def wanted(arguments):
+def requested(arguments):
     """Whether the command line's arguments ask for help."""
     return any(each.startswith("-") and each.lstrip("-") in ("help", "helpshort", "h") for each in arguments)
 

@@ -9,16 +9,16 @@ from keras_mart.datasets.augmentation import MIXERS, chosen
 from keras_mart.methods import METHODS, AdversarialModel
 
 # The flags of a command rather than of what is trained: a run directory does not keep them.
-OF_THE_COMMAND = ("mode", "workdir", "resume", "workers")
+COMMAND_FLAGS = ("mode", "workdir", "resume", "workers")
 # The flags that say how a run is judged, and the ball in which its best checkpoint was chosen.
-OF_THE_EVALUATION = (
+EVALUATION_FLAGS = (
     "attacks", "evaluation_epsilon", "evaluation_batch_size", "evaluation_precision", "examples", "stop_early",
     "source", "checked_examples",
 )  # fmt: skip
 # The flags that may differ from the training's where a run is only evaluated or exported.
-WITHOUT_TRAINING = (
-    *OF_THE_COMMAND, "method", "seed", "strategy", "jit_compile", "fold", "dataset", "data_dir", "image_size", "cache",
-    "batch_size", "accumulate", "threat", "epsilon", *OF_THE_EVALUATION,
+CHANGEABLE_WITHOUT_TRAINING = (
+    *COMMAND_FLAGS, "method", "seed", "strategy", "jit_compile", "fold", "dataset", "data_dir", "image_size", "cache",
+    "batch_size", "accumulate", "threat", "epsilon", *EVALUATION_FLAGS,
 )  # fmt: skip
 # The flags that are arguments of the zoo's networks.
 NETWORK_ARGUMENTS = (
@@ -26,7 +26,7 @@ NETWORK_ARGUMENTS = (
 )  # fmt: skip
 _ARGUMENTS = {name: inspect.signature(getattr(zoo, name)).parameters for name in NETWORKS}
 # Flags that not every choice of another flag takes.
-TAKERS = {
+APPLIES_TO = {
     **{flag: ("network", tuple(name for name in NETWORKS if flag in _ARGUMENTS[name])) for flag in NETWORK_ARGUMENTS},
     "weights": ("network", ("applications", *NETWORKS)),
     "preprocessing": ("network", ("a file",)),
@@ -39,9 +39,9 @@ TAKERS = {
     "decay_epochs": ("schedule", ("steps",)),
 }
 # The schedules whose rate depends on --epochs from the first step on.
-OVER_ALL_EPOCHS = ("cosine", "onecycle")
+WHOLE_RUN_SCHEDULES = ("cosine", "onecycle")
 # Flags that have no meaning without another.
-NEEDS = {
+REQUIRES = {
     "awp_warmup": "awp_gamma", "extra_fraction": "extra", "extra_weight": "extra", "labeller": "extra",
     "weight_average_start": "weight_average",
 }  # fmt: skip
@@ -71,7 +71,7 @@ def as_text(methods):
     of_other_methods = {flag.name for flag in FLAGS.flags_by_module_dict()[METHOD]} - taken
     lines = [f"--method={','.join(methods)}"] if methods else []
     for flag in own_flags():
-        if flag.value != flag.default and flag.name not in {*of_other_methods, *OF_THE_COMMAND}:
+        if flag.value != flag.default and flag.name not in {*of_other_methods, *COMMAND_FLAGS}:
             lines.append(f"--{flag.name}={_text(flag.value)}")
     return "\n".join(lines) + "\n"
 
@@ -96,15 +96,15 @@ def check_model():
 def check():
     """Raises ValueError where flags do not go together."""
     for flag in FLAGS.flags_by_module_dict()[METHOD]:
-        takers = [name for name in METHODS if flag.name in arguments_of(name)]
+        applies_to = [name for name in METHODS if flag.name in arguments_of(name)]
         if flag.name != "method" and flag.value is not None:
-            _check_taken(flag.name, takers, "method", FLAGS.method)
-    for name, (by, takers) in TAKERS.items():
+            _check_applies(flag.name, applies_to, "method", FLAGS.method)
+    for name, (by, applies_to) in APPLIES_TO.items():
         if FLAGS[name].value != FLAGS[name].default:
-            _check_taken(name, takers, by, [FLAGS[by].value], _kind(FLAGS[by].value))
+            _check_applies(name, applies_to, by, [FLAGS[by].value], _kind(FLAGS[by].value))
     if FLAGS.epsilon_warmup:
-        takers = [name for name, method in METHODS.items() if method.has_radius]
-        _check_taken("epsilon_warmup", takers, "method", FLAGS.method)
+        applies_to = [name for name, method in METHODS.items() if method.has_radius]
+        _check_applies("epsilon_warmup", applies_to, "method", FLAGS.method)
     if not FLAGS.epsilon_warmup >= 0:
         raise ValueError(f"--epsilon_warmup must not be negative. Received: --epsilon_warmup={FLAGS.epsilon_warmup}")
     if "mma" in FLAGS.method and FLAGS.max_epsilon is None:
@@ -114,7 +114,7 @@ def check():
     taught = [name for name in FLAGS.method if "teacher" in arguments_of(name)]
     if taught and FLAGS.teacher is None:
         raise ValueError(f"--method={taught[0]} needs --teacher, a network to learn from. Received: none.")
-    for name, needed in NEEDS.items():
+    for name, needed in REQUIRES.items():
         if FLAGS[name].value != FLAGS[name].default and FLAGS[needed].value is None:
             raise ValueError(f"--{name} needs --{needed}. Received: --{name}={FLAGS[name].value} alone")
     if not 0 < FLAGS.extra_fraction < 1:
@@ -185,9 +185,9 @@ def _kind(value):
     return "a file" if value.endswith(FILES) else value.partition(":")[0]
 
 
-def _check_taken(name, takers, by, chosen, *kinds):
-    if not set(takers) & {*chosen, *kinds}:
+def _check_applies(name, applies_to, by, chosen, *kinds):
+    if not set(applies_to) & {*chosen, *kinds}:
         raise ValueError(
-            f"--{name} is taken by {', '.join(takers)} alone. Received: --{by}={','.join(chosen)} with "
+            f"--{name} is taken by {', '.join(applies_to)} alone. Received: --{by}={','.join(chosen)} with "
             f"--{name}={_text(FLAGS[name].value)}. To drop it: --{name}={_text(FLAGS[name].default)}"
         )

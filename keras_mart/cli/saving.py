@@ -65,7 +65,7 @@ class Saver(keras.callbacks.Callback):
         # No batch hook: Keras would fetch the logs of every step, and wait for it.
         self.model.train_function = followed(self.model.train_function, self.after_steps)
         if self.progress.step == self.steps:
-            self._heed_alone()
+            self._allow_interrupt()
 
     def after_steps(self):
         """Counts the steps of one execution, saves where that is due, and stops where that was asked for."""
@@ -86,7 +86,7 @@ class Saver(keras.callbacks.Callback):
         if stop:
             self._stop()
         if over:
-            self._heed_alone()
+            self._allow_interrupt()
 
     def on_test_begin(self, logs=None):
         self._judging = self.model.test_function
@@ -120,7 +120,7 @@ class Saver(keras.callbacks.Callback):
             self.save()
         if stop:
             self._stop()
-        self._heed_alone()
+        self._allow_interrupt()
         self.model.stop_training |= epoch == self.last_epoch
 
     def save(self):
@@ -133,10 +133,10 @@ class Saver(keras.callbacks.Callback):
     def _place(self):
         return self.progress.epoch, self.progress.step
 
-    def _heed_alone(self):
+    def _allow_interrupt(self):
         """Lets a request end what follows at once: validation changes nothing. Several workers must end together."""
         if self._workers() == 1:
-            self.requests.heed()
+            self.requests.raise_if_stopped()
 
     def _workers(self):
         return distribution.worker(self.model.distribute_strategy)[1]

@@ -38,14 +38,14 @@ class Requests:
             # What is ignored, as Ctrl-C is by a process in the background, stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.getsignal(number)
-                signal.signal(number, self._take)
+                signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_):
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def heed(self):
+    def raise_if_stopped(self):
         """Raises `Stopped` if there was a request, and from now on as soon as there is one."""
         self.deferred = False
         if self.number is not None:
@@ -55,7 +55,7 @@ class Requests:
         """The error to raise; where another worker was asked, as if this one had been by SIGTERM."""
         return Stopped(self.number or signal.SIGTERM)
 
-    def _take(self, number, frame):
+    def _handle(self, number, frame):
         for each in self._before:
             signal.signal(each, signal.SIG_DFL)
         self.number = number

@@ -15,11 +15,11 @@ from keras_mart.evaluation.run import Run
 
 # A run that goes on may get more epochs (where its learning rate does not hang on their number), another evaluation and
 # another machine, but nothing else: not --evaluation_epsilon, at which the best checkpoint is chosen.
-FREE = tuple(
+CHANGEABLE = tuple(
     f"--{name}="
     for name in (
         "epochs", "strategy", "jit_compile", "steps_per_execution", "accumulate", "data_dir", "cache", "save_every",
-        "on_nan", *rules.OF_THE_EVALUATION,
+        "on_nan", *rules.EVALUATION_FLAGS,
     )
     if name != "evaluation_epsilon"
 )  # fmt: skip
@@ -68,7 +68,7 @@ class RunDirectory(Run):
             raise ValueError(
                 f"{self.path} has {len(self.rows())} epochs behind it. Received: --epochs={flags.FLAGS.epochs}"
             )
-        kept, given = (_demanded(each) for each in (self.flags.read_text(), text))
+        kept, given = (_fixed_lines(each) for each in (self.flags.read_text(), text))
         if kept != given:
             begun, received = (" ".join(sorted(lines)) or "nothing" for lines in (kept - given, given - kept))
             over_all = f" --schedule={flags.FLAGS.schedule} falls over all --epochs." if _epochs(kept ^ given) else ""
@@ -154,10 +154,10 @@ def _begin(run, text):
         raise ValueError(f"The run directory must be writable. Received: {run.path} ({error})") from error
 
 
-def _demanded(text):
+def _fixed_lines(text):
     """The lines of a flagfile in which a run that goes on must agree."""
-    lines = {line for line in text.splitlines() if line and not line.startswith(FREE)}
-    return lines | (_epochs(text.splitlines()) if flags.FLAGS.schedule in rules.OVER_ALL_EPOCHS else set())
+    lines = {line for line in text.splitlines() if line and not line.startswith(CHANGEABLE)}
+    return lines | (_epochs(text.splitlines()) if flags.FLAGS.schedule in rules.WHOLE_RUN_SCHEDULES else set())
 
 
 def _epochs(lines):
