@@ -164,12 +164,12 @@ def test_evaluation_and_export_are_of_the_best_checkpoint(finished, tiny):
 
 def test_a_finished_run_keeps_what_was_measured_and_takes_no_fewer_epochs(tiny, run):
     before = {file.name for file in run.iterdir()}
-    assert "trained already" in command(*tiny, f"--workdir={run}", "--resume", "--mode=train").out
+    assert "already trained" in command(*tiny, f"--workdir={run}", "--resume", "--mode=train").out
     assert {file.name for file in run.iterdir()} == before
     (run / "history.csv").write_text("epoch\n1\n2\n")
     flags_before = (run / "flags.cfg").read_text()
     result = command(*tiny, f"--workdir={run}", "--resume", "--mode=train")
-    assert result.status == 2 and "has 2 epochs behind it. Received: --epochs=1" in result.err
+    assert result.status == 2 and "has already trained 2 epochs. Received: --epochs=1" in result.err
     assert (run / "flags.cfg").read_text() == flags_before
 
 
@@ -185,7 +185,7 @@ def test_a_run_does_not_go_on_with_data_of_another_size(tiny, run, tmp_path):
         path.write_bytes(whole)
     assert result.status == 2
     assert (
-        f"those that the run was begun with: {STEPS} batches an epoch. Received: {(count - count // 10) // BATCH}"
+        f"same as at the start of the run: {STEPS} batches per epoch. Received: {(count - count // 10) // BATCH}"
         in result.err
     )
     assert history(run)
@@ -195,7 +195,7 @@ def test_existing_run_is_refused(run, tiny):
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     result = command(*tiny, f"--workdir={run}")
     assert result.status == 2
-    assert f"{run} holds files" in result.err and "--resume" in result.err
+    assert f"{run} contains files" in result.err and "--resume" in result.err
     assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
 
@@ -218,7 +218,7 @@ def test_a_finished_run_takes_more_epochs(run, tiny):
 def test_resume_of_a_finished_run_goes_straight_to_evaluation(run, tiny):
     result = command(*tiny, f"--workdir={run}", "--resume", "--attacks=fgsm", "--mode=train,evaluate")
     assert result.status == 0, result.err
-    assert "mart is trained already, epochs done: 1" in result.out
+    assert "mart is already trained, epochs done: 1" in result.out
     assert list(attacks_of(run)) == ["fgsm"]
     assert len(history(run)) == 1
 
@@ -226,7 +226,7 @@ def test_resume_of_a_finished_run_goes_straight_to_evaluation(run, tiny):
 def test_resume_demands_the_same_flags(run, tiny):
     result = command(*tiny, f"--workdir={run}", "--resume", "--epochs=2", "--epsilon=0.25", "--method=at")
     assert result.status == 2
-    assert "begun with --method=mart. Received instead: --epsilon=0.25 --method=at" in result.err
+    assert "started with --method=mart. Received instead: --epsilon=0.25 --method=at" in result.err
     assert f"--flagfile={run / 'flags.cfg'}" in result.err
     assert set((run / "flags.cfg").read_text().split()) == {"--method=mart", *tiny}
 
@@ -240,7 +240,11 @@ def test_resume_takes_more_epochs_where_the_rate_does_not_hang_on_them(schedule,
         assert result.status == 0 and len(history(run)) == 2
     else:
         assert result.status == 2
-        for part in ("--schedule=cosine falls over all --epochs.", "begun with --epochs=1.", "instead: --epochs=2"):
+        for part in (
+            "The rate of --schedule=cosine depends on --epochs.",
+            "started with --epochs=1.",
+            "instead: --epochs=2",
+        ):
             assert part in result.err
 
 
@@ -301,7 +305,7 @@ def test_another_ball_needs_another_evaluation_epsilon_where_the_run_keeps_one(b
         flagfile.write("--evaluation_epsilon=8/255\n")
     given = ["--mode=evaluate", f"--workdir={run}", "--attacks=fgsm", *ball.split()]
     result = command(*given)
-    assert result.status == 2 and "judged at its own --evaluation_epsilon, 0.0313725" in result.err
+    assert result.status == 2 and "has its own --evaluation_epsilon, 0.0313725" in result.err
     assert " ball of 0.125" in command(*given, "--evaluation_epsilon=1/8").out
 
 
@@ -454,7 +458,7 @@ def test_a_model_without_a_run(source, run, tiny, tmp_path):
     assert command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm", "--epsilon=1/4").status == 0
     assert found["best"]["accuracy"] == json.loads((run / "evaluation.json").read_text())["best"]["accuracy"]
     assert command("--mode=report", where).status == 0  # which recalls what the model was judged with
-    assert "comes from elsewhere: it was not trained here" in (tmp_path / "judged" / "report.html").read_text()
+    assert "was not trained by this package" in (tmp_path / "judged" / "report.html").read_text()
     assert command("--mode=evaluate", f"--model={run / source}", where, *others).status == 0
 
 
@@ -484,7 +488,8 @@ def test_a_pytorch_file_is_judged(of_torch, run, tiny, tmp_path):
     assert found["accuracy"] == expected["accuracy"]
     refused = command("--mode=evaluate", "--model=torch:other.pt", "--network=applications:MobileNetV2", tiny[0])
     assert (
-        refused.status == 2 and "A PyTorch file holds weights only: --network must be one of small_cnn" in refused.err
+        refused.status == 2
+        and "A PyTorch file contains weights only: --network must be one of small_cnn" in refused.err
     )
 
 
@@ -500,7 +505,7 @@ def test_a_pytorch_file_is_trained_on(of_torch, tiny):
     [
         (
             "",
-            "--model is evaluated, reported and exported: --mode=evaluate,report,export; --network trains it. "
+            "--model can be evaluated, reported and exported (--mode=evaluate,report,export); --network trains a file. "
             "Received: --model=best.keras with --mode",
         ),
         ("--mode=evaluate --method=at", "Received: --model=best.keras with --method=at"),
@@ -602,7 +607,7 @@ def test_networks_of_recipes(monkeypatch):
 def test_evaluate_without_a_run():
     result = command("--mode=evaluate")
     assert result.status == 2
-    assert "There is no run in runs/digits-small_cnn (flags.cfg is missing). Say which by --workdir" in result.err
+    assert "There is no run in runs/digits-small_cnn (flags.cfg is missing). --workdir names the run" in result.err
 
 
 def test_several_methods(tiny, tmp_path):
@@ -698,8 +703,11 @@ WRONG = [
     ("--network=nowhere.keras --depth= --width=", "nowhere.keras', which does not exist"),
     ("--weights=imagenet", "--weights must be torch:<path> or none. Received: --network=wide_resnet with --weights=im"),
     ("--weights=torch:nowhere.pt", "No such file or directory: '/", "/nowhere.pt'"),
-    ("--network=nowhere.keras --depth= --width= --weights=none", "--weights is taken by applications, small_cnn, "),
-    ("--preprocessing=tf", "--preprocessing is taken by a file alone. Received: --network=wide_resnet"),
+    (
+        "--network=nowhere.keras --depth= --width= --weights=none",
+        "--weights applies only to --network=applications, small_cnn, ",
+    ),
+    ("--preprocessing=tf", "--preprocessing applies only to --network=<file>. Received: --network=wide_resnet"),
     ("--preprocessing=tff", "must be one of tf, torch, caffe, or a number such as 255. Received: 'tff'"),
     ("--network=a.keras --depth= --width= --precision=mixed_bfloat16", "A network from a file keeps its own precision"),
     ("--method=martt", "`method` must be one of", "Did you mean 'mart'?"),
@@ -710,34 +718,51 @@ WRONG = [
     ("--mode=", "--mode", "at least 1", "Received: ''"),
     ("--bta=6", "Unknown command line flag 'bta'"),
     ("--flagfile=none.cfg", "Unable to open flagfile", "none.cfg"),
-    ("evaluate", "Everything is said by flags", "Received: evaluate"),
-    ("--method=at --beta=6", "--beta is taken by", "mart", "Received: --method=at with --beta=6.0", "--beta="),
-    ("--method=trades,mart --form=original", "--form is taken by alp, clp alone", "--method=trades,mart"),
-    ("--max_epsilon=0.1", "--max_epsilon is taken by mma alone", "--method=mart"),
+    ("evaluate", "Arguments must be flags", "Received: evaluate"),
+    (
+        "--method=at --beta=6",
+        "--beta applies only to --method=",
+        "mart",
+        "Received: --method=at with --beta=6.0",
+        "--beta=",
+    ),
+    ("--method=trades,mart --form=original", "--form applies only to --method=alp, clp", "--method=trades,mart"),
+    ("--max_epsilon=0.1", "--max_epsilon applies only to --method=mma", "--method=mart"),
     ("--method=mma", "--method=mma needs --max_epsilon"),
-    ("--network=small_cnn", "--depth is taken by resnet, wide_resnet, vit_tiny alone", "--network=small_cnn"),
+    ("--network=small_cnn", "--depth applies only to --network=resnet, wide_resnet, vit_tiny", "--network=small_cnn"),
     ("--network=resnet --width=", "`depth` must be one of 18, 34, 50. Received: 10"),
     ("--activation=sillu", "`activation` must be one of relu, silu", "Did you mean 'silu'?"),
-    ("--network=resnet18 --depth= --width= --padding=same", "--padding is taken by preact_resnet18, wide_resnet alone"),
-    ("--shortcut=3x3", "--shortcut is taken by preact_resnet18 alone. Received: --network=wide_resnet"),
+    (
+        "--network=resnet18 --depth= --width= --padding=same",
+        "--padding applies only to --network=preact_resnet18, wide_resnet",
+    ),
+    ("--shortcut=3x3", "--shortcut applies only to --network=preact_resnet18. Received: --network=wide_resnet"),
     ("--normalisation=cifar10", "`normalisation` must be a pair (mean, std) with one value for each of the 1 channels"),
     ("--bn_momentum=1", "`bn_momentum` must be at least 0 and below 1. Received: bn_momentum=1.0"),
     ("--method=at,rslad", "--method=rslad needs --teacher"),
-    ("--teacher=best.keras", "--teacher is taken by hat, rslad alone", "--method=mart"),
+    ("--teacher=best.keras", "--teacher applies only to --method=hat, rslad", "--method=mart"),
     ("--method=hat --teacher=nowhere.keras", "Received: 'nowhere.keras', which does not exist"),
     ("--method=dkl --alpha=-1", "`alpha` must be finite and not negative. Received: alpha=-1.0"),
-    ("--noise=3", "--noise is taken by nfgsm alone. Received: --attack=pgd with --noise=3.0"),
+    ("--noise=3", "--noise applies only to --attack=nfgsm. Received: --attack=pgd with --noise=3.0"),
     ("--attack=nfgsm --steps=5", "--attack=nfgsm takes one step. Received: --steps=5"),
-    ("--attack=nfgsm --start=zero", "--start is taken by pgd alone. Received: --attack=nfgsm with --start=zero"),
-    ("--network=resnet18 --depth= --width= --dropout=0.1", "--dropout is taken by small_cnn, wide_resnet alone"),
-    ("--optimizer=adam --momentum=0.5", "--momentum is taken by sgd alone", "--optimizer=adam", "--momentum=0.9"),
+    ("--attack=nfgsm --start=zero", "--start applies only to --attack=pgd. Received: --attack=nfgsm with --start=zero"),
+    (
+        "--network=resnet18 --depth= --width= --dropout=0.1",
+        "--dropout applies only to --network=small_cnn, wide_resnet",
+    ),
+    (
+        "--optimizer=adam --momentum=0.5",
+        "--momentum applies only to --optimizer=sgd",
+        "--optimizer=adam",
+        "--momentum=0.9",
+    ),
     ("--augment=cutot", "`augment` must be one of none, crop_flip", "Did you mean 'cutout'?"),
-    ("--augment=none,crop", "--augment=none has no other names beside it. Received: --augment=none,crop"),
+    ("--augment=none,crop", "--augment=none cannot be combined with other names. Received: --augment=none,crop"),
     ("--augment=cutout,crop", "`augment` must have one crop at most, and begin with it"),
     ("--method=at,mma --max_epsilon=0.1 --augment=crop,mixup", "--method=mma keeps", "--augment=crop,mixup"),
-    ("--optimizer=adam --weight_decay=0.1", "--weight_decay is taken by sgd, adamw, lion alone"),
-    ("--optimizer=adam --nodecay_all", "--decay_all is taken by sgd, adamw, lion alone"),
-    ("--optimizer=lion --nesterov", "--nesterov is taken by sgd alone"),
+    ("--optimizer=adam --weight_decay=0.1", "--weight_decay applies only to --optimizer=sgd, adamw, lion"),
+    ("--optimizer=adam --nodecay_all", "--decay_all applies only to --optimizer=sgd, adamw, lion"),
+    ("--optimizer=lion --nesterov", "--nesterov applies only to --optimizer=sgd"),
     ("--epsilon=8/0", "--epsilon", "must be a number or a fraction such as 8/255. Received: '8/0'"),
     ("--epsilon=nan", "must be a number or a fraction"),
     ("--epsilon=1e999", "must be a number or a fraction"),
@@ -756,15 +781,15 @@ WRONG = [
     ("--schedule=cos", "`schedule` must be one of steps, cosine, onecycle, constant. Received: 'cos'"),
     (
         "--schedule=cosine --decay_epochs=75,90",
-        "--decay_epochs is taken by steps alone",
-        "=75,90. To drop it",
+        "--decay_epochs applies only to --schedule=steps",
+        "=75,90. To unset it",
         "epochs=",
     ),
     ("--warmup_epochs=1", "--warmup_epochs must be at least 0 and below --epochs", "--warmup_epochs=1.0 --epochs=1"),
     ("--warmup_epochs=-1", "--warmup_epochs must be at least 0 and below --epochs", "--warmup_epochs=-1.0"),
     (
         "--epochs=9 --warmup_epochs=3/2 --decay_epochs=5,2",
-        "--decay_epochs must begin when the warm-up is over. Received: --decay_epochs=5,2 --warmup_epochs=1.5",
+        "--decay_epochs must begin after the warm-up. Received: --decay_epochs=5,2 --warmup_epochs=1.5",
     ),
     ("--momentum=2", "`momentum` must be a float between [0, 1]"),
     ("--beta=-1", "`beta` must be finite and not negative. Received: beta=-1.0"),
@@ -773,15 +798,18 @@ WRONG = [
     ("--method=trades --start=zero", "`attack` must not start at the natural image"),
     ("--save_every=0", "--save_every", "must be a number of steps or epochs: 100steps, 2epochs. Received: '0'"),
     ("--save_every=soon", "--save_every", "Received: 'soon'"),
-    ("--awp_warmup=1", "--awp_warmup needs --awp_gamma. Received: --awp_warmup=1 alone"),
+    ("--awp_warmup=1", "--awp_warmup needs --awp_gamma. Received: only --awp_warmup=1"),
     ("--awp_gamma=0", "`gamma` must be positive"),
     ("--weight_average_start=1", "--weight_average_start needs --weight_average"),
     ("--label_smoothing=1", "`label_smoothing` must be at least 0 and below 1"),
     ("--epsilon_warmup=-1", "--epsilon_warmup must not be negative. Received: --epsilon_warmup=-1.0"),
-    ("--method=mma --max_epsilon=0.2 --epsilon_warmup=2", "--epsilon_warmup is taken by at, alp, clp, trades"),
-    ("--extra_fraction=0.3", "--extra_fraction needs --extra. Received: --extra_fraction=0.3 alone"),
-    ("--extra_weight=2", "--extra_weight needs --extra. Received: --extra_weight=2.0 alone"),
-    ("--labeller=best.keras", "--labeller needs --extra. Received: --labeller=best.keras alone"),
+    (
+        "--method=mma --max_epsilon=0.2 --epsilon_warmup=2",
+        "--epsilon_warmup applies only to --method=at, alp, clp, trades",
+    ),
+    ("--extra_fraction=0.3", "--extra_fraction needs --extra. Received: only --extra_fraction=0.3"),
+    ("--extra_weight=2", "--extra_weight needs --extra. Received: only --extra_weight=2.0"),
+    ("--labeller=best.keras", "--labeller needs --extra. Received: only --labeller=best.keras"),
     ("--extra=digits --extra_fraction=1", "--extra_fraction must lie between 0 and 1. Received: 1.0"),
     ("--extra=digits --batch_size=1", "--extra needs a --batch_size of at least 2. Received: --batch_size=1"),
     ("--extra=digits", "Labels must lie in [0, 3). Received: labels from 0 to 9 in --extra=digits"),
@@ -827,7 +855,7 @@ def extra(tmp_path_factory):
     ("arguments", "message"),
     [
         ("", "--extra without labels needs a --labeller. Received: --extra=npz:"),
-        ("--labeller={0}/4.keras", "--labeller must tell as many classes as --dataset has, 3. Received: 4"),
+        ("--labeller={0}/4.keras", "--labeller must have as many classes as --dataset, 3. Received: 4"),
         ("--labeller={0}/3.keras --extra_weight=-1", "`weight` must be finite and not negative. Received: weight=-1.0"),
         ("--labeller={0}/3.keras --dataset=npz:{0}/large.npz", "--labeller must label the images: Images must have"),
         ("--extra=npz:{0}/large.npz", "images must be of one shape. Received: (8, 8, 1) and (9, 9, 1)"),
@@ -902,7 +930,7 @@ def test_resume_where_there_is_no_run(tiny, tmp_path):
     (tmp_path / "other" / "notes.txt").touch()
     result = command(*tiny, "--workdir=other", "--resume")
     assert result.status == 2
-    assert "other holds files but no run (flags.cfg is missing)" in result.err
+    assert "other contains files but no run (flags.cfg is missing)" in result.err
     assert os.listdir("other") == ["notes.txt"]
 
 
@@ -924,8 +952,8 @@ def test_default_run_directory(arguments, path):
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (KeyboardInterrupt(), 130, "interrupted. Go on by giving the same flags and --resume."),
-        (FloatingPointError("no number"), 3, "no number. Go on from the last state that was saved by --resume."),
+        (KeyboardInterrupt(), 130, "interrupted. Resume it with the same flags and --resume."),
+        (FloatingPointError("no number"), 3, "no number. --resume continues from the last saved state."),
         (watch.WorkerLost("worker 1 died"), 4, "keras_mart: worker 1 died\n"),
     ],
 )
@@ -940,8 +968,8 @@ def test_what_ends_a_training_is_said(error, status, message, tiny, monkeypatch)
     ("asked", "answers", "message"),
     [
         (str, ["--a", "--b"], "All workers must be given the same flags. Received: ['--a', '--b']"),
-        (bool, [True, False], "All workers must see one run directory. Received: new, not seen by workers [1]"),
-        (int, [-1, 30], "All workers must see one run directory. Received: new, at steps [-1, 30]"),
+        (bool, [True, False], "All workers must share one run directory. Received: new, not seen by workers [1]"),
+        (int, [-1, 30], "All workers must share one run directory. Received: new, at steps [-1, 30]"),
     ],
 )
 def test_workers_that_differ_are_told(asked, answers, message, tiny, monkeypatch):
@@ -1020,7 +1048,7 @@ def test_a_config_takes_any_method(method, described, linear, tmp_path):
     needed = [{"mma": "--max_epsilon=32/255"}.get(method, f"--teacher={tmp_path}/teacher.keras")] * (method in NEEDY)
     parse(f"--flagfile={CONFIGS / 'cifar_wrn.cfg'}", f"--method={method}", *needed)
     if "beta" not in rules.arguments_of(method):
-        with pytest.raises(ValueError, match="--beta is taken by"):
+        with pytest.raises(ValueError, match="--beta applies only to"):
             rules.check()
         parse(f"--flagfile={CONFIGS / 'cifar_wrn.cfg'}", f"--method={method}", *needed, "--beta=")
     rules.check()
@@ -1170,7 +1198,7 @@ def test_a_folder_is_resized_and_cached(pictures, tmp_path):
     kept = (tmp_path / "new" / "flags.cfg").read_text()
     assert "--image_size=8" in kept and "--augment=crop_flip,cutout,mixup" in kept
     again = command(*flags_of_size, "--resume", "--cache=kept")
-    assert again.status == 0 and "trained already" in again.out and len(os.listdir("kept")) == 2  # and its lock
+    assert again.status == 0 and "already trained" in again.out and len(os.listdir("kept")) == 2  # and its lock
     assert "--image_size=9" in command(*flags_of_size, "--resume", "--image_size=9").err
     assert command(f"--workdir={tmp_path / 'new'}", "--mode=evaluate", "--cache=kept").status == 0
 

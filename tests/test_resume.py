@@ -175,7 +175,7 @@ def test_a_signal_ends_it_after_the_step_with_the_state_saved(number, status, fl
     child.send_signal(number)
     out, _ = child.communicate(timeout=60)
     assert child.returncode == status, out
-    assert "Go on by giving the same flags and --resume." in out
+    assert "Resume it with the same flags and --resume." in out
     state, _ = Checkpoints(path / "checkpoints").newest()
     progress = state.facts["progress"]
     assert progress["epoch"] >= 2 and state.number == 3 * progress["epoch"] + progress["step"]

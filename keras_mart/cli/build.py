@@ -1,4 +1,4 @@
-"""The objects that the flags describe: data, network, attacks, model."""
+"""Builds the objects that the flags describe: data, network, attacks, model."""
 
 import functools
 
@@ -17,12 +17,12 @@ from keras_mart.evaluation.presets import presets
 from keras_mart.methods import AWP, METHODS
 from keras_mart.threats import L2, Linf
 
-# The attack of the validation, which chooses the best checkpoint.
+# The attack in validation, which determines the best checkpoint.
 VALIDATION_ATTACK = "pgd20"
 
 
 def _source_options():
-    """How --dataset is read, as `datasets` takes it."""
+    """Returns the arguments of `datasets` functions on how --dataset is read."""
     return {"data_dir": FLAGS.data_dir, "image_size": FLAGS.image_size, "cache": FLAGS.cache}
 
 
@@ -31,12 +31,12 @@ def _described():
 
 
 def class_names():
-    """The names of the classes, `None` where they have none."""
+    """Returns the names of the classes, `None` if they have no names."""
     return datasets.class_names(FLAGS.dataset, FLAGS.data_dir, FLAGS.cache)
 
 
 def data(split, batch_size=None):
-    """Batches of a split that is not trained on, by default as large as what a training step computes at once."""
+    """Returns batches of a split for validation or testing, by default of the size that training computes at once."""
     return datasets.load(FLAGS.dataset, split, batch_size=batch_size or _device_batch_size(), **_source_options())
 
 
@@ -45,9 +45,9 @@ def _device_batch_size():
 
 
 def training_data(model, epoch, first_batch=0):
-    """Batches of the training split, augmented, in the order of the epoch that `epoch()` gives, without the first.
+    """Returns augmented batches of the training data in the order of epoch `epoch()`, from batch `first_batch` on.
 
-    Where there is --extra, its share of each batch comes from there.
+    With --extra, its share of each batch is taken from the extra images.
     """
     order = {"augment": augmentations(), "seed": FLAGS.seed, "epoch": epoch}
 
@@ -66,7 +66,7 @@ def training_data(model, epoch, first_batch=0):
 
 
 def steps():
-    """Number of batches of the training data: what is left over is left out."""
+    """Returns the number of full batches of the training data."""
     return max(_examples("train") // _labelled_in_batch(), 1)
 
 
@@ -81,12 +81,12 @@ def _examples(split):
 
 
 def extra():
-    """(images, labels) of --extra; the labels are --labeller's where there is one."""
+    """Returns (images, labels) of --extra, labelled by --labeller if there is one."""
     images, labels = datasets.load_extra(FLAGS.extra, FLAGS.data_dir)
     if FLAGS.labeller is not None:
         labels = _pseudo_labels(FLAGS.labeller, FLAGS.extra, FLAGS.data_dir)
     if labels is None:
-        raise ValueError(f"--extra without labels needs a --labeller. Received: --extra={FLAGS.extra} alone")
+        raise ValueError(f"--extra without labels needs a --labeller. Received: only --extra={FLAGS.extra}")
     return images, labels
 
 
@@ -96,7 +96,7 @@ def _pseudo_labels(labeller, extra, data_dir):
 
 
 def test_data(examples=None):
-    """The test set; if a number of examples is given, so many of them at random, the same for the same --seed."""
+    """Returns the test set, or a random sample of `examples` examples, determined by --seed."""
     if examples is None:
         return data("test", batch_size=evaluation_batch_size())
     chosen = np.sort(np.random.default_rng(FLAGS.seed).permutation(_examples("test"))[:examples])
@@ -104,7 +104,7 @@ def test_data(examples=None):
 
 
 def network():
-    """The untrained network, with the shapes of the data."""
+    """Returns the network to train, with the shapes of the data."""
     described = _described()
     shapes = {"num_classes": described.num_classes, "input_shape": described.input_shape}
     if FLAGS.network.startswith(APPLICATIONS):
@@ -115,10 +115,10 @@ def network():
 
 
 def _zoo_network(weights, **shapes):
-    """The network of the zoo that --network names, with the weights of a PyTorch file if one is given."""
+    """Returns the zoo network of --network, with the weights of a PyTorch file if one is given."""
     if FLAGS.network not in NETWORKS:
         raise ValueError(
-            f"A PyTorch file holds weights only: --network must be one of {', '.join(NETWORKS)}. "
+            f"A PyTorch file contains weights only: --network must be one of {', '.join(NETWORKS)}. "
             f"Received: --network={FLAGS.network} with {weights}"
         )
     built = getattr(zoo, FLAGS.network)(**shapes, **network_arguments())
@@ -132,25 +132,28 @@ def _zoo_network(weights, **shapes):
 
 
 def _trainable(model):
-    """The network to train on: of a wrapped model the one that it trains, with the weights that are judged."""
-    judged = network_of(model)
-    if judged is model or judged is model.network:
-        return judged
-    model.network.set_weights(judged.get_weights())
+    """Returns the trainable network of a model, with the weights that are used in evaluation.
+
+    They differ from those of the wrapped network if the model keeps an average of its weights.
+    """
+    evaluated = network_of(model)
+    if evaluated is model or evaluated is model.network:
+        return evaluated
+    model.network.set_weights(evaluated.get_weights())
     return model.network
 
 
 def _adapted(network, path, **shapes):
-    """A network from elsewhere, as this package takes it."""
-    network, done = networks.adapted(network, preprocessing=FLAGS.preprocessing, **shapes)
-    if done:
-        _print_once(f"{path}: {'; '.join(done)}")
+    """Adapts a network from a file to images in [0, 1] and to logits, and prints what was changed."""
+    network, changes = networks.adapted(network, preprocessing=FLAGS.preprocessing, **shapes)
+    if changes:
+        _print_once(f"{path}: {'; '.join(changes)}")
     return network
 
 
 @functools.cache
 def _print_once(text):
-    """Prints what is to be said once."""
+    """Prints a text the first time it is called with it."""
     print(text)
 
 
@@ -159,24 +162,24 @@ def _threat(epsilon):
 
 
 def training_attack():
-    """The attack that training runs."""
+    """Returns the attack used in training."""
     if FLAGS.attack == "nfgsm":
         return NFGSM(_threat(FLAGS.epsilon), FLAGS.noise, step_size=FLAGS.step_size)
     return PGD(_threat(FLAGS.epsilon), FLAGS.steps, step_size=FLAGS.step_size, start=FLAGS.start)
 
 
 def evaluation_batch_size():
-    """Examples in a batch where nothing is trained."""
+    """Returns the batch size in evaluation."""
     return FLAGS.evaluation_batch_size or _device_batch_size()
 
 
 def evaluation_threat():
-    """The evaluation's ball."""
+    """Returns the ball of the evaluation."""
     return _threat(FLAGS.epsilon if FLAGS.evaluation_epsilon is None else FLAGS.evaluation_epsilon)
 
 
 def attacks(names):
-    """Name to attack, in the evaluation's ball."""
+    """Returns a dictionary from names to attacks in the ball of the evaluation."""
     return presets(names, evaluation_threat(), source())
 
 
@@ -186,17 +189,17 @@ def _loaded(path):
 
 
 def source():
-    """The model of transfer attacks, `None` where there is none."""
+    """Returns the source model of transfer attacks, `None` without --source."""
     return None if FLAGS.source is None else _loaded(FLAGS.source)
 
 
 def ball():
-    """The evaluation's ball, in words."""
+    """Returns the ball of the evaluation as text."""
     return f"{FLAGS.threat} ball of {evaluation_threat().epsilon:.4g}"
 
 
 def model(method):
-    """The compiled model of a method, untrained."""
+    """Returns the compiled, untrained model of a method."""
     arguments = method_arguments(method)
     arguments |= {"weight_average": FLAGS.weight_average, "label_smoothing": FLAGS.label_smoothing}
     if FLAGS.weight_average_start:
@@ -209,8 +212,8 @@ def model(method):
     if FLAGS.awp_gamma is not None:
         arguments["weight_perturbation"] = AWP(FLAGS.awp_gamma, FLAGS.awp_warmup)
     if METHODS[method].needs_index:
-        more = 0 if FLAGS.extra is None else len(datasets.load_extra(FLAGS.extra, FLAGS.data_dir).images)
-        arguments["num_examples"] = _examples("train") + more
+        extra_images = 0 if FLAGS.extra is None else len(datasets.load_extra(FLAGS.extra, FLAGS.data_dir).images)
+        arguments["num_examples"] = _examples("train") + extra_images
     if "teacher" in arguments:
         arguments["teacher"] = _loaded(FLAGS.teacher)
     built = METHODS[method](network(), seed=FLAGS.seed, **arguments)
@@ -227,7 +230,7 @@ def _jit_compile():
 
 
 def loaded(directory, which):
-    """The model of the "best" or the "last" checkpoint of a run, which is to be judged as the flags say."""
+    """Returns the model to evaluate: that of --model, or of the "best" or "last" checkpoint of a run."""
     model = directory.load(getattr(directory, which)) if FLAGS.model is None else _given_model(FLAGS.model)
     compile_by_xla(network_of(model), _jit_compile())
     return model
@@ -244,14 +247,14 @@ def _given_model(path):
 
 
 def evaluation_options():
-    """The arguments that `evaluate` and `diagnose` share."""
+    """Returns the arguments that `evaluate` and `diagnose` share."""
     precision = EVALUATION_PRECISIONS[FLAGS.evaluation_precision]
     return {"batch_size": evaluation_batch_size(), "seed": FLAGS.seed, "precision": precision}
 
 
 def check(methods):
-    """Tries everything that the flags describe; raises ValueError where some of it is wrong."""
-    tried = [training_attack(), *attacks(FLAGS.attacks).values()]
+    """Builds everything that the flags describe; raises ValueError if something is wrong."""
+    all_attacks = [training_attack(), *attacks(FLAGS.attacks).values()]
     described = _described()
     augmentation.chosen(augmentations()).check(described.input_shape)
     image = np.zeros((1, *described.input_shape), "float32")
@@ -260,7 +263,7 @@ def check(methods):
         built_network = built.network
         if "teacher" in arguments_of(method):
             checks.same_task(built.teacher, built_network, image, "the teacher")
-    for attack in tried:
+    for attack in all_attacks:
         attack.check_images(image.shape)
     if source() is not None:
         checks.same_task(network_of(source()), built_network, image)
@@ -275,8 +278,8 @@ def _check_extra(num_classes, image):
             checks.batch(labeller, image, [0])
         except ValueError as error:
             raise ValueError(f"--labeller must label the images: {error}") from error
-        told = checks.classes(labeller, image)
-        if told != num_classes:
-            raise ValueError(f"--labeller must tell as many classes as --dataset has, {num_classes}. Received: {told}")
+        classes = checks.classes(labeller, image)
+        if classes != num_classes:
+            raise ValueError(f"--labeller must have as many classes as --dataset, {num_classes}. Received: {classes}")
     checks.labels(extra()[1], num_classes, f" in --extra={FLAGS.extra}")
     training_data(METHODS[FLAGS.method[0]], lambda: 0)

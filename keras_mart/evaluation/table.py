@@ -171,9 +171,10 @@ class Table:
         names = ("seconds", "gradients", "stop_early", "class_names", "record")
         record = {name: getattr(self, name) for name in names}
         distances = {DISTANCES + name: values for name, values in self.distances.items()}
+        arrays: dict[str, Any] = {"labels": self.labels, "record": json.dumps(record), **distances, **self.predictions}
         # An open file, because NumPy would append ".npz" to a path.
         with files.whole(path) as unfinished, unfinished.open("wb") as file:
-            np.savez_compressed(file, labels=self.labels, record=json.dumps(record), **distances, **self.predictions)
+            np.savez_compressed(file, **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Self:
