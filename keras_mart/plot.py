@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -72,7 +72,8 @@ def history(
         shown = np.multiply(100 if in_percent else 1, values[column])
         ax.plot(epochs, shown, line, color=f"C{names.index(name)}", label=f"{name.removesuffix('_accuracy')}, {data}")
     ax.set(xlabel="epoch", **(PERCENT if in_percent else {"ylabel": formatting.listing(names)}))
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    locator: Any = ax.xaxis.get_major_locator()  # a MaxNLocator
+    locator.set_params(integer=True)
     ax.legend()
     return ax
 
@@ -99,7 +100,7 @@ def curve(tables: Table | Mapping[str, Table], name: str | None = None, *, ax: A
     tables = {"": tables} if isinstance(tables, Table) else tables
     if not tables:
         raise ValueError(f"`tables` must hold at least one table. Received: {tables!r}")
-    names = {title: name or next(iter(table.distances), None) for title, table in tables.items()}
+    names: dict[str, Any] = {title: name or next(iter(table.distances), None) for title, table in tables.items()}
     end = max(table.curve(names[title])[0][-1] for title, table in tables.items())
     norm, sizes = _balls([table.record.get("attacks", {}).get(names[title], {}) for title, table in tables.items()])
     marked = [size for size in sizes if size <= end]
@@ -139,7 +140,7 @@ def confusion(table: Table, name: str | None = None, *, ax: Axes | None = None) 
         ImportError: if matplotlib is missing.
     """
     accuracy = table.accuracy
-    name = min(attacks(accuracy), key=accuracy.get, default="natural") if name is None else name
+    name = min(attacks(accuracy), key=accuracy.__getitem__, default="natural") if name is None else name
     checks.one_of(name, table.predictions, "name")
     counts = counts_of(table.labels, table.predictions[name])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -149,9 +150,9 @@ def confusion(table: Table, name: str | None = None, *, ax: Axes | None = None) 
     ax.imshow(1 - np.eye(len(counts)), cmap="tab10", vmin=0, vmax=9, alpha=levels, interpolation="nearest")
     if len(counts) <= heatmap.COUNTED:
         for (label, predicted), count in np.ndenumerate(counts):
-            turned = {"color": "white"} if levels[label, predicted] > heatmap.TEXT_TURNS else {}
+            colour: dict[str, Any] = {"color": "white"} if levels[label, predicted] > heatmap.TEXT_TURNS else {}
             if count:
-                ax.text(predicted, label, f"{count:,}", ha="center", va="center", **turned)
+                ax.text(predicted, label, f"{count:,}", ha="center", va="center", **colour)
     named = range(0, len(counts), -(-len(counts) // heatmap.COUNTED))
     names = [table.class_name(label) for label in named]
     ax.set_xticks(named, names, rotation=90 if max(map(len, names)) > LONG else 0)

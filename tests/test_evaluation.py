@@ -124,7 +124,7 @@ def test_stopping_early_attacks_only_what_is_still_right(threshold):
     np.testing.assert_allclose(seen["up"], [0.1, 0.35, 0.45, 0.55, 0.9])
     np.testing.assert_allclose(seen["down"], [0.1, 0.35, 0.55, 0.9])
     assert early["down"] == early["worst_case"] == full["worst_case"] and early["up"] == full["up"]
-    assert "ran on what was correct" in str(early)
+    assert "ran on the examples correct" in str(early)
 
 
 def test_stages_of_a_compound_attack_have_rows():

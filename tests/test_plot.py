@@ -105,7 +105,7 @@ def test_curve_draws_what_the_table_says_at_every_epsilon():
     for bound in wilson(0.5, 4):
         assert np.isclose(band, [0.1, 100 * bound]).all(axis=1).any()
     assert list(drawn["epsilon 0.2"].get_xdata()) == [0.2, 0.2]
-    assert ax.get_xlabel() == "epsilon in L∞ (image values lie in 0 to 1)" and ax.get_ylabel() == "accuracy, %"
+    assert ax.get_xlabel() == "epsilon in L∞ (image values in [0, 1])" and ax.get_ylabel() == "accuracy, %"
     assert texts(ax.get_legend().get_texts()) == ["one", "other", "epsilon 0.2"]
 
 

@@ -68,7 +68,7 @@ _number(
     METHOD,
     "beta",
     None,
-    "Weight of the regularisation term of the loss (all methods except standard, at, mma, rslad); by default the method's own.",
+    "Weight of the regularisation term of the loss (all but standard, at, mma, rslad); by default the method's own.",
 )
 _text(
     METHOD,
@@ -131,8 +131,8 @@ _augment = "Augmentations of the training images, applied in order; with --image
 _choices(DATA, "augment", "none", ("none", *AUGMENTATIONS), _augment)
 _integer(DATA, "batch_size", 128, "Batch size, over all replicas and including the examples of --extra.")
 _extra = (
-    "Additional training images, generated or unlabelled: npz:<path> with image and, optionally, label, or a dataset as "
-    "in --dataset."
+    "Additional training images, generated or unlabelled: npz:<path> with image and, optionally, label, or a dataset "
+    "as in --dataset."
 )
 _text(DATA, "extra", None, _extra)
 _number(
