@@ -854,7 +854,7 @@ def extra(tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "--extra without labels needs a --labeller. Received: --extra=npz:"),
+        ("", "--extra without labels needs a --labeller. Received: only --extra=npz:"),
         ("--labeller={0}/4.keras", "--labeller must have as many classes as --dataset, 3. Received: 4"),
         ("--labeller={0}/3.keras --extra_weight=-1", "`weight` must be finite and not negative. Received: weight=-1.0"),
         ("--labeller={0}/3.keras --dataset=npz:{0}/large.npz", "--labeller must label the images: Images must have"),

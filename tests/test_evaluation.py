@@ -275,7 +275,7 @@ def test_side_by_side():
             "mart      100.00%   50.00%  100.00%      50.00%",
         ]
     )
-    assert side_by_side({"at": table(250, stop_early=True)}).endswith("counts them too.")
+    assert side_by_side({"at": table(250, stop_early=True)}).endswith("counts those too.")
 
 
 # --- presets ---
