@@ -1,4 +1,4 @@
-"""keras_mart.cli: flags, run directories, what a run leaves, and every error by the command that raises it."""
+"""Tests of keras_mart.cli: flags, run directories, the files of a run, and every error with its command."""
 
 import contextlib
 import csv
@@ -40,7 +40,7 @@ from keras_mart.evaluation import Table, state
 from keras_mart.evaluation.record import attack as parameters
 from keras_mart.methods import METHODS, model
 
-NEEDY = ("mma", "hat", "rslad")  # what they need has no default
+NEEDY = ("mma", "hat", "rslad")  # methods with a required flag
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 TRAIN, TEST, CLASSES = 40, 12, 3
 VALIDATION = TRAIN // 10
@@ -55,7 +55,7 @@ class Result(NamedTuple):
 
 
 def command(*arguments):
-    """What the program prints and its exit status, run in this process."""
+    """Runs the program in this process; returns its output and exit status."""
     out, err, status = io.StringIO(), io.StringIO(), 0
     policy = keras.config.dtype_policy()
     FLAGS.unparse_flags()
@@ -94,7 +94,7 @@ def arrays(**changes):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Flags of a run that takes seconds."""
+    """Returns the flags of a run that takes seconds."""
     path = tmp_path_factory.mktemp("data") / "tiny.npz"
     np.savez(path, **arrays())
     return [
@@ -106,14 +106,14 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tiny, tmp_path_factory):
-    """A run directory after training, evaluation, report and export, and what was printed."""
+    """Returns a run directory after training, evaluation, report and export, and the output."""
     path = tmp_path_factory.mktemp("finished") / "run"
     return path, command(*tiny, f"--workdir={path}")
 
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """A copy of the finished run, to change."""
+    """Returns a copy of the finished run that may be changed."""
     return shutil.copytree(finished[0], tmp_path / "run")
 
 
@@ -126,7 +126,7 @@ def history(path):
         return list(csv.DictReader(file))
 
 
-def test_run_leaves_everything(finished, tiny):
+def test_run_writes_all_files(finished, tiny):
     path, result = finished
     assert result.status == 0, result.err
     assert sorted(file.name for file in path.iterdir()) == [
@@ -162,7 +162,7 @@ def test_evaluation_and_export_are_of_the_best_checkpoint(finished, tiny):
     np.testing.assert_allclose(served(images=images)["logits"], logits, atol=1e-5)
 
 
-def test_a_finished_run_keeps_what_was_measured_and_takes_no_fewer_epochs(tiny, run):
+def test_a_finished_run_keeps_its_results_and_cannot_have_fewer_epochs(tiny, run):
     before = {file.name for file in run.iterdir()}
     assert "already trained" in command(*tiny, f"--workdir={run}", "--resume", "--mode=train").out
     assert {file.name for file in run.iterdir()} == before
@@ -173,7 +173,7 @@ def test_a_finished_run_keeps_what_was_measured_and_takes_no_fewer_epochs(tiny, 
     assert (run / "flags.cfg").read_text() == flags_before
 
 
-def test_a_run_does_not_go_on_with_data_of_another_size(tiny, run, tmp_path):
+def test_a_run_cannot_resume_with_data_of_another_size(tiny, run, tmp_path):
     count = TRAIN + 2 * BATCH
     images = np.zeros([count, 8, 8], "uint8"), np.arange(count) % CLASSES
     (path,) = [pathlib.Path(flag.partition(":")[2]) for flag in tiny if flag.startswith("--dataset=")]
@@ -199,13 +199,13 @@ def test_existing_run_is_refused(run, tiny):
     assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
 
-def test_a_finished_run_takes_more_epochs(run, tiny):
+def test_a_finished_run_can_be_extended(run, tiny):
     first = history(run)[0]
     result = command(*tiny, f"--workdir={run}", "--resume", "--epochs=2", "--mode=train")
     assert result.status == 0, result.err
     assert "epochs 2 to 2" in result.out
     of_the_test_set = ("evaluation.json", "best.npz", "last.npz", "diagnosis.json", "gallery.npz")
-    assert not [name for name in of_the_test_set if (run / name).exists()]  # it was of other checkpoints
+    assert not [name for name in of_the_test_set if (run / name).exists()]  # they were of other checkpoints
     rows = history(run)
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert rows[0] == first and np.isfinite(float(rows[1]["loss"]))
@@ -223,7 +223,7 @@ def test_resume_of_a_finished_run_goes_straight_to_evaluation(run, tiny):
     assert len(history(run)) == 1
 
 
-def test_resume_demands_the_same_flags(run, tiny):
+def test_resume_requires_the_same_flags(run, tiny):
     result = command(*tiny, f"--workdir={run}", "--resume", "--epochs=2", "--epsilon=0.25", "--method=at")
     assert result.status == 2
     assert "started with --method=mart. Received instead: --epsilon=0.25 --method=at" in result.err
@@ -232,7 +232,7 @@ def test_resume_demands_the_same_flags(run, tiny):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
-def test_resume_takes_more_epochs_where_the_rate_does_not_hang_on_them(schedule, run, tiny):
+def test_resume_with_more_epochs_if_the_rate_does_not_depend_on_them(schedule, run, tiny):
     with (run / "flags.cfg").open("a") as file:
         file.write(f"--schedule={schedule}\n")
     result = command(*tiny, f"--workdir={run}", "--resume", f"--schedule={schedule}", "--epochs=2", "--mode=train")
@@ -248,7 +248,7 @@ def test_resume_takes_more_epochs_where_the_rate_does_not_hang_on_them(schedule,
             assert part in result.err
 
 
-def test_resume_demands_a_state_to_go_on_from(run, tiny):
+def test_resume_requires_a_saved_state(run, tiny):
     shutil.rmtree(run / "checkpoints")
     result = command(*tiny, f"--workdir={run}", "--resume", "--epochs=2")
     assert result.status == 2
@@ -283,7 +283,7 @@ def test_missing_checkpoint(run):
     assert f"There is no checkpoint {run / 'best.keras'}. Train first" in result.err
 
 
-def test_evaluate_recalls_the_flags_of_the_run(run):
+def test_evaluate_loads_the_flags_of_the_run(run):
     before = (run / "last.keras").read_bytes()
     result = command("--mode=evaluate", f"--workdir={run}", "--attacks=CW", "--epochs=7", "--batch_size=5")
     assert result.status == 0, result.err
@@ -300,7 +300,7 @@ def test_evaluate_in_a_wider_ball(run):
 
 
 @pytest.mark.parametrize("ball", ["--epsilon=1/8", "--threat=l2", "--threat=l2 --epsilon=1/2"])
-def test_another_ball_needs_another_evaluation_epsilon_where_the_run_keeps_one(ball, run):
+def test_another_ball_needs_another_evaluation_epsilon_if_the_run_has_one(ball, run):
     with (run / "flags.cfg").open("a") as flagfile:
         flagfile.write("--evaluation_epsilon=8/255\n")
     given = ["--mode=evaluate", f"--workdir={run}", "--attacks=fgsm", *ball.split()]
@@ -350,7 +350,7 @@ def test_transfer_from_a_source(source, run):
     assert (attack["source"]["weights_sha256"] == record["best"]["weights_sha256"]) == (source == "best.keras")
 
 
-def test_a_source_without_a_slope_fools_nothing(run, tmp_path):
+def test_a_source_without_gradient_fools_nothing(run, tmp_path):
     blind = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(CLASSES)])
     blind.set_weights([0 * weight for weight in blind.get_weights()])
     blind.save(tmp_path / "blind.keras")
@@ -375,13 +375,13 @@ def test_wrong_evaluations(arguments, message, run):
     assert result.status == 2 and message in result.err
 
 
-def test_a_compound_attack_tells_how_far_it_is_in_a_log(run, monkeypatch):
+def test_a_compound_attack_logs_its_progress(run, monkeypatch):
     monkeypatch.setattr("keras_mart.attacks.autoattack.VERSIONS", {"standard": ("apgd-ce",)})
     result = command("--mode=evaluate", f"--workdir={run}", "--attacks=autoattack", "--examples=3")
     assert result.status == 0 and "autoattack/apgd-ce: " in result.out
 
 
-def test_what_the_report_is_made_of(run):
+def test_files_of_the_report(run):
     page = (run / "report.html").read_text()
     assert "<section" in page and "mart" in page
     diagnosis = json.loads((run / "diagnosis.json").read_text())
@@ -391,22 +391,22 @@ def test_what_the_report_is_made_of(run):
         assert np.max(np.abs(gallery["images"] - gallery["adversarial"])) <= 8 / 255 + 1e-6
 
 
-def test_export_alone(run):
+def test_export_only(run):
     result = command("--mode=export", f"--workdir={run}")
     assert result == (0, f"Exported the best checkpoint to {run / 'export' / '2'}\n", "")
 
 
-def test_evaluate_takes_only_methods_of_the_run(run):
+def test_evaluate_accepts_only_methods_of_the_run(run):
     result = command("--mode=evaluate", f"--workdir={run}", "--method=at")
     assert result.status == 2
     assert f"The run in {run} trained mart. Received: --method=at" in result.err
 
 
 class Interrupted(Exception):
-    """Ends an evaluation in the middle."""
+    """Interrupts an evaluation."""
 
 
-def test_an_evaluation_that_was_interrupted_goes_on(run, monkeypatch):
+def test_an_interrupted_evaluation_resumes(run, monkeypatch):
     flags = ["--mode=evaluate", f"--workdir={run}", "--attacks=fgsm,pgd2", "--evaluation_batch_size=5"]
     assert command(*flags).status == 0
     whole, expected = Table.load(run / "best.npz"), json.loads((run / "evaluation.json").read_text())["best"]
@@ -457,12 +457,12 @@ def test_a_model_without_a_run(source, run, tiny, tmp_path):
     assert "last" not in found and found["best"]["threat"] == {"norm": "Linf", "epsilon": 1 / 4}
     assert command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm", "--epsilon=1/4").status == 0
     assert found["best"]["accuracy"] == json.loads((run / "evaluation.json").read_text())["best"]["accuracy"]
-    assert command("--mode=report", where).status == 0  # which recalls what the model was judged with
+    assert command("--mode=report", where).status == 0  # loads the flags of the evaluation
     assert "was not trained by this package" in (tmp_path / "judged" / "report.html").read_text()
     assert command("--mode=evaluate", f"--model={run / source}", where, *others).status == 0
 
 
-def test_where_a_model_is_judged_by_default(run, tiny, tmp_path, monkeypatch):
+def test_default_directory_of_a_model(run, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert command("--mode=evaluate", f"--model={run / 'best.keras'}", tiny[0], "--attacks=").status == 0
     assert (tmp_path / "runs" / "tiny-best" / "evaluation.json").exists()
@@ -470,13 +470,13 @@ def test_where_a_model_is_judged_by_default(run, tiny, tmp_path, monkeypatch):
 
 @pytest.fixture
 def of_torch(run, tmp_path):
-    """The PyTorch file of the best checkpoint, and its network."""
+    """Returns the PyTorch file of the best checkpoint, and its network."""
     network = keras.saving.load_model(run / "best.keras").network
     networks.save_torch(network, tmp_path / "best.pt")
     return tmp_path / "best.pt", network
 
 
-def test_a_pytorch_file_is_judged(of_torch, run, tiny, tmp_path):
+def test_a_pytorch_file_is_evaluated(of_torch, run, tiny, tmp_path):
     where, others = f"--workdir={tmp_path / 'judged'}", [*tiny[:5], "--attacks=fgsm"]
     result = command("--mode=evaluate", "--model=torch:best.pt", where, *others)
     assert result.status == 0, result.err
@@ -517,7 +517,7 @@ def test_a_pytorch_file_is_trained_on(of_torch, tiny):
         ("--mode=evaluate --attacks=fsgm --workdir=other", "Did you mean 'fgsm'?"),
     ],
 )
-def test_a_model_that_cannot_be_judged(arguments, message, run, tiny, monkeypatch):
+def test_a_model_that_cannot_be_evaluated(arguments, message, run, tiny, monkeypatch):
     monkeypatch.chdir(run)
     for folder, kept in (("several", "--method=at,mart\n"), ("judged", f"--model={run / 'last.keras'}\n")):
         (run / folder).mkdir()
@@ -530,7 +530,7 @@ def test_a_model_that_cannot_be_judged(arguments, message, run, tiny, monkeypatc
 
 @pytest.fixture(scope="module", params=["keras", "h5"])
 def somebodys(request, tmp_path_factory):
-    """The file of a network for images of 12x12 in [0, 255], of 5 classes, that ends in a softmax."""
+    """Returns the file of a network with 5 classes and softmax outputs for 12x12 images in [0, 255]."""
     keras.utils.set_random_seed(0)
     images = keras.Input((12, 12, 1))
     x = keras.layers.Flatten()(keras.layers.Conv2D(2, 3, strides=2, activation="relu")(images))
@@ -540,7 +540,7 @@ def somebodys(request, tmp_path_factory):
     return network, path
 
 
-def test_trains_somebodys_network_on(somebodys, tiny, tmp_path):
+def test_trains_a_network_from_elsewhere(somebodys, tiny, tmp_path):
     network, path = somebodys
     others = [flag for flag in tiny if not flag.startswith(("--network", "--depth", "--width"))]
     result = command(*others, f"--network={path}", "--preprocessing=255", "--learning_rate=1e-9", "--mode=train")
@@ -549,12 +549,12 @@ def test_trains_somebodys_network_on(somebodys, tiny, tmp_path):
         assert result.out.count(said) == 1
     trained = keras.saving.load_model(tmp_path / "runs" / "tiny-photos" / "best.keras").network
     kernel = next(each for each in trained.weights if tuple(each.shape) == (3, 3, 1, 2))
-    np.testing.assert_allclose(kernel, network.layers[1].kernel, atol=1e-6)  # trained on from its weights
+    np.testing.assert_allclose(kernel, network.layers[1].kernel, atol=1e-6)  # training starts from its weights
     assert command(*others, f"--network={path}", "--preprocessing=255", "--resume", "--mode=train").status == 2
     assert command("--mode=evaluate", "--workdir=runs/tiny-photos", "--attacks=").status == 0
 
 
-def test_trains_on_what_was_judged_of_a_run_with_an_average(tiny, tmp_path):
+def test_trains_on_the_averaged_weights_of_a_run(tiny, tmp_path):
     flags = [*tiny, "--mode=train", "--weight_average=0.9"]
     assert command(*flags, "--workdir=first").status == 0
     others = [flag for flag in flags if not flag.startswith(("--network", "--depth", "--width", "--weight_average"))]
@@ -566,7 +566,7 @@ def test_trains_on_what_was_judged_of_a_run_with_an_average(tiny, tmp_path):
     assert len(second.trainable_variables) == len(first.trainable_variables)
 
 
-def test_judges_somebodys_network(somebodys, tiny, tmp_path):
+def test_evaluates_a_network_from_elsewhere(somebodys, tiny, tmp_path):
     network, path = somebodys
     flags = [f"--model={path}", "--preprocessing=255", "--mode=evaluate,export", "--attacks=", "--workdir=judged"]
     result = command(*flags, tiny[0])
@@ -639,7 +639,7 @@ def test_schedule_and_validation_count_epochs_from_1(tiny, tmp_path):
     assert (tmp_path / "run" / "best.keras").exists()
 
 
-def test_steps_of_one_execution_change_nothing(finished, tiny, tmp_path):
+def test_steps_per_execution_changes_nothing(finished, tiny, tmp_path):
     one, two = finished[0], tmp_path / "run"
     flags = ["--steps_per_execution=2", "--save_every=1steps", "--mode=train", f"--workdir={two}"]
     assert command(*tiny, *flags).status == 0
@@ -647,7 +647,7 @@ def test_steps_of_one_execution_change_nothing(finished, tiny, tmp_path):
     assert sorted(path.name for path in (two / "checkpoints").iterdir()) == ["0000000002", "0000000003"]  # the newest
 
 
-def test_several_workers_ask_once_after_each_batch_of_every_validation(monkeypatch):
+def test_several_workers_check_for_signals_after_each_validation_batch(monkeypatch):
     saver = saving.Saver(None, saving.Progress(), 1, (1, "epochs"), "", None)
     asked = []
     monkeypatch.setattr(saver, "after_validation_steps", lambda: asked.append(1))
@@ -660,7 +660,7 @@ def test_several_workers_ask_once_after_each_batch_of_every_validation(monkeypat
     assert len(asked) == 3
 
 
-def test_no_callback_of_ours_makes_keras_wait_for_every_step():
+def test_no_callback_makes_keras_wait_for_every_step():
     for callback in (saving.Saver, callbacks.EpochScalars, callbacks.RobustAccuracy, model._Epochs):
         for hook in ("on_batch_end", "on_train_batch_end", "on_test_batch_end"):
             assert getattr(callback, hook) is getattr(keras.callbacks.Callback, hook), (callback, hook)
@@ -696,7 +696,7 @@ def test_flagfile_round_trip(tmp_path):
     assert (FLAGS.resume, FLAGS.workdir, FLAGS.mode) == (False, None, list(flags.MODES))
 
 
-# The arguments after --workdir=new, and what the message must say.
+# The arguments after --workdir=new, and parts of the message.
 WRONG = [
     ("--network=resnt18", "`network` must be one of small_cnn, resnet18, resnet,", "Did you mean 'resnet18'?"),
     ("--network=applications:MobilNetV2", "`applications:` must be one of", "Did you mean 'MobileNetV2'?"),
@@ -830,7 +830,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("case", WRONG, ids=[case[0] for case in WRONG])
-def test_wrong_flags_make_no_directory(tiny, case):
+def test_wrong_flags_create_no_directory(tiny, case):
     arguments, *message = case
     result = command(*tiny, "--workdir=new", *arguments.split())
     assert result.status == 2
@@ -842,7 +842,7 @@ def test_wrong_flags_make_no_directory(tiny, case):
 
 @pytest.fixture
 def extra(tmp_path_factory):
-    """A folder with extra.npz, images alone, and with labellers of 3 and 4 classes."""
+    """Returns a folder with extra.npz, which has only images, and labellers of 3 and 4 classes."""
     folder = tmp_path_factory.mktemp("extra")
     np.savez(folder / "extra.npz", image=np.random.RandomState(1).randint(0, 256, [20, 8, 8, 1]).astype("uint8"))
     for classes in (CLASSES, CLASSES + 1):
@@ -861,7 +861,7 @@ def extra(tmp_path_factory):
         ("--extra=npz:{0}/large.npz", "images must be of one shape. Received: (8, 8, 1) and (9, 9, 1)"),
     ],
 )
-def test_wrong_extra_data_make_no_directory(arguments, message, tiny, extra):
+def test_wrong_extra_data_create_no_directory(arguments, message, tiny, extra):
     wide = np.zeros([TRAIN, 9, 9], "uint8"), np.zeros([TEST, 9, 9], "uint8")
     np.savez(extra / "large.npz", **arrays(x_train=wide[0], x_test=wide[1]))
     result = command(*tiny, f"--extra=npz:{extra / 'extra.npz'}", "--workdir=new", *arguments.format(extra).split())
@@ -889,7 +889,7 @@ def test_a_labeller_replaces_the_labels_of_extra_data_and_margins_are_kept_for_a
     assert build.model("mma").num_examples == 2 * (TRAIN - VALIDATION)
 
 
-def test_wrong_data_make_no_directory(tiny, tmp_path_factory):
+def test_wrong_data_create_no_directory(tiny, tmp_path_factory):
     path = tmp_path_factory.mktemp("wrong") / "data.npz"
     wrong = command(*tiny, f"--dataset=npz:{path}", "--workdir=new")
     assert wrong.status == 2 and "must be an existing file" in wrong.err
@@ -903,7 +903,7 @@ def test_wrong_data_make_no_directory(tiny, tmp_path_factory):
     assert not os.listdir()
 
 
-def test_attack_flags_are_checked_also_where_no_method_needs_them(tiny):
+def test_attack_flags_are_checked_even_if_no_method_needs_them(tiny):
     assert "`step_size` must be positive" in command(*tiny, "--method=standard", "--step_size=0").err
     assert not os.listdir()
 
@@ -957,7 +957,7 @@ def test_default_run_directory(arguments, path):
         (watch.WorkerLost("worker 1 died"), 4, "keras_mart: worker 1 died\n"),
     ],
 )
-def test_what_ends_a_training_is_said(error, status, message, tiny, monkeypatch):
+def test_messages_of_interrupted_training(error, status, message, tiny, monkeypatch):
     monkeypatch.setattr(cli, "train", mock.Mock(side_effect=error))
     result = command(*tiny, "--workdir=new")
     assert result.status == status
@@ -972,7 +972,7 @@ def test_what_ends_a_training_is_said(error, status, message, tiny, monkeypatch)
         (int, [-1, 30], "All workers must share one run directory. Received: new, at steps [-1, 30]"),
     ],
 )
-def test_workers_that_differ_are_told(asked, answers, message, tiny, monkeypatch):
+def test_workers_that_differ_are_refused(asked, answers, message, tiny, monkeypatch):
     gathered = lambda thing, strategy: answers if type(thing) is asked and thing != FLAGS.seed else [thing]  # noqa: E731
     monkeypatch.setattr(cli.distribution, "gathered", gathered)
     result = command(*tiny, "--workdir=new")
@@ -992,7 +992,7 @@ def test_verbosity_shows_where_an_error_comes_from(tiny):
         command(*tiny, "--depth=11", "--verbosity=1")
 
 
-# Shapes of the configs' data, none of which needs to be there.
+# Shapes of the configs' data, which need not exist.
 SHAPES = {"digits": (8, 8, 1), "tfds:mnist": (28, 28, 1), "tfds:cifar10": (32, 32, 3)}
 
 
@@ -1005,12 +1005,12 @@ def described(monkeypatch):
 
 @pytest.fixture
 def linear(monkeypatch):
-    """A network that costs nothing in place of the flags' own."""
+    """Replaces the network of the flags by a linear one."""
     layers = lambda: [keras.Input(SHAPES[FLAGS.dataset]), keras.layers.Flatten(), keras.layers.Dense(10)]  # noqa: E731
     monkeypatch.setattr(build, "network", lambda: keras.Sequential(layers()))
 
 
-# What a config needs to take a step on small images, without what must be downloaded.
+# Flags with which a config can take a step on small images without downloads.
 SMALLER = {
     "imagenette.cfg": ["--image_size=32", "--weights=none", "--network=applications:MobileNet"],
     "cifar_wang.cfg": ["--extra=npz:more.npz"],
@@ -1037,7 +1037,7 @@ def test_a_config_takes_a_step(config):
         assert FLAGS.beta is None or model.beta == FLAGS.beta
         model.run_eagerly = True
         before = model.network.get_weights()
-        model.fit(build.training_data(model, lambda: 0).take(2), verbose=0)  # the first may be at rate 0
+        model.fit(build.training_data(model, lambda: 0).take(2), verbose=0)  # the first step may have rate 0
         assert int(model.step) == 2
         assert any(np.any(one != other) for one, other in zip(before, model.network.get_weights(), strict=True))
 
@@ -1177,7 +1177,7 @@ def test_console_script(monkeypatch):
 
 @pytest.fixture
 def pictures(tmp_path, tiny, monkeypatch):
-    """Flags of a run on a folder of PNG files of several sizes, 10 of each class in train/ and 3 in test/."""
+    """Returns the flags of a run on PNG files of several sizes, 10 per class in train/ and 3 in test/."""
     random = np.random.RandomState(0)
     for split, count in (("train", 10), ("test", 3)):
         for name in "abc":
@@ -1211,7 +1211,7 @@ def test_a_damaged_image_ends_the_run_with_its_name(pictures, tmp_path):
     assert result.err == f"keras_mart: Every image must be a whole PNG or JPEG file. Received: {path}\n"
 
 
-def test_of_the_test_set_only_what_is_chosen_is_decoded(pictures, monkeypatch):
+def test_only_the_chosen_test_images_are_decoded(pictures, monkeypatch):
     parse(*pictures, "--image_size=8")
     whole = [np.concatenate(parts) for parts in zip(*build.data("test").as_numpy_iterator(), strict=True)]
     decode, decoded = datasets.encoded.decode, []
