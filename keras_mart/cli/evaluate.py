@@ -20,7 +20,7 @@ def evaluate_run(directory, strategy):
     """
     attacks = build.attacks(FLAGS.attacks)
     with strategy.scope():
-        models = {which: build.loaded(directory, which) for which in directory.judged}
+        models = {which: build.loaded(directory, which) for which in directory.checkpoint_names}
     weights = {which: weights_sha256(network_of(model)) for which, model in models.items()}
     test, tables = build.test_data(FLAGS.examples), {}
     is_chief = distribution.is_chief(strategy)

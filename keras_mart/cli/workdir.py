@@ -28,7 +28,7 @@ CHANGEABLE = tuple(
 class ModelDirectory(Run):
     """The directory in which --model is evaluated and reported, as the best and only checkpoint."""
 
-    judged = ("best",)
+    checkpoint_names = ("best",)
 
     def begin(self, text):
         """Creates the directory and writes the flags to it.
@@ -45,7 +45,7 @@ class ModelDirectory(Run):
 class RunDirectory(Run):
     """A run directory to create, resume and write to; `checkpoints` are the saved states to resume from."""
 
-    judged = ("best", "last")
+    checkpoint_names = ("best", "last")
 
     def __init__(self, path):
         super().__init__(path)

@@ -38,19 +38,19 @@ class State:
         self.path.mkdir(parents=True, exist_ok=True)
         with files.locked(self.path / LOCK):
             files.remove_unfinished(self.path)
-            begun = self.path / ARGUMENTS
-            if begun.exists():
-                self._check(json.loads(begun.read_text()))
+            stored = self.path / ARGUMENTS
+            if stored.exists():
+                self._check(json.loads(stored.read_text()))
             else:
-                with files.whole(begun) as unfinished:
+                with files.whole(stored) as unfinished:
                     unfinished.write_text(json.dumps(self.arguments, indent=1))
             yield self
 
-    def _check(self, begun):
+    def _check(self, stored):
         """Raises ValueError if the folder belongs to another evaluation."""
-        names = [name for name in {**begun, **self.arguments} if begun.get(name) != self.arguments.get(name)]
+        names = [name for name in {**stored, **self.arguments} if stored.get(name) != self.arguments.get(name)]
         if names:
-            was, now = ({name: each.get(name) for name in names} for each in (begun, self.arguments))
+            was, now = ({name: each.get(name) for name in names} for each in (stored, self.arguments))
             raise ValueError(
                 f"An evaluation must be resumed with the same arguments; remove {self.path} to start again. It was "
                 f"started with other {', '.join(names)}: {was}. Received: {now}"
