@@ -1,4 +1,4 @@
-"""`python -m keras_mart.main`: hands over to the command line in `keras_mart.cli`."""
+"""Runs the command line of `keras_mart.cli`: `python -m keras_mart.main`."""
 
 from keras_mart.cli import run
 

@@ -1,4 +1,4 @@
-"""A trained network as a SavedModel, in the layout that TensorFlow Serving watches."""
+"""Exports trained networks as SavedModels for TensorFlow Serving, and loads classifiers from files."""
 
 import errno
 import os
@@ -13,62 +13,63 @@ from keras_mart.attacks.inference import network_of
 
 __all__ = ["export", "load"]
 
-# What a rename says where the version is there already: a folder with content, or a file.
-TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
-DECODABLE_CHANNELS = (1, 3)  # what `tf.io.decode_jpeg` can turn an image into
+# Errors of a rename to a version that exists already, as a folder with content or as a file.
+TARGET_EXISTS = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+DECODABLE_CHANNELS = (1, 3)  # numbers of channels that `tf.io.decode_jpeg` can convert an image to
 LARGEST_VALUE = 255.0  # of an 8-bit image
 
 
-def export(model, directory):
+def export(model: keras.Model, directory: str | os.PathLike) -> pathlib.Path:
     """Writes the network of a model as the next version `<directory>/<version>/`, for TensorFlow Serving.
 
-    The SavedModel holds the network alone, in inference mode: no optimizer, no method, no metrics. It needs
-    TensorFlow only. The version is 1 more than the largest there is (1 at first). It appears in one step, so that a
-    server watching the directory never loads half of it, and an export never overwrites another.
+    The SavedModel contains only the network, in inference mode, without optimizer, method or metrics, and loads with
+    TensorFlow only. The version is 1 more than the largest existing one (1 at first). It is written atomically, so that
+    a server that watches the directory never loads an incomplete version, and an export never overwrites another.
 
     Signatures, for a batch of any size (at least 1):
         serving_default: `images`, [batch, height, width, channels] float32 in [0, 1].
-        serve_encoded: `encoded`, [batch] strings, the bytes of PNG or JPEG files. Decoded as the training data are,
-            turned into the network's channels, divided by 255, and resized (bilinear, no antialiasing) where
-            their size is not the network's. A network of open height or width resizes nothing: a batch then has one
-            size. Left out for networks of other than 1 or 3 channels.
+        serve_encoded: `encoded`, [batch] strings, the bytes of PNG or JPEG files. They are decoded like the training
+            data, converted to the network's number of channels, divided by 255, and resized (bilinear, no antialiasing)
+            if their size is not the network's. If the network's height or width is unspecified, nothing is resized, and
+            all images of a batch must have one size. This signature exists only for networks of 1 or 3 channels.
     Both return `logits` [batch, classes] float32, `probabilities` [batch, classes] float32 (their softmax) and
     `classes` [batch] int64 (the largest logit).
 
     Args:
         model: a wrapped model, or any built Keras classifier that returns logits.
-        directory: str or path of a folder on this machine, made where it is missing; its name is not part of the model.
+        directory: folder on this machine, created if missing; its name is not part of the model.
 
     Returns:
-        `pathlib.Path` of the version written.
+        The `pathlib.Path` of the new version.
 
     Raises:
-        ValueError: if the model is not built, takes no images or returns no logits; if `directory` cannot be written.
+        ValueError: if the model is not built, does not take images or does not return logits, or if `directory` cannot
+            be written.
     """
     network = network_of(model)
     checks.network(network)
     module, signatures = _serving_module(network, checks.image_shape(network))
     directory = pathlib.Path(directory)
     with _hidden_folder(directory) as hidden:
-        # One level down: the hidden folder is its owner's alone, what is written inside has the usual permissions.
+        # In a subfolder: only the owner may read the temporary folder, while its content has the usual permissions.
         written = os.path.join(hidden, "saved_model")
         tf.saved_model.save(module, written, signatures=signatures)
         return _publish(written, directory)
 
 
-def load(path):
-    """A classifier from a file, to attack it or to make adversarial examples on it.
+def load(path: str | os.PathLike) -> keras.Model:
+    """Loads a classifier from a file, to attack it or to generate adversarial examples with it.
 
     Args:
-        path: a `.keras` or `.h5` file, of a wrapped model or any other; or the folder of a SavedModel, or the one round
-            its versions, of which the newest is taken. Its `serving_default` takes images and returns `logits`, or
-            nothing else than logits.
+        path: a `.keras` or `.h5` file of a wrapped or any other model; the folder of a SavedModel; or a folder of
+            versions, of which the newest is loaded. The `serving_default` signature of a SavedModel must take images
+            and return `logits`, or have logits as its only output.
 
     Returns:
-        A `keras.Model`, not compiled. That of a SavedModel can be called and differentiated, not trained.
+        A `keras.Model`, not compiled. The model of a SavedModel can be called and differentiated but not trained.
 
     Raises:
-        ValueError: there is no such model, or its signature is another.
+        ValueError: if there is no such model, or its signature does not fit.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -103,7 +104,7 @@ def _load_saved_model(folder):
 
 
 def _serving_module(network, image_shape):
-    """A `tf.Module` that holds the network's variables and nothing else, and its signatures."""
+    """Returns a `tf.Module` that contains only the network's variables, and its signatures."""
 
     def classify(images):
         logits = network(images, training=False)
@@ -134,17 +135,17 @@ def _serving_module(network, image_shape):
 
 
 def _decode(contents, image_shape):
-    """A float32 image in [0, 1] of shape (height, width, channels) from the bytes of one PNG or JPEG file."""
-    # `decode_jpeg` reads PNG as well, and `decode_image` knows no DCT method.
+    """Returns the float32 image [height, width, channels] in [0, 1] of the bytes of a PNG or JPEG file."""
+    # `decode_jpeg` also reads PNG; `decode_image` has no argument for the DCT method.
     image = tf.io.decode_jpeg(contents, channels=image_shape[-1], dct_method="INTEGER_ACCURATE")
     image = tf.cast(image, tf.float32) / LARGEST_VALUE
     if None in image_shape[:2]:
         return image
-    return tf.image.resize(image, image_shape[:2])  # leaves every value as it is where the size fits
+    return tf.image.resize(image, image_shape[:2])  # leaves the values unchanged if the size fits
 
 
 def _hidden_folder(directory):
-    """A temporary folder inside `directory`, under a name that no server takes for a version."""
+    """Creates a temporary folder in `directory`, with a name that servers do not take for a version."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(prefix=".export-", dir=directory)
@@ -159,15 +160,15 @@ def _versions(directory):
 
 
 def _publish(written, directory):
-    """Moves a finished SavedModel to the next free version, in one step, when it is on the disk."""
+    """Writes a finished SavedModel to disk and moves it atomically to the next free version."""
     files.sync_tree(written)
     while True:
         target = directory / str(max(_versions(directory), default=0) + 1)
         try:
             os.rename(written, target)
             break
-        except OSError as error:  # another export was faster: now its version counts
-            if error.errno not in TAKEN:
+        except OSError as error:  # another export took this version
+            if error.errno not in TARGET_EXISTS:
                 raise
     files.sync(directory)
     return target

@@ -116,7 +116,7 @@ def test_epoch_scalars_are_written(tmp_path):
     "data, attacks, message",
     [
         ((255 * IMAGES, LABELS), ATTACKS, "by 255"),
-        (iter([(IMAGES, LABELS)]), ATTACKS, "again and again"),
+        (iter([(IMAGES, LABELS)]), ATTACKS, "more than once"),
         ((IMAGES, LABELS), {"natural": ATTACKS["fgsm"]}, "'natural'"),
         ((IMAGES, LABELS), {"fgsm": km.FGSM}, "'fgsm'"),
     ],

@@ -1,13 +1,11 @@
-"""keras_mart.cli: flags, run directories, what a run leaves, and every error by the command that raises it."""
+"""Tests of keras_mart.cli: flags, run directories, the files of a run, and every error with its command."""
 
 import contextlib
 import csv
-import functools
 import io
 import json
 import os
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
@@ -42,8 +40,7 @@ from keras_mart.evaluation import Table, state
 from keras_mart.evaluation.record import attack as parameters
 from keras_mart.methods import METHODS, model
 
-NEEDY = ("mma", "hat", "rslad")  # what they need has no default
-PACKAGE = pathlib.Path(cli.__file__).parents[1]
+NEEDY = ("mma", "hat", "rslad")  # methods with a required flag
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 TRAIN, TEST, CLASSES = 40, 12, 3
 VALIDATION = TRAIN // 10
@@ -58,7 +55,7 @@ class Result(NamedTuple):
 
 
 def command(*arguments):
-    """What the program prints and its exit status, run in this process."""
+    """Runs the program in this process; returns its output and exit status."""
     out, err, status = io.StringIO(), io.StringIO(), 0
     policy = keras.config.dtype_policy()
     FLAGS.unparse_flags()
@@ -97,7 +94,7 @@ def arrays(**changes):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Flags of a run that takes seconds."""
+    """Returns the flags of a run that takes seconds."""
     path = tmp_path_factory.mktemp("data") / "tiny.npz"
     np.savez(path, **arrays())
     return [
@@ -109,14 +106,14 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tiny, tmp_path_factory):
-    """A run directory after training, evaluation, report and export, and what was printed."""
+    """Returns a run directory after training, evaluation, report and export, and the output."""
     path = tmp_path_factory.mktemp("finished") / "run"
     return path, command(*tiny, f"--workdir={path}")
 
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """A copy of the finished run, to change."""
+    """Returns a copy of the finished run that may be changed."""
     return shutil.copytree(finished[0], tmp_path / "run")
 
 
@@ -129,7 +126,7 @@ def history(path):
         return list(csv.DictReader(file))
 
 
-def test_run_leaves_everything(finished, tiny):
+def test_run_writes_all_files(finished, tiny):
     path, result = finished
     assert result.status == 0, result.err
     assert sorted(file.name for file in path.iterdir()) == [
@@ -165,18 +162,18 @@ def test_evaluation_and_export_are_of_the_best_checkpoint(finished, tiny):
     np.testing.assert_allclose(served(images=images)["logits"], logits, atol=1e-5)
 
 
-def test_a_finished_run_keeps_what_was_measured_and_takes_no_fewer_epochs(tiny, run):
+def test_a_finished_run_keeps_its_results_and_cannot_have_fewer_epochs(tiny, run):
     before = {file.name for file in run.iterdir()}
-    assert "trained already" in command(*tiny, f"--workdir={run}", "--resume", "--mode=train").out
+    assert "already trained" in command(*tiny, f"--workdir={run}", "--resume", "--mode=train").out
     assert {file.name for file in run.iterdir()} == before
     (run / "history.csv").write_text("epoch\n1\n2\n")
     flags_before = (run / "flags.cfg").read_text()
     result = command(*tiny, f"--workdir={run}", "--resume", "--mode=train")
-    assert result.status == 2 and "has 2 epochs behind it. Received: --epochs=1" in result.err
+    assert result.status == 2 and "has already trained 2 epochs. Received: --epochs=1" in result.err
     assert (run / "flags.cfg").read_text() == flags_before
 
 
-def test_a_run_does_not_go_on_with_data_of_another_size(tiny, run, tmp_path):
+def test_a_run_cannot_resume_with_data_of_another_size(tiny, run, tmp_path):
     count = TRAIN + 2 * BATCH
     images = np.zeros([count, 8, 8], "uint8"), np.arange(count) % CLASSES
     (path,) = [pathlib.Path(flag.partition(":")[2]) for flag in tiny if flag.startswith("--dataset=")]
@@ -188,7 +185,7 @@ def test_a_run_does_not_go_on_with_data_of_another_size(tiny, run, tmp_path):
         path.write_bytes(whole)
     assert result.status == 2
     assert (
-        f"those that the run was begun with: {STEPS} batches an epoch. Received: {(count - count // 10) // BATCH}"
+        f"same as at the start of the run: {STEPS} batches per epoch. Received: {(count - count // 10) // BATCH}"
         in result.err
     )
     assert history(run)
@@ -198,17 +195,17 @@ def test_existing_run_is_refused(run, tiny):
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     result = command(*tiny, f"--workdir={run}")
     assert result.status == 2
-    assert f"{run} holds files" in result.err and "--resume" in result.err
+    assert f"{run} contains files" in result.err and "--resume" in result.err
     assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
 
-def test_a_finished_run_takes_more_epochs(run, tiny):
+def test_a_finished_run_can_be_extended(run, tiny):
     first = history(run)[0]
     result = command(*tiny, f"--workdir={run}", "--resume", "--epochs=2", "--mode=train")
     assert result.status == 0, result.err
     assert "epochs 2 to 2" in result.out
     of_the_test_set = ("evaluation.json", "best.npz", "last.npz", "diagnosis.json", "gallery.npz")
-    assert not [name for name in of_the_test_set if (run / name).exists()]  # it was of other checkpoints
+    assert not [name for name in of_the_test_set if (run / name).exists()]  # they were of other checkpoints
     rows = history(run)
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert rows[0] == first and np.isfinite(float(rows[1]["loss"]))
@@ -221,21 +218,21 @@ def test_a_finished_run_takes_more_epochs(run, tiny):
 def test_resume_of_a_finished_run_goes_straight_to_evaluation(run, tiny):
     result = command(*tiny, f"--workdir={run}", "--resume", "--attacks=fgsm", "--mode=train,evaluate")
     assert result.status == 0, result.err
-    assert "mart is trained already, epochs done: 1" in result.out
+    assert "mart is already trained, epochs done: 1" in result.out
     assert list(attacks_of(run)) == ["fgsm"]
     assert len(history(run)) == 1
 
 
-def test_resume_demands_the_same_flags(run, tiny):
+def test_resume_requires_the_same_flags(run, tiny):
     result = command(*tiny, f"--workdir={run}", "--resume", "--epochs=2", "--epsilon=0.25", "--method=at")
     assert result.status == 2
-    assert "begun with --method=mart. Received instead: --epsilon=0.25 --method=at" in result.err
+    assert "started with --method=mart. Received instead: --epsilon=0.25 --method=at" in result.err
     assert f"--flagfile={run / 'flags.cfg'}" in result.err
     assert set((run / "flags.cfg").read_text().split()) == {"--method=mart", *tiny}
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
-def test_resume_takes_more_epochs_where_the_rate_does_not_hang_on_them(schedule, run, tiny):
+def test_resume_with_more_epochs_if_the_rate_does_not_depend_on_them(schedule, run, tiny):
     with (run / "flags.cfg").open("a") as file:
         file.write(f"--schedule={schedule}\n")
     result = command(*tiny, f"--workdir={run}", "--resume", f"--schedule={schedule}", "--epochs=2", "--mode=train")
@@ -243,11 +240,15 @@ def test_resume_takes_more_epochs_where_the_rate_does_not_hang_on_them(schedule,
         assert result.status == 0 and len(history(run)) == 2
     else:
         assert result.status == 2
-        for part in ("--schedule=cosine falls over all --epochs.", "begun with --epochs=1.", "instead: --epochs=2"):
+        for part in (
+            "The rate of --schedule=cosine depends on --epochs.",
+            "started with --epochs=1.",
+            "instead: --epochs=2",
+        ):
             assert part in result.err
 
 
-def test_resume_demands_a_state_to_go_on_from(run, tiny):
+def test_resume_requires_a_saved_state(run, tiny):
     shutil.rmtree(run / "checkpoints")
     result = command(*tiny, f"--workdir={run}", "--resume", "--epochs=2")
     assert result.status == 2
@@ -282,7 +283,7 @@ def test_missing_checkpoint(run):
     assert f"There is no checkpoint {run / 'best.keras'}. Train first" in result.err
 
 
-def test_evaluate_recalls_the_flags_of_the_run(run):
+def test_evaluate_loads_the_flags_of_the_run(run):
     before = (run / "last.keras").read_bytes()
     result = command("--mode=evaluate", f"--workdir={run}", "--attacks=CW", "--epochs=7", "--batch_size=5")
     assert result.status == 0, result.err
@@ -299,12 +300,12 @@ def test_evaluate_in_a_wider_ball(run):
 
 
 @pytest.mark.parametrize("ball", ["--epsilon=1/8", "--threat=l2", "--threat=l2 --epsilon=1/2"])
-def test_another_ball_needs_another_evaluation_epsilon_where_the_run_keeps_one(ball, run):
+def test_another_ball_needs_another_evaluation_epsilon_if_the_run_has_one(ball, run):
     with (run / "flags.cfg").open("a") as flagfile:
         flagfile.write("--evaluation_epsilon=8/255\n")
     given = ["--mode=evaluate", f"--workdir={run}", "--attacks=fgsm", *ball.split()]
     result = command(*given)
-    assert result.status == 2 and "judged at its own --evaluation_epsilon, 0.0313725" in result.err
+    assert result.status == 2 and "has its own --evaluation_epsilon, 0.0313725" in result.err
     assert " ball of 0.125" in command(*given, "--evaluation_epsilon=1/8").out
 
 
@@ -331,7 +332,7 @@ def test_evaluate_a_sample(run):
 
 def test_evaluate_stopping_early(run):
     result = command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm,pgd2", "--stop_early", "--epsilon=1/4")
-    assert result.status == 0 and "Each attack ran on what was correct" in result.out
+    assert result.status == 0 and "Each attack ran on the examples correct" in result.out
     best = json.loads((run / "evaluation.json").read_text())["best"]
     assert best["stop_early"] and best["accuracy"]["pgd2"] == best["accuracy"]["worst_case"]
 
@@ -349,7 +350,7 @@ def test_transfer_from_a_source(source, run):
     assert (attack["source"]["weights_sha256"] == record["best"]["weights_sha256"]) == (source == "best.keras")
 
 
-def test_a_source_without_a_slope_fools_nothing(run, tmp_path):
+def test_a_source_without_gradient_fools_nothing(run, tmp_path):
     blind = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(CLASSES)])
     blind.set_weights([0 * weight for weight in blind.get_weights()])
     blind.save(tmp_path / "blind.keras")
@@ -374,13 +375,13 @@ def test_wrong_evaluations(arguments, message, run):
     assert result.status == 2 and message in result.err
 
 
-def test_a_compound_attack_tells_how_far_it_is_in_a_log(run, monkeypatch):
+def test_a_compound_attack_logs_its_progress(run, monkeypatch):
     monkeypatch.setattr("keras_mart.attacks.autoattack.VERSIONS", {"standard": ("apgd-ce",)})
     result = command("--mode=evaluate", f"--workdir={run}", "--attacks=autoattack", "--examples=3")
     assert result.status == 0 and "autoattack/apgd-ce: " in result.out
 
 
-def test_what_the_report_is_made_of(run):
+def test_files_of_the_report(run):
     page = (run / "report.html").read_text()
     assert "<section" in page and "mart" in page
     diagnosis = json.loads((run / "diagnosis.json").read_text())
@@ -390,50 +391,22 @@ def test_what_the_report_is_made_of(run):
         assert np.max(np.abs(gallery["images"] - gallery["adversarial"])) <= 8 / 255 + 1e-6
 
 
-def test_what_is_left_is_printed(tiny, tmp_path):
-    result = command(*tiny, f"--workdir={tmp_path / 'run'}", "--epochs=3", "--method=standard", "--attacks=")
-    steps = [line[:5] for line in result.out.splitlines() if line.startswith("[")]
-    assert steps == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"], result.err
-    epochs = re.findall(r"^Epoch (\d)/3 - [\d.]+s( - \d+:\d\d:\d\d left)? - loss: .* - val_loss", result.out, re.M)
-    assert [(epoch, bool(left)) for epoch, left in epochs] == [("1", True), ("2", True), ("3", False)]
-
-
-def test_the_last_lines_are_the_result(finished):
-    path, result = finished
-    *_, heading, rule, row, blank, conclusion, certainty, space, report = result.out.splitlines()
-    assert heading.startswith("Best checkpoints on the test set")
-    assert rule.startswith("method") and row.startswith("mart") and blank == space == ""
-    assert conclusion.startswith("mart classifies ") and certainty.startswith("Stronger attacks")
-    assert report == f"Report: {path / 'report.html'}"
-
-
-def test_tensorflow_starts_in_silence():
-    """What it writes is shown only where the program ends before it has started."""
-    python = functools.partial(subprocess.run, capture_output=True, text=True)
-    quiet = python([sys.executable, "-m", "keras_mart.main", "--helpshort"], cwd=pathlib.Path(__file__).parents[1])
-    assert quiet.stdout and not quiet.stderr
-    ended = python(
-        [sys.executable, "-c", "import startup; startup.hold(); raise SystemExit('no TensorFlow')"], cwd=PACKAGE
-    )
-    assert ended.stderr == "no TensorFlow\n"
-
-
-def test_export_alone(run):
+def test_export_only(run):
     result = command("--mode=export", f"--workdir={run}")
     assert result == (0, f"Exported the best checkpoint to {run / 'export' / '2'}\n", "")
 
 
-def test_evaluate_takes_only_methods_of_the_run(run):
+def test_evaluate_accepts_only_methods_of_the_run(run):
     result = command("--mode=evaluate", f"--workdir={run}", "--method=at")
     assert result.status == 2
     assert f"The run in {run} trained mart. Received: --method=at" in result.err
 
 
 class Interrupted(Exception):
-    """Ends an evaluation in the middle."""
+    """Interrupts an evaluation."""
 
 
-def test_an_evaluation_that_was_interrupted_goes_on(run, monkeypatch):
+def test_an_interrupted_evaluation_resumes(run, monkeypatch):
     flags = ["--mode=evaluate", f"--workdir={run}", "--attacks=fgsm,pgd2", "--evaluation_batch_size=5"]
     assert command(*flags).status == 0
     whole, expected = Table.load(run / "best.npz"), json.loads((run / "evaluation.json").read_text())["best"]
@@ -451,7 +424,7 @@ def test_an_evaluation_that_was_interrupted_goes_on(run, monkeypatch):
             command(*flags)
         assert (run / "evaluating" / "best" / "done.npz").exists()
         refused = command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm,cw")
-        assert refused.status == 2 and "was begun with other attacks" in refused.err
+        assert refused.status == 2 and "was started with other attacks" in refused.err
         assert command(*flags).status == 0
         assert len(count) == 3 * 3  # three batches for natural images and for each attack, none of them twice
     again = Table.load(run / "best.npz")
@@ -484,12 +457,12 @@ def test_a_model_without_a_run(source, run, tiny, tmp_path):
     assert "last" not in found and found["best"]["threat"] == {"norm": "Linf", "epsilon": 1 / 4}
     assert command("--mode=evaluate", f"--workdir={run}", "--attacks=fgsm", "--epsilon=1/4").status == 0
     assert found["best"]["accuracy"] == json.loads((run / "evaluation.json").read_text())["best"]["accuracy"]
-    assert command("--mode=report", where).status == 0  # which recalls what the model was judged with
-    assert "comes from elsewhere: it was not trained here" in (tmp_path / "judged" / "report.html").read_text()
+    assert command("--mode=report", where).status == 0  # loads the flags of the evaluation
+    assert "was not trained by this package" in (tmp_path / "judged" / "report.html").read_text()
     assert command("--mode=evaluate", f"--model={run / source}", where, *others).status == 0
 
 
-def test_where_a_model_is_judged_by_default(run, tiny, tmp_path, monkeypatch):
+def test_default_directory_of_a_model(run, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert command("--mode=evaluate", f"--model={run / 'best.keras'}", tiny[0], "--attacks=").status == 0
     assert (tmp_path / "runs" / "tiny-best" / "evaluation.json").exists()
@@ -497,13 +470,13 @@ def test_where_a_model_is_judged_by_default(run, tiny, tmp_path, monkeypatch):
 
 @pytest.fixture
 def of_torch(run, tmp_path):
-    """The PyTorch file of the best checkpoint, and its network."""
+    """Returns the PyTorch file of the best checkpoint, and its network."""
     network = keras.saving.load_model(run / "best.keras").network
     networks.save_torch(network, tmp_path / "best.pt")
     return tmp_path / "best.pt", network
 
 
-def test_a_pytorch_file_is_judged(of_torch, run, tiny, tmp_path):
+def test_a_pytorch_file_is_evaluated(of_torch, run, tiny, tmp_path):
     where, others = f"--workdir={tmp_path / 'judged'}", [*tiny[:5], "--attacks=fgsm"]
     result = command("--mode=evaluate", "--model=torch:best.pt", where, *others)
     assert result.status == 0, result.err
@@ -515,7 +488,8 @@ def test_a_pytorch_file_is_judged(of_torch, run, tiny, tmp_path):
     assert found["accuracy"] == expected["accuracy"]
     refused = command("--mode=evaluate", "--model=torch:other.pt", "--network=applications:MobileNetV2", tiny[0])
     assert (
-        refused.status == 2 and "A PyTorch file holds weights only: --network must be one of small_cnn" in refused.err
+        refused.status == 2
+        and "A PyTorch file contains weights only: --network must be one of small_cnn" in refused.err
     )
 
 
@@ -531,7 +505,7 @@ def test_a_pytorch_file_is_trained_on(of_torch, tiny):
     [
         (
             "",
-            "--model is evaluated, reported and exported: --mode=evaluate,report,export; --network trains it. "
+            "--model can be evaluated, reported and exported (--mode=evaluate,report,export); --network trains a file. "
             "Received: --model=best.keras with --mode",
         ),
         ("--mode=evaluate --method=at", "Received: --model=best.keras with --method=at"),
@@ -543,7 +517,7 @@ def test_a_pytorch_file_is_trained_on(of_torch, tiny):
         ("--mode=evaluate --attacks=fsgm --workdir=other", "Did you mean 'fgsm'?"),
     ],
 )
-def test_a_model_that_cannot_be_judged(arguments, message, run, tiny, monkeypatch):
+def test_a_model_that_cannot_be_evaluated(arguments, message, run, tiny, monkeypatch):
     monkeypatch.chdir(run)
     for folder, kept in (("several", "--method=at,mart\n"), ("judged", f"--model={run / 'last.keras'}\n")):
         (run / folder).mkdir()
@@ -556,7 +530,7 @@ def test_a_model_that_cannot_be_judged(arguments, message, run, tiny, monkeypatc
 
 @pytest.fixture(scope="module", params=["keras", "h5"])
 def somebodys(request, tmp_path_factory):
-    """The file of a network for images of 12x12 in [0, 255], of 5 classes, that ends in a softmax."""
+    """Returns the file of a network with 5 classes and softmax outputs for 12x12 images in [0, 255]."""
     keras.utils.set_random_seed(0)
     images = keras.Input((12, 12, 1))
     x = keras.layers.Flatten()(keras.layers.Conv2D(2, 3, strides=2, activation="relu")(images))
@@ -566,7 +540,7 @@ def somebodys(request, tmp_path_factory):
     return network, path
 
 
-def test_trains_somebodys_network_on(somebodys, tiny, tmp_path):
+def test_trains_a_network_from_elsewhere(somebodys, tiny, tmp_path):
     network, path = somebodys
     others = [flag for flag in tiny if not flag.startswith(("--network", "--depth", "--width"))]
     result = command(*others, f"--network={path}", "--preprocessing=255", "--learning_rate=1e-9", "--mode=train")
@@ -575,12 +549,12 @@ def test_trains_somebodys_network_on(somebodys, tiny, tmp_path):
         assert result.out.count(said) == 1
     trained = keras.saving.load_model(tmp_path / "runs" / "tiny-photos" / "best.keras").network
     kernel = next(each for each in trained.weights if tuple(each.shape) == (3, 3, 1, 2))
-    np.testing.assert_allclose(kernel, network.layers[1].kernel, atol=1e-6)  # trained on from its weights
+    np.testing.assert_allclose(kernel, network.layers[1].kernel, atol=1e-6)  # training starts from its weights
     assert command(*others, f"--network={path}", "--preprocessing=255", "--resume", "--mode=train").status == 2
     assert command("--mode=evaluate", "--workdir=runs/tiny-photos", "--attacks=").status == 0
 
 
-def test_trains_on_what_was_judged_of_a_run_with_an_average(tiny, tmp_path):
+def test_trains_on_the_averaged_weights_of_a_run(tiny, tmp_path):
     flags = [*tiny, "--mode=train", "--weight_average=0.9"]
     assert command(*flags, "--workdir=first").status == 0
     others = [flag for flag in flags if not flag.startswith(("--network", "--depth", "--width", "--weight_average"))]
@@ -592,7 +566,7 @@ def test_trains_on_what_was_judged_of_a_run_with_an_average(tiny, tmp_path):
     assert len(second.trainable_variables) == len(first.trainable_variables)
 
 
-def test_judges_somebodys_network(somebodys, tiny, tmp_path):
+def test_evaluates_a_network_from_elsewhere(somebodys, tiny, tmp_path):
     network, path = somebodys
     flags = [f"--model={path}", "--preprocessing=255", "--mode=evaluate,export", "--attacks=", "--workdir=judged"]
     result = command(*flags, tiny[0])
@@ -633,7 +607,7 @@ def test_networks_of_recipes(monkeypatch):
 def test_evaluate_without_a_run():
     result = command("--mode=evaluate")
     assert result.status == 2
-    assert "There is no run in runs/digits-small_cnn (flags.cfg is missing). Say which by --workdir" in result.err
+    assert "There is no run in runs/digits-small_cnn (flags.cfg is missing). --workdir names the run" in result.err
 
 
 def test_several_methods(tiny, tmp_path):
@@ -665,7 +639,7 @@ def test_schedule_and_validation_count_epochs_from_1(tiny, tmp_path):
     assert (tmp_path / "run" / "best.keras").exists()
 
 
-def test_steps_of_one_execution_change_nothing(finished, tiny, tmp_path):
+def test_steps_per_execution_changes_nothing(finished, tiny, tmp_path):
     one, two = finished[0], tmp_path / "run"
     flags = ["--steps_per_execution=2", "--save_every=1steps", "--mode=train", f"--workdir={two}"]
     assert command(*tiny, *flags).status == 0
@@ -673,7 +647,7 @@ def test_steps_of_one_execution_change_nothing(finished, tiny, tmp_path):
     assert sorted(path.name for path in (two / "checkpoints").iterdir()) == ["0000000002", "0000000003"]  # the newest
 
 
-def test_several_workers_ask_once_after_each_batch_of_every_validation(monkeypatch):
+def test_several_workers_check_for_signals_after_each_validation_batch(monkeypatch):
     saver = saving.Saver(None, saving.Progress(), 1, (1, "epochs"), "", None)
     asked = []
     monkeypatch.setattr(saver, "after_validation_steps", lambda: asked.append(1))
@@ -686,8 +660,8 @@ def test_several_workers_ask_once_after_each_batch_of_every_validation(monkeypat
     assert len(asked) == 3
 
 
-def test_no_callback_of_ours_makes_keras_wait_for_every_step():
-    for callback in (saving.Saver, callbacks.EpochScalars, callbacks.RobustAccuracy, model._EpochCallback):
+def test_no_callback_makes_keras_wait_for_every_step():
+    for callback in (saving.Saver, callbacks.EpochScalars, callbacks.RobustAccuracy, model._Epochs):
         for hook in ("on_batch_end", "on_train_batch_end", "on_test_batch_end"):
             assert getattr(callback, hook) is getattr(keras.callbacks.Callback, hook), (callback, hook)
 
@@ -714,7 +688,7 @@ def test_flagfile_round_trip(tmp_path):
     given = ["--method=alp,CLP", "--form=original", "--beta=1/3", "--attacks=", "--decay_epochs=2,3", "--momentum=0"]
     given += ["--save_every=3", "--awp_gamma=0.01"]
     parse(*given, "--resume", "--workdir=somewhere", "--mode=train")
-    before = {flag.name: flag.value for flag in flags.own_flags() if flag.name not in rules.OF_THE_COMMAND}
+    before = {flag.name: flag.value for flag in flags.own_flags() if flag.name not in rules.COMMAND_FLAGS}
     (tmp_path / "flags.cfg").write_text(rules.as_text(FLAGS.method))
     parse(f"--flagfile={tmp_path / 'flags.cfg'}")
     assert {name: FLAGS[name].value for name in before} == before
@@ -722,15 +696,18 @@ def test_flagfile_round_trip(tmp_path):
     assert (FLAGS.resume, FLAGS.workdir, FLAGS.mode) == (False, None, list(flags.MODES))
 
 
-# The arguments after --workdir=new, and what the message must say.
+# The arguments after --workdir=new, and parts of the message.
 WRONG = [
     ("--network=resnt18", "`network` must be one of small_cnn, resnet18, resnet,", "Did you mean 'resnet18'?"),
     ("--network=applications:MobilNetV2", "`applications:` must be one of", "Did you mean 'MobileNetV2'?"),
     ("--network=nowhere.keras --depth= --width=", "nowhere.keras', which does not exist"),
     ("--weights=imagenet", "--weights must be torch:<path> or none. Received: --network=wide_resnet with --weights=im"),
     ("--weights=torch:nowhere.pt", "No such file or directory: '/", "/nowhere.pt'"),
-    ("--network=nowhere.keras --depth= --width= --weights=none", "--weights is taken by applications, small_cnn, "),
-    ("--preprocessing=tf", "--preprocessing is taken by a file alone. Received: --network=wide_resnet"),
+    (
+        "--network=nowhere.keras --depth= --width= --weights=none",
+        "--weights applies only to --network=applications, small_cnn, ",
+    ),
+    ("--preprocessing=tf", "--preprocessing applies only to --network=<file>. Received: --network=wide_resnet"),
     ("--preprocessing=tff", "must be one of tf, torch, caffe, or a number such as 255. Received: 'tff'"),
     ("--network=a.keras --depth= --width= --precision=mixed_bfloat16", "A network from a file keeps its own precision"),
     ("--method=martt", "`method` must be one of", "Did you mean 'mart'?"),
@@ -741,34 +718,51 @@ WRONG = [
     ("--mode=", "--mode", "at least 1", "Received: ''"),
     ("--bta=6", "Unknown command line flag 'bta'"),
     ("--flagfile=none.cfg", "Unable to open flagfile", "none.cfg"),
-    ("evaluate", "Everything is said by flags", "Received: evaluate"),
-    ("--method=at --beta=6", "--beta is taken by", "mart", "Received: --method=at with --beta=6.0", "--beta="),
-    ("--method=trades,mart --form=original", "--form is taken by alp, clp alone", "--method=trades,mart"),
-    ("--max_epsilon=0.1", "--max_epsilon is taken by mma alone", "--method=mart"),
+    ("evaluate", "Arguments must be flags", "Received: evaluate"),
+    (
+        "--method=at --beta=6",
+        "--beta applies only to --method=",
+        "mart",
+        "Received: --method=at with --beta=6.0",
+        "--beta=",
+    ),
+    ("--method=trades,mart --form=original", "--form applies only to --method=alp, clp", "--method=trades,mart"),
+    ("--max_epsilon=0.1", "--max_epsilon applies only to --method=mma", "--method=mart"),
     ("--method=mma", "--method=mma needs --max_epsilon"),
-    ("--network=small_cnn", "--depth is taken by resnet, wide_resnet, vit_tiny alone", "--network=small_cnn"),
+    ("--network=small_cnn", "--depth applies only to --network=resnet, wide_resnet, vit_tiny", "--network=small_cnn"),
     ("--network=resnet --width=", "`depth` must be one of 18, 34, 50. Received: 10"),
     ("--activation=sillu", "`activation` must be one of relu, silu", "Did you mean 'silu'?"),
-    ("--network=resnet18 --depth= --width= --padding=same", "--padding is taken by preact_resnet18, wide_resnet alone"),
-    ("--shortcut=3x3", "--shortcut is taken by preact_resnet18 alone. Received: --network=wide_resnet"),
+    (
+        "--network=resnet18 --depth= --width= --padding=same",
+        "--padding applies only to --network=preact_resnet18, wide_resnet",
+    ),
+    ("--shortcut=3x3", "--shortcut applies only to --network=preact_resnet18. Received: --network=wide_resnet"),
     ("--normalisation=cifar10", "`normalisation` must be a pair (mean, std) with one value for each of the 1 channels"),
     ("--bn_momentum=1", "`bn_momentum` must be at least 0 and below 1. Received: bn_momentum=1.0"),
     ("--method=at,rslad", "--method=rslad needs --teacher"),
-    ("--teacher=best.keras", "--teacher is taken by hat, rslad alone", "--method=mart"),
+    ("--teacher=best.keras", "--teacher applies only to --method=hat, rslad", "--method=mart"),
     ("--method=hat --teacher=nowhere.keras", "Received: 'nowhere.keras', which does not exist"),
     ("--method=dkl --alpha=-1", "`alpha` must be finite and not negative. Received: alpha=-1.0"),
-    ("--noise=3", "--noise is taken by nfgsm alone. Received: --attack=pgd with --noise=3.0"),
+    ("--noise=3", "--noise applies only to --attack=nfgsm. Received: --attack=pgd with --noise=3.0"),
     ("--attack=nfgsm --steps=5", "--attack=nfgsm takes one step. Received: --steps=5"),
-    ("--attack=nfgsm --start=zero", "--start is taken by pgd alone. Received: --attack=nfgsm with --start=zero"),
-    ("--network=resnet18 --depth= --width= --dropout=0.1", "--dropout is taken by small_cnn, wide_resnet alone"),
-    ("--optimizer=adam --momentum=0.5", "--momentum is taken by sgd alone", "--optimizer=adam", "--momentum=0.9"),
+    ("--attack=nfgsm --start=zero", "--start applies only to --attack=pgd. Received: --attack=nfgsm with --start=zero"),
+    (
+        "--network=resnet18 --depth= --width= --dropout=0.1",
+        "--dropout applies only to --network=small_cnn, wide_resnet",
+    ),
+    (
+        "--optimizer=adam --momentum=0.5",
+        "--momentum applies only to --optimizer=sgd",
+        "--optimizer=adam",
+        "--momentum=0.9",
+    ),
     ("--augment=cutot", "`augment` must be one of none, crop_flip", "Did you mean 'cutout'?"),
-    ("--augment=none,crop", "--augment=none has no other names beside it. Received: --augment=none,crop"),
-    ("--augment=cutout,crop", "`augment` must contain at most one crop, at its beginning"),
+    ("--augment=none,crop", "--augment=none cannot be combined with other names. Received: --augment=none,crop"),
+    ("--augment=cutout,crop", "`augment` must have one crop at most, and begin with it"),
     ("--method=at,mma --max_epsilon=0.1 --augment=crop,mixup", "--method=mma keeps", "--augment=crop,mixup"),
-    ("--optimizer=adam --weight_decay=0.1", "--weight_decay is taken by sgd, adamw, lion alone"),
-    ("--optimizer=adam --nodecay_all", "--decay_all is taken by sgd, adamw, lion alone"),
-    ("--optimizer=lion --nesterov", "--nesterov is taken by sgd alone"),
+    ("--optimizer=adam --weight_decay=0.1", "--weight_decay applies only to --optimizer=sgd, adamw, lion"),
+    ("--optimizer=adam --nodecay_all", "--decay_all applies only to --optimizer=sgd, adamw, lion"),
+    ("--optimizer=lion --nesterov", "--nesterov applies only to --optimizer=sgd"),
     ("--epsilon=8/0", "--epsilon", "must be a number or a fraction such as 8/255. Received: '8/0'"),
     ("--epsilon=nan", "must be a number or a fraction"),
     ("--epsilon=1e999", "must be a number or a fraction"),
@@ -787,15 +781,15 @@ WRONG = [
     ("--schedule=cos", "`schedule` must be one of steps, cosine, onecycle, constant. Received: 'cos'"),
     (
         "--schedule=cosine --decay_epochs=75,90",
-        "--decay_epochs is taken by steps alone",
-        "=75,90. To drop it",
+        "--decay_epochs applies only to --schedule=steps",
+        "=75,90. To unset it",
         "epochs=",
     ),
     ("--warmup_epochs=1", "--warmup_epochs must be at least 0 and below --epochs", "--warmup_epochs=1.0 --epochs=1"),
     ("--warmup_epochs=-1", "--warmup_epochs must be at least 0 and below --epochs", "--warmup_epochs=-1.0"),
     (
         "--epochs=9 --warmup_epochs=3/2 --decay_epochs=5,2",
-        "--decay_epochs must begin when the warm-up is over. Received: --decay_epochs=5,2 --warmup_epochs=1.5",
+        "--decay_epochs must begin after the warm-up. Received: --decay_epochs=5,2 --warmup_epochs=1.5",
     ),
     ("--momentum=2", "`momentum` must be a float between [0, 1]"),
     ("--beta=-1", "`beta` must be finite and not negative. Received: beta=-1.0"),
@@ -804,15 +798,18 @@ WRONG = [
     ("--method=trades --start=zero", "`attack` must not start at the natural image"),
     ("--save_every=0", "--save_every", "must be a number of steps or epochs: 100steps, 2epochs. Received: '0'"),
     ("--save_every=soon", "--save_every", "Received: 'soon'"),
-    ("--awp_warmup=1", "--awp_warmup needs --awp_gamma. Received: --awp_warmup=1 alone"),
+    ("--awp_warmup=1", "--awp_warmup needs --awp_gamma. Received: only --awp_warmup=1"),
     ("--awp_gamma=0", "`gamma` must be positive"),
     ("--weight_average_start=1", "--weight_average_start needs --weight_average"),
     ("--label_smoothing=1", "`label_smoothing` must be at least 0 and below 1"),
     ("--epsilon_warmup=-1", "--epsilon_warmup must not be negative. Received: --epsilon_warmup=-1.0"),
-    ("--method=mma --max_epsilon=0.2 --epsilon_warmup=2", "--epsilon_warmup is taken by at, alp, clp, trades"),
-    ("--extra_fraction=0.3", "--extra_fraction needs --extra. Received: --extra_fraction=0.3 alone"),
-    ("--extra_weight=2", "--extra_weight needs --extra. Received: --extra_weight=2.0 alone"),
-    ("--labeller=best.keras", "--labeller needs --extra. Received: --labeller=best.keras alone"),
+    (
+        "--method=mma --max_epsilon=0.2 --epsilon_warmup=2",
+        "--epsilon_warmup applies only to --method=at, alp, clp, trades",
+    ),
+    ("--extra_fraction=0.3", "--extra_fraction needs --extra. Received: only --extra_fraction=0.3"),
+    ("--extra_weight=2", "--extra_weight needs --extra. Received: only --extra_weight=2.0"),
+    ("--labeller=best.keras", "--labeller needs --extra. Received: only --labeller=best.keras"),
     ("--extra=digits --extra_fraction=1", "--extra_fraction must lie between 0 and 1. Received: 1.0"),
     ("--extra=digits --batch_size=1", "--extra needs a --batch_size of at least 2. Received: --batch_size=1"),
     ("--extra=digits", "Labels must lie in [0, 3). Received: labels from 0 to 9 in --extra=digits"),
@@ -833,7 +830,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("case", WRONG, ids=[case[0] for case in WRONG])
-def test_wrong_flags_make_no_directory(tiny, case):
+def test_wrong_flags_create_no_directory(tiny, case):
     arguments, *message = case
     result = command(*tiny, "--workdir=new", *arguments.split())
     assert result.status == 2
@@ -845,7 +842,7 @@ def test_wrong_flags_make_no_directory(tiny, case):
 
 @pytest.fixture
 def extra(tmp_path_factory):
-    """A folder with extra.npz, images alone, and with labellers of 3 and 4 classes."""
+    """Returns a folder with extra.npz, which has only images, and labellers of 3 and 4 classes."""
     folder = tmp_path_factory.mktemp("extra")
     np.savez(folder / "extra.npz", image=np.random.RandomState(1).randint(0, 256, [20, 8, 8, 1]).astype("uint8"))
     for classes in (CLASSES, CLASSES + 1):
@@ -857,14 +854,14 @@ def extra(tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "--extra without labels needs a --labeller. Received: --extra=npz:"),
-        ("--labeller={0}/4.keras", "--labeller must tell as many classes as --dataset has, 3. Received: 4"),
+        ("", "--extra without labels needs a --labeller. Received: only --extra=npz:"),
+        ("--labeller={0}/4.keras", "--labeller must have as many classes as --dataset, 3. Received: 4"),
         ("--labeller={0}/3.keras --extra_weight=-1", "`weight` must be finite and not negative. Received: weight=-1.0"),
         ("--labeller={0}/3.keras --dataset=npz:{0}/large.npz", "--labeller must label the images: Images must have"),
         ("--extra=npz:{0}/large.npz", "images must be of one shape. Received: (8, 8, 1) and (9, 9, 1)"),
     ],
 )
-def test_wrong_extra_data_make_no_directory(arguments, message, tiny, extra):
+def test_wrong_extra_data_create_no_directory(arguments, message, tiny, extra):
     wide = np.zeros([TRAIN, 9, 9], "uint8"), np.zeros([TEST, 9, 9], "uint8")
     np.savez(extra / "large.npz", **arrays(x_train=wide[0], x_test=wide[1]))
     result = command(*tiny, f"--extra=npz:{extra / 'extra.npz'}", "--workdir=new", *arguments.format(extra).split())
@@ -892,7 +889,7 @@ def test_a_labeller_replaces_the_labels_of_extra_data_and_margins_are_kept_for_a
     assert build.model("mma").num_examples == 2 * (TRAIN - VALIDATION)
 
 
-def test_wrong_data_make_no_directory(tiny, tmp_path_factory):
+def test_wrong_data_create_no_directory(tiny, tmp_path_factory):
     path = tmp_path_factory.mktemp("wrong") / "data.npz"
     wrong = command(*tiny, f"--dataset=npz:{path}", "--workdir=new")
     assert wrong.status == 2 and "must be an existing file" in wrong.err
@@ -906,7 +903,7 @@ def test_wrong_data_make_no_directory(tiny, tmp_path_factory):
     assert not os.listdir()
 
 
-def test_attack_flags_are_checked_also_where_no_method_needs_them(tiny):
+def test_attack_flags_are_checked_even_if_no_method_needs_them(tiny):
     assert "`step_size` must be positive" in command(*tiny, "--method=standard", "--step_size=0").err
     assert not os.listdir()
 
@@ -933,7 +930,7 @@ def test_resume_where_there_is_no_run(tiny, tmp_path):
     (tmp_path / "other" / "notes.txt").touch()
     result = command(*tiny, "--workdir=other", "--resume")
     assert result.status == 2
-    assert "other holds files but no run (flags.cfg is missing)" in result.err
+    assert "other contains files but no run (flags.cfg is missing)" in result.err
     assert os.listdir("other") == ["notes.txt"]
 
 
@@ -955,12 +952,12 @@ def test_default_run_directory(arguments, path):
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (KeyboardInterrupt(), 130, "interrupted. Go on by giving the same flags and --resume."),
-        (FloatingPointError("no number"), 3, "no number. Go on from the last state that was saved by --resume."),
+        (KeyboardInterrupt(), 130, "interrupted. Resume it with the same flags and --resume."),
+        (FloatingPointError("no number"), 3, "no number. --resume continues from the last saved state."),
         (watch.WorkerLost("worker 1 died"), 4, "keras_mart: worker 1 died\n"),
     ],
 )
-def test_what_ends_a_training_is_said(error, status, message, tiny, monkeypatch):
+def test_messages_of_interrupted_training(error, status, message, tiny, monkeypatch):
     monkeypatch.setattr(cli, "train", mock.Mock(side_effect=error))
     result = command(*tiny, "--workdir=new")
     assert result.status == status
@@ -971,11 +968,11 @@ def test_what_ends_a_training_is_said(error, status, message, tiny, monkeypatch)
     ("asked", "answers", "message"),
     [
         (str, ["--a", "--b"], "All workers must be given the same flags. Received: ['--a', '--b']"),
-        (bool, [True, False], "All workers must see one run directory. Received: new, not seen by workers [1]"),
-        (int, [-1, 30], "All workers must see one run directory. Received: new, at steps [-1, 30]"),
+        (bool, [True, False], "All workers must share one run directory. Received: new, not seen by workers [1]"),
+        (int, [-1, 30], "All workers must share one run directory. Received: new, at steps [-1, 30]"),
     ],
 )
-def test_workers_that_differ_are_told(asked, answers, message, tiny, monkeypatch):
+def test_workers_that_differ_are_refused(asked, answers, message, tiny, monkeypatch):
     gathered = lambda thing, strategy: answers if type(thing) is asked and thing != FLAGS.seed else [thing]  # noqa: E731
     monkeypatch.setattr(cli.distribution, "all_gather", gathered)
     result = command(*tiny, "--workdir=new")
@@ -995,7 +992,7 @@ def test_verbosity_shows_where_an_error_comes_from(tiny):
         command(*tiny, "--depth=11", "--verbosity=1")
 
 
-# Shapes of the configs' data, none of which needs to be there.
+# Shapes of the configs' data, which need not exist.
 SHAPES = {"digits": (8, 8, 1), "tfds:mnist": (28, 28, 1), "tfds:cifar10": (32, 32, 3)}
 
 
@@ -1008,12 +1005,12 @@ def described(monkeypatch):
 
 @pytest.fixture
 def linear(monkeypatch):
-    """A network that costs nothing in place of the flags' own."""
+    """Replaces the network of the flags by a linear one."""
     layers = lambda: [keras.Input(SHAPES[FLAGS.dataset]), keras.layers.Flatten(), keras.layers.Dense(10)]  # noqa: E731
     monkeypatch.setattr(build, "network", lambda: keras.Sequential(layers()))
 
 
-# What a config needs to take a step on small images, without what must be downloaded.
+# Flags with which a config can take a step on small images without downloads.
 SMALLER = {
     "imagenette.cfg": ["--image_size=32", "--weights=none", "--network=applications:MobileNet"],
     "cifar_wang.cfg": ["--extra=npz:more.npz"],
@@ -1040,7 +1037,7 @@ def test_a_config_takes_a_step(config):
         assert FLAGS.beta is None or model.beta == FLAGS.beta
         model.run_eagerly = True
         before = model.network.get_weights()
-        model.fit(build.training_data(model, lambda: 0).take(2), verbose=0)  # the first may be at rate 0
+        model.fit(build.training_data(model, lambda: 0).take(2), verbose=0)  # the first step may have rate 0
         assert int(model.step) == 2
         assert any(np.any(one != other) for one, other in zip(before, model.network.get_weights(), strict=True))
 
@@ -1051,7 +1048,7 @@ def test_a_config_takes_any_method(method, described, linear, tmp_path):
     needed = [{"mma": "--max_epsilon=32/255"}.get(method, f"--teacher={tmp_path}/teacher.keras")] * (method in NEEDY)
     parse(f"--flagfile={CONFIGS / 'cifar_wrn.cfg'}", f"--method={method}", *needed)
     if "beta" not in rules.arguments_of(method):
-        with pytest.raises(ValueError, match="--beta is taken by"):
+        with pytest.raises(ValueError, match="--beta applies only to"):
             rules.check()
         parse(f"--flagfile={CONFIGS / 'cifar_wrn.cfg'}", f"--method={method}", *needed, "--beta=")
     rules.check()
@@ -1180,7 +1177,7 @@ def test_console_script(monkeypatch):
 
 @pytest.fixture
 def pictures(tmp_path, tiny, monkeypatch):
-    """Flags of a run on a folder of PNG files of several sizes, 10 of each class in train/ and 3 in test/."""
+    """Returns the flags of a run on PNG files of several sizes, 10 per class in train/ and 3 in test/."""
     random = np.random.RandomState(0)
     for split, count in (("train", 10), ("test", 3)):
         for name in "abc":
@@ -1201,7 +1198,7 @@ def test_a_folder_is_resized_and_cached(pictures, tmp_path):
     kept = (tmp_path / "new" / "flags.cfg").read_text()
     assert "--image_size=8" in kept and "--augment=crop_flip,cutout,mixup" in kept
     again = command(*flags_of_size, "--resume", "--cache=kept")
-    assert again.status == 0 and "trained already" in again.out and len(os.listdir("kept")) == 2  # and its lock
+    assert again.status == 0 and "already trained" in again.out and len(os.listdir("kept")) == 2  # and its lock
     assert "--image_size=9" in command(*flags_of_size, "--resume", "--image_size=9").err
     assert command(f"--workdir={tmp_path / 'new'}", "--mode=evaluate", "--cache=kept").status == 0
 
@@ -1214,7 +1211,7 @@ def test_a_damaged_image_ends_the_run_with_its_name(pictures, tmp_path):
     assert result.err == f"keras_mart: Every image must be a complete PNG or JPEG file. Received: {path}\n"
 
 
-def test_of_the_test_set_only_what_is_chosen_is_decoded(pictures, monkeypatch):
+def test_only_the_chosen_test_images_are_decoded(pictures, monkeypatch):
     parse(*pictures, "--image_size=8")
     whole = [np.concatenate(parts) for parts in zip(*build.data("test").as_numpy_iterator(), strict=True)]
     decode, decoded = datasets.encoded.decode, []

@@ -1,4 +1,4 @@
-"""The checks for false robustness: silent on honest networks, loud on those that hide their gradients."""
+"""Tests of `diagnose`: ordinary networks pass, networks that hide their gradients are flagged."""
 
 import json
 
@@ -87,12 +87,12 @@ def test_scaled_logits_are_flagged(plain, digits):
 
 
 def test_a_weaker_white_box_than_transfer_is_flagged(plain, digits):
-    # Quantised, it gives no gradient; its own original gives one that fits it.
+    # Quantisation removes the gradient; the network without it is a source whose gradient fits.
     network = on_top_of(plain, before=lambda images: keras.ops.round(images * 16) / 16)
     assert "stronger_than_transfer" in diagnose(network, digits, source=plain).flagged
 
 
-def test_a_network_that_answers_at_random_is_flagged(plain, digits):
+def test_a_network_with_random_outputs_is_flagged(plain, digits):
     seeds = keras.random.SeedGenerator(0)
 
     def noisy(images):
@@ -101,8 +101,8 @@ def test_a_network_that_answers_at_random_is_flagged(plain, digits):
     assert "deterministic" in diagnose(on_top_of(plain, before=keras.layers.Lambda(noisy)), digits).flagged
 
 
-def test_gradients_that_only_float16_loses_are_not_flagged():
-    # A margin of about 25 gives gradients of 1e-11, which the attacks scale up.
+def test_gradients_that_underflow_only_in_float16_are_not_flagged():
+    # At a margin of about 25 gradients are 1e-11; the attacks scale them up.
     dense = keras.layers.Dense(2, dtype="mixed_float16")
     network = keras.Sequential([keras.Input((4,)), dense])
     dense.set_weights([np.tile([[25.0, -25.0]], (4, 1)), np.array([-50.0, 50.0])])
@@ -111,7 +111,7 @@ def test_gradients_that_only_float16_loses_are_not_flagged():
     assert found["looks_like_logits"].verdict == found["gradients_do_not_vanish"].verdict == "passed"
 
 
-def test_what_is_printed_and_kept(plain, digits):
+def test_text_and_json(plain, digits):
     found = diagnose(plain, digits)
     record = json.loads(found.to_json())
     assert record["threat"] == {"norm": "Linf", "epsilon": 0.15} and record["examples"] == 100
@@ -143,7 +143,7 @@ def test_flat_inputs_skip_square():
          r"Images must have shape \(None, 9, 9, 1\), the input shape of the source model"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_checked(change, message, plain, digits):
+def test_invalid_arguments(change, message, plain, digits):
     arguments = {"data": digits[1], "threat": THREAT, "verbose": 0, "limit": 5} | change
     with pytest.raises(ValueError, match=message):
         km.diagnose(plain, **arguments)

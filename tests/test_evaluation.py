@@ -1,4 +1,4 @@
-"""Evaluation: accuracies that can be counted by hand, in whatever form the data come; the table; bad input."""
+"""Tests of `evaluate`: accuracies counted by hand for all forms of data, the table, presets, and invalid input."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from keras_mart.evaluation.table import wilson
 # One value, two classes: above 0.5 the class is 1. FGSM of size 0.1 moves each value by 0.1 towards the other class.
 IMAGES = np.array([[0.1], [0.35], [0.45], [0.55], [0.9], [0.7], [0.3]], "float32")
 LABELS = np.array([0, 0, 0, 1, 1, 0, 1])
-# Right: the first five. Still right under FGSM: 0.1, 0.35 and 0.9.
+# Correct: the first five. Still correct under FGSM: 0.1, 0.35 and 0.9.
 BY_HAND = {"natural": 5 / 7, "fgsm": 3 / 7, "worst_case": 3 / 7}
 FGSM = {"fgsm": km.FGSM(km.Linf(0.1))}
 DATASET = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS))
@@ -28,7 +28,7 @@ FORMS = {
     "arrays": (IMAGES, LABELS),
     "a list of tensors": [tf.constant(IMAGES), tf.constant(LABELS)],
     "column of labels": (IMAGES, LABELS[:, None]),
-    "dataset": DATASET.batch(3),  # the last batch holds one
+    "dataset": DATASET.batch(3),  # the last batch has one example
     "indexed dataset": DATASET.enumerate().map(lambda index, example: ((example[0], index), example[1])).batch(3),
     "weighted dataset": DATASET.map(lambda image, label: (image, label, 0.0)).batch(3),
     "dataset of unknown size": DATASET.filter(lambda image, label: True).batch(3),
@@ -90,25 +90,25 @@ def test_arrays_come_in_batches_of_equal_size(threshold):
 
 
 def towards(offset):
-    """An attack that adds an offset to every image."""
+    """Returns an attack that adds an offset to every image."""
     return lambda model, images, labels, seed: images + offset
 
 
 def test_the_worst_case_is_that_of_each_example(threshold):
     table = km.evaluate(threshold, (IMAGES, LABELS), {"up": towards(0.1), "down": towards(-0.1)}, verbose=0)
-    # Up breaks 0.45 and mends 0.3, which is 1 for the network only beyond 0.5: it does not. Down breaks 0.55.
+    # "up" breaks 0.45, "down" breaks 0.55. Neither corrects 0.3: its label is 1, but 0.4 is still class 0.
     np.testing.assert_array_equal(table.outcomes["up"], [1, 1, 0, 1, 1, 0, 0])
     np.testing.assert_array_equal(table.outcomes["down"], [1, 1, 1, 0, 1, 0, 0])
     np.testing.assert_array_equal(table.outcomes["worst_case"], [1, 1, 0, 0, 1, 0, 0])
     assert table["worst_case"] == 3 / 7 and table.gradients["up"] is None
 
 
-def test_an_attack_that_mends_an_error_does_not_mend_the_worst_case(threshold):
+def test_an_attack_that_corrects_an_error_does_not_correct_the_worst_case(threshold):
     table = km.evaluate(threshold, (IMAGES, LABELS), {"up": towards(0.25)}, verbose=0)
     assert table.outcomes["up"][6] and not table.outcomes["worst_case"][6]
 
 
-def test_stopping_early_attacks_only_what_is_still_right(threshold):
+def test_stopping_early_attacks_only_what_is_still_correct(threshold):
     seen = {}
 
     def recording(name, offset):
@@ -125,7 +125,7 @@ def test_stopping_early_attacks_only_what_is_still_right(threshold):
     np.testing.assert_allclose(seen["up"], [0.1, 0.35, 0.45, 0.55, 0.9])
     np.testing.assert_allclose(seen["down"], [0.1, 0.35, 0.55, 0.9])
     assert early["down"] == early["worst_case"] == full["worst_case"] and early["up"] == full["up"]
-    assert "ran on what was correct" in str(early)
+    assert "ran on the examples correct" in str(early)
 
 
 def test_stages_of_a_compound_attack_have_rows():
@@ -141,7 +141,7 @@ def test_stages_of_a_compound_attack_have_rows():
     assert table.gradients["aa"] == table.gradients["aa/apgd-ce"] + table.gradients["aa/apgd-t"]
 
 
-def test_what_is_reported_is_asked_of_the_network_as_it_is(monkeypatch):
+def test_reported_values_are_computed_by_the_original_network(monkeypatch):
     network, (images, labels) = conv_network(), images_and_labels()
     monkeypatch.setattr(folding, "view", lambda network: lambda images: -network(images, training=False))
     table = km.evaluate(network, (images, labels), {"fgsm": km.FGSM(km.Linf(0.0))}, verbose=0)
@@ -170,7 +170,7 @@ def test_shows_each_round_on_a_terminal(monkeypatch, capsys):
 
 
 def test_the_seed_decides(threshold):
-    # Steps too small to matter: what counts is the random start, different for each of 40 equal batches.
+    # The steps are too small to matter: the result depends on the random start, which differs in 40 equal batches.
     data, attacks = (np.full((40, 1), 0.45), np.zeros(40, int)), {"start": km.PGD(km.Linf(0.1), 1, step_size=1e-9)}
 
     def accuracy(**seed):
@@ -184,9 +184,9 @@ def test_the_seed_decides(threshold):
 # --- the table ---
 
 
-def table(right, **fields):
-    """A table of 1,000 examples of label 0, of which PGD leaves so many right."""
-    predictions = {"natural": np.zeros(1000, int), "pgd20": np.arange(1000) // right, "square": np.zeros(1000, int)}
+def table(correct, **fields):
+    """Returns a table of 1,000 examples of label 0, of which `correct` are classified correctly under PGD."""
+    predictions = {"natural": np.zeros(1000, int), "pgd20": np.arange(1000) // correct, "square": np.zeros(1000, int)}
     seconds = {"natural": 0.5, "pgd20": 12.34, "square": 1234.5}
     return Table(np.zeros(1000, int), predictions, seconds, {"natural": 0, "pgd20": 20000, "square": None}, **fields)
 
@@ -209,23 +209,23 @@ def test_table_as_text():
     [(0.5, 10, 0.236593, 0.763407), (0.0, 10, 0, 0.277533), (1.0, 400, 0.990488, 1), (0.1, 1000, 0.082909, 0.120152)],
 )
 def test_wilson_intervals(accuracy, examples, low, high):
-    # Worked out from Wilson's formula in its other form, (n p + z^2 / 2 -+ z sqrt(n p q + z^2 / 4)) / (n + z^2).
+    # Computed from the other form of Wilson's formula, (n p + z^2 / 2 -+ z sqrt(n p q + z^2 / 4)) / (n + z^2).
     np.testing.assert_allclose(wilson(accuracy, examples), (low, high), atol=1e-6)
 
 
 def test_table_as_json():
-    said = json.loads(table(250).to_json())
-    assert said["accuracy"] == {"natural": 1.0, "pgd20": 0.25, "square": 1.0, "worst_case": 0.25}
-    assert said["interval"]["pgd20"] == list(wilson(0.25, 1000))
-    assert (said["examples"], said["seconds"]["pgd20"], said["gradients"]["pgd20"]) == (1000, 12.34, 20000)
+    summary = json.loads(table(250).to_json())
+    assert summary["accuracy"] == {"natural": 1.0, "pgd20": 0.25, "square": 1.0, "worst_case": 0.25}
+    assert summary["interval"]["pgd20"] == list(wilson(0.25, 1000))
+    assert (summary["examples"], summary["seconds"]["pgd20"], summary["gradients"]["pgd20"]) == (1000, 12.34, 20000)
 
 
-def test_what_is_given_by_numpy_can_be_said_in_json(threshold):
+def test_numpy_arguments_can_be_written_as_json(threshold):
     attacks = {"pgd": km.PGD(km.Linf(np.float32(0.125)), np.int64(2), step_size=np.float32(0.0625))}
     found = km.evaluate(threshold, (IMAGES, LABELS), attacks, class_names=np.array(["low", "high"]), verbose=0)
-    said = json.loads(found.to_json())
-    assert said["attacks"]["pgd"]["steps"] == 2 and said["attacks"]["pgd"]["step_size"] == 0.0625
-    assert list(said["classes"]) == ["low", "high"]
+    summary = json.loads(found.to_json())
+    assert summary["attacks"]["pgd"]["steps"] == 2 and summary["attacks"]["pgd"]["step_size"] == 0.0625
+    assert list(summary["classes"]) == ["low", "high"]
 
 
 def test_accuracy_of_each_class():
@@ -235,7 +235,7 @@ def test_accuracy_of_each_class():
         "0": {"label": 0, "examples": 4, "natural": 0.75, "worst_case": 0.5},
         "2": {"label": 2, "examples": 2, "natural": 0.5, "worst_case": 0.5},
     }  # fmt: skip
-    assert attacked.class_accuracy == by_class and attacked.worst_class == "2"  # of equals the one of lower natural
+    assert attacked.class_accuracy == by_class and attacked.worst_class == "2"  # ties go to the lower natural accuracy
     assert "Worst of 2 classes: 2, 50.00% in the worst case, 50.00% natural." in str(attacked)
     named = dataclasses.replace(attacked, class_names=("cat", "dog", "owl"), record={"precision": "float32"})
     assert list(named.class_accuracy) == ["cat", "owl"] and "(6 examples, float32)\nWorst of 2 classes: owl" in str(
@@ -256,7 +256,7 @@ def test_a_curve_from_distances():
         right.curve("pgd20")
 
 
-def test_a_saved_table_comes_back(tmp_path):
+def test_save_and_load(tmp_path):
     more = {"distances": {"pgd20": np.float32([np.inf] * 1000)}, "class_names": ("cat", "dog"), "record": {"seed": 1}}
     kept = table(250, stop_early=True, **more)
     kept.save(tmp_path / "outcomes")
@@ -276,7 +276,7 @@ def test_side_by_side():
             "mart      100.00%   50.00%  100.00%      50.00%",
         ]
     )
-    assert side_by_side({"at": table(250, stop_early=True)}).endswith("counts them too.")
+    assert side_by_side({"at": table(250, stop_early=True)}).endswith("counts those too.")
 
 
 def test_conclusion():
@@ -343,9 +343,9 @@ X, Y = images_and_labels()
 @pytest.mark.parametrize(
     "data, attacks, message",
     [
-        ((X, Y), {"natural": km.FGSM(km.Linf(0.1))}, "`attacks` must map names to attacks; natural, .*are taken"),
+        ((X, Y), {"natural": km.FGSM(km.Linf(0.1))}, "`attacks` must map names to attacks; natural, .*are reserved"),
         ((X, Y), [km.FGSM(km.Linf(0.1))], r"`attacks` must map names to attacks. Received: \[FGSM"),
-        ((X, Y), {"aa/x": km.FGSM(km.Linf(0.1))}, "`attacks` must map .* slash, are taken. Received: 'aa/x'"),
+        ((X, Y), {"aa/x": km.FGSM(km.Linf(0.1))}, "`attacks` must map .* slash, are reserved. Received: 'aa/x'"),
         ((X, Y), {"fgsm": km.FGSM}, "`attacks` must map names to attacks"),
         ((X[:0], Y[:0]), {}, "The data must not be empty"),
         (tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).take(0), {}, "The data must not be empty"),
@@ -359,7 +359,7 @@ X, Y = images_and_labels()
         ((X, np.eye(4)[Y]), {}, r"Soft labels must be \[batch, 3\]"),
     ],
 )
-def test_data_that_cannot_be_judged(data, attacks, message):
+def test_data_that_cannot_be_evaluated(data, attacks, message):
     with pytest.raises(ValueError, match=message):
         km.evaluate(conv_network(), data, attacks, verbose=0)
 

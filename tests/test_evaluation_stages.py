@@ -1,4 +1,4 @@
-"""Evaluation stage by stage: whatever the batches, the devices and the interruptions, the table is the same."""
+"""Evaluation stage by stage: the table does not depend on batch size, devices or interruptions; precision."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ LINF = km.Linf(0.07)
 
 @pytest.fixture(autouse=True)
 def short_attacks(monkeypatch):
-    """AutoAttack of a few steps, Square in three rounds."""
+    """Gives AutoAttack few steps, and Square three rounds."""
     monkeypatch.setattr(square, "ROUND", 4)
     for name, options in {"apgd-ce": {"steps": 2}, "apgd-t": {"steps": 2}, "square": {"queries": 10}}.items():
         stage = autoattack.STAGES[name]
@@ -44,7 +44,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def labels(network):
-    """Two of the examples are misclassified."""
+    """Labels such that two of the examples are misclassified."""
     predicted = np.argmax(network(X), axis=1)
     predicted[[1, 4]] = (predicted[[1, 4]] + 1) % 3
     return predicted
@@ -55,7 +55,7 @@ def evaluate(network, labels, threat=LINF, **options):
 
 
 def same(table, other):
-    """Whether two tables agree to the last bit, but for the time that they took."""
+    """Returns whether two tables are equal, except for the seconds."""
     predictions = [{name: each.tolist() for name, each in one.predictions.items()} for one in (table, other)]
     return predictions[0] == predictions[1] and table.gradients == other.gradients
 
@@ -65,8 +65,8 @@ def test_the_table_does_not_depend_on_the_batch_size(threat, network, labels):
     tables = [evaluate(network, labels, threat, batch_size=size) for size in (128, 5, 1)]
     assert same(tables[0], tables[1]) and same(tables[0], tables[2])
     accuracy = tables[0].accuracy
-    assert tables[0].gradients["auto/apgd-ce"] == 3 * (EXAMPLES - 2)  # what is misclassified is left alone
-    assert 0 < accuracy["auto"] <= accuracy["auto/apgd-ce"] < accuracy["natural"] < 1  # each stage has its share
+    assert tables[0].gradients["auto/apgd-ce"] == 3 * (EXAMPLES - 2)  # misclassified examples are skipped
+    assert 0 < accuracy["auto"] <= accuracy["auto/apgd-ce"] < accuracy["natural"] < 1  # each stage breaks examples
 
 
 @pytest.mark.parametrize("name", ["pgd", "auto", "noise"])
@@ -108,11 +108,11 @@ def test_every_replica_works(two_replicas):
 
 
 class Killed(BaseException):
-    """Ends a process as nothing in it expects."""
+    """Simulates the death of the process."""
 
 
 def killed_at(monkeypatch, number):
-    """Has the evaluation die at the beginning of that writing, from 0; returns how many there were."""
+    """Makes the evaluation die when it writes file `number`, counted from 0; returns the list of files written."""
     count, whole = [], states.files.atomic_file
 
     def dying(path):
@@ -142,7 +142,7 @@ def test_an_interrupted_evaluation_ends_with_the_same_table(network, labels, tmp
 def test_nothing_is_done_twice(network, labels, tmp_path, monkeypatch):
     table = evaluate(network, labels, state=tmp_path, batch_size=6)
     with monkeypatch.context() as patch:
-        assert not killed_at(patch, 0)  # it would die at the first batch
+        assert not killed_at(patch, 0)  # nothing is written again
         again = evaluate(network, labels, state=tmp_path)
     assert same(table, again) and again.seconds == table.seconds and again.to_json() == table.to_json()
 
@@ -169,7 +169,7 @@ def test_the_state_of_another_evaluation_is_refused(name, network, labels, tmp_p
     record = km.evaluate(network, given["data"], given["attacks"], seed=0, verbose=0).record
     (tmp_path / states.ARGUMENTS).write_text(json.dumps(record))
     CHANGES[name](given)
-    with pytest.raises(ValueError, match=f"remove {tmp_path} to begin anew. It was begun with other .*{name}.*"):
+    with pytest.raises(ValueError, match=f"remove {tmp_path} to start again. It was started with other .*{name}.*"):
         km.evaluate(given.pop("network"), given.pop("data"), given.pop("attacks"), **given, verbose=0, state=tmp_path)
 
 
@@ -185,12 +185,12 @@ time.sleep(60)
         assert other.stdout.readline() == "locked\n"
         with pytest.raises(ValueError, match=f"Only one process at a time may work in {tmp_path}. Received: another"):
             evaluate(network, labels, state=tmp_path)
-        other.kill()  # whatever ends it, its lock ends too
+        other.kill()  # a killed process loses its lock
     evaluate(network, labels, state=tmp_path)
 
 
 def test_a_callable_has_no_state(network, labels, tmp_path):
-    with pytest.raises(ValueError, match="`state` needs attacks that are told by their parameters"):
+    with pytest.raises(ValueError, match=r"`state` needs `keras_mart\.Attack` objects, whose parameters"):
         km.evaluate(network, (X, labels), {"own": lambda *_, **__: X}, state=tmp_path, verbose=0)
 
 
@@ -206,16 +206,16 @@ def half(policy="mixed_bfloat16"):
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "bfloat16"])
-def test_a_network_of_lower_precision_is_judged_in_float32(policy, network, labels):
+def test_a_network_of_lower_precision_is_evaluated_in_float32(policy, network, labels):
     lower, expected = half(policy), evaluate(network, labels)
     lower.set_weights(network.get_weights())
     assert precision_of(lower) == policy.removeprefix("mixed_")
     table = evaluate(lower, labels)
     assert table.record["precision"] == "float32" and with_precision(lower, None) is lower
-    if policy.startswith("mixed"):  # whose weights are float32
+    if policy.startswith("mixed"):  # the weights are float32
         assert same(table, expected)
-    as_it_is = evaluate(lower, labels, precision=None)
-    assert as_it_is.record["precision"] == policy.removeprefix("mixed_")
+    unchanged = evaluate(lower, labels, precision=None)
+    assert unchanged.record["precision"] == policy.removeprefix("mixed_")
 
 
 def test_the_copy_follows_the_weights():
@@ -228,7 +228,7 @@ def test_the_copy_follows_the_weights():
     assert np.asarray(copy(X)).dtype == "float32" and with_precision(copy, "float32") is copy
 
 
-def test_the_copy_does_not_follow_the_policy_in_force():
+def test_the_copy_does_not_depend_on_the_global_policy():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         network = keras.Sequential([keras.Input(X.shape[1:]), keras.layers.Flatten(), keras.layers.Dense(3)])
@@ -243,7 +243,7 @@ def test_a_network_that_cannot_be_copied():
     plain = Plain()
     keras.config.set_dtype_policy("float32")
     plain(X)
-    with pytest.raises(ValueError, match=r"judged by a copy in float32, .*`precision=None` judges it as it is"):
+    with pytest.raises(ValueError, match=r"evaluated through a float32 copy, .*`precision=None` evaluates it as it is"):
         km.evaluate(plain, (X, Y), {}, verbose=0)
     assert km.evaluate(plain, (X, Y), {}, verbose=0, precision=None).examples == EXAMPLES
     with pytest.raises(ValueError, match=r"`precision` must be one of float32, None. Received: 'bfloat16'"):
@@ -255,7 +255,7 @@ def test_a_network_that_cannot_be_copied():
 
 @dataclasses.dataclass(frozen=True)
 class Walking(km.Attack):
-    """Walks up, as far as it must: on one value the nearest image of another class lies just beyond 0.5."""
+    """Finds the nearest image of the other class, which for images of one value lies just beyond 0.5."""
 
     minimises = True
     gradients = 3

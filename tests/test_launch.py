@@ -230,4 +230,4 @@ def test_a_cluster_starts_no_workers_of_its_own(command, monkeypatch):
 def test_invalid_flags_are_reported_once_before_workers_start(command):
     status, launched, err = command("--workers=2", "--depth=10", "--network=small_cnn")
     assert (status, launched) == (2, [])
-    assert "--depth is taken by" in err
+    assert "--depth applies only to" in err

@@ -1,4 +1,4 @@
-"""The plots: what is drawn, not how it looks."""
+"""Tests of the content of the plots, not of their appearance."""
 
 import importlib
 import sys
@@ -31,13 +31,13 @@ def closed():
 
 
 def table(distances=(0.1, 0.3, 0.1, np.inf), threat=BALL):
-    """Of four examples of two classes all are right; under the first attack one is taken for the other class."""
+    """Returns a table of four examples of two classes; only pgd20 misclassifies one."""
     predictions = {"natural": [0, 0, 1, 1], "pgd20": [0, 1, 1, 1], "fmn": [0, 0, 1, 1]}
-    said = {"attacks": {"fmn": {"class": "FMN", "threat": threat}}}
+    record = {"attacks": {"fmn": {"class": "FMN", "threat": threat}}}
     predictions = {name: np.array(each) for name, each in predictions.items()}
     nothing, distances = dict.fromkeys(predictions, 0), {"fmn": np.array(distances)}
     names = ("cat", "dog")
-    return Table(np.array([0, 0, 1, 1]), predictions, nothing, nothing, False, distances, names, said)
+    return Table(np.array([0, 0, 1, 1]), predictions, nothing, nothing, False, distances, names, record)
 
 
 def lines(ax):
@@ -51,7 +51,7 @@ def texts(labels):
 def test_history_draws_the_accuracies_in_percent():
     fitted = keras.callbacks.History()
     seldom = {"val_cw_accuracy": [0.25]}  # not measured in every epoch
-    fitted.history, fitted.epoch = {**HISTORY, **seldom}, [4, 5]  # a training that went on after four epochs
+    fitted.history, fitted.epoch = {**HISTORY, **seldom}, [4, 5]  # training resumed after four epochs
     ax = km.plot.history(fitted)
     drawn = lines(ax)
     assert {name: list(line.get_ydata()) for name, line in drawn.items()} == {
@@ -92,7 +92,7 @@ def test_history_says_what_is_wrong(values, columns, said):
         km.plot.history(values, columns)
 
 
-def test_curve_draws_what_the_table_says_at_every_epsilon():
+def test_curve_draws_the_accuracy_at_every_epsilon():
     first, second = table(), table((0, 0.15, 0.2, 0.4))
     ax = km.plot.curve({"one": first, "other": second})
     drawn = lines(ax)
@@ -105,7 +105,7 @@ def test_curve_draws_what_the_table_says_at_every_epsilon():
     for bound in wilson(0.5, 4):
         assert np.isclose(band, [0.1, 100 * bound]).all(axis=1).any()
     assert list(drawn["epsilon 0.2"].get_xdata()) == [0.2, 0.2]
-    assert ax.get_xlabel() == "epsilon in L∞ (image values lie in 0 to 1)" and ax.get_ylabel() == "accuracy, %"
+    assert ax.get_xlabel() == "epsilon in L∞ (image values in [0, 1])" and ax.get_ylabel() == "accuracy, %"
     assert texts(ax.get_legend().get_texts()) == ["one", "other", "epsilon 0.2"]
 
 
@@ -114,7 +114,7 @@ def test_curve_has_ticks_in_255ths_where_epsilon_is_one():
     assert "8/255" in texts(ax.get_xticklabels()) and "epsilon 8/255" in lines(ax)
 
 
-def test_curve_of_examples_that_all_hold():
+def test_curve_if_all_examples_are_robust():
     assert (
         100 * table((np.inf,) * 4).curve("fmn")[1] == km.plot.curve(table((np.inf,) * 4)).get_lines()[0].get_ydata()[-1]
     )
@@ -136,7 +136,7 @@ def test_curve_says_what_is_wrong(tables, said):
 def test_confusion_draws_the_strongest_attack():
     ax = km.plot.confusion(table())
     (image,) = ax.images
-    np.testing.assert_array_equal(image.get_array(), [[0, 1], [1, 0]])  # one colour where they are the same
+    np.testing.assert_array_equal(image.get_array(), [[0, 1], [1, 0]])  # one colour on the diagonal
     opacity = image.get_alpha()
     assert opacity[1, 1] > opacity[0, 0] == opacity[0, 1] > opacity[1, 0] == 0
     assert {text.get_position(): text.get_text() for text in ax.texts} == {(0, 0): "1", (1, 0): "1", (1, 1): "2"}
@@ -158,9 +158,9 @@ def test_confusion_of_many_classes_has_no_counts():
 
 
 def test_gallery_draws_what_the_attack_finds():
-    """A linear network of four pixels: FGSM moves each by epsilon, and turns the image near the boundary."""
+    """A linear network on four pixels: FGSM moves each by epsilon, and fools it on the image near the boundary."""
     weights = [[0, 1], [0, 1], [0, 1], [0, 1]]
-    network = linear_network(weights, [0, -2], (2, 2, 1))  # class 1 where the mean is above 0.5
+    network = linear_network(weights, [0, -2], (2, 2, 1))  # class 1 if the mean is above 0.5
     images = np.stack([np.full((2, 2, 1), 0.55), np.full((2, 2, 1), 0.9), np.full((2, 2, 1), 0.2)]).astype("float32")
     attack = km.FGSM(km.Linf(0.1))
     figure = km.plot.gallery(network, images, [1, 1, 0], attack, limit=2, class_names=["cat", "dog"])
@@ -185,7 +185,7 @@ def test_gallery_keeps_colours_and_says_what_is_wrong():
 
 
 def test_a_missing_matplotlib_is_named(monkeypatch):
-    """The package is imported without it, and nothing is drawn."""
+    """The package can be imported without matplotlib, but plotting raises ImportError."""
     for name in ("matplotlib", "matplotlib.pyplot"):
         monkeypatch.setitem(sys.modules, name, None)
     importlib.reload(km.plot)

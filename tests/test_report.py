@@ -1,4 +1,4 @@
-"""The report: what each part says, what stands where data are missing, and how it looks in a browser."""
+"""Tests of the report: the content of its sections, notes on missing data, damaged files, and layout in a browser."""
 
 import dataclasses
 import html.parser
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mart.evaluation.report import page, report, words
+from keras_mart.evaluation.report import formatting, page, report
 from keras_mart.evaluation.report.charts import heatmap, svg
 from keras_mart.evaluation.report.charts.pictures import picture
 from keras_mart.evaluation.report.markup import Markup, tag
@@ -55,7 +55,10 @@ learning_rate
 
 
 def table(classes=4, examples=40, worst=0.5, **fields):
-    """Labels 0, 1, 2, ...; natural loses a tenth, pgd20 a quarter, AutoAttack all but `worst`, to the next class."""
+    """Returns a table in which natural images lose a tenth, pgd20 a quarter, and AutoAttack all but `worst`.
+
+    Labels are 0, 1, 2, ...; misclassified examples are predicted as the next class.
+    """
     labels = np.arange(examples) % classes
 
     def wrong(share):
@@ -73,7 +76,7 @@ def table(classes=4, examples=40, worst=0.5, **fields):
 
 
 def make_run(path, method="mart", judged=None, channels=1, flags="--epsilon=0.1\n"):
-    """A run directory with all files that the report reads."""
+    """Creates a run directory with all files that the report reads."""
     judged = judged or table()
     path.mkdir(parents=True)
     (path / "flags.cfg").write_text(f"--method={method}\n{flags}")
@@ -112,7 +115,7 @@ def change(path, edit):
 
 
 class Page(html.parser.HTMLParser):
-    """The text of each section, and all elements as (section, tag, attributes); fails where tags do not match."""
+    """Parses the text of each section, and all elements as (section, tag, attributes); fails if tags do not match."""
 
     def __init__(self, text):
         super().__init__()
@@ -138,7 +141,7 @@ class Page(html.parser.HTMLParser):
             self.text[self.section] += f" {data}"
 
     def find(self, section, name, **attributes):
-        """The attributes of the elements in a section that have at least the given ones."""
+        """Returns the attributes of the elements in a section that have at least the given ones."""
         return [
             found
             for where, tag_, found in self.elements
@@ -157,12 +160,12 @@ def shown(tmp_path):
     return read(runs, tmp_path)
 
 
-def test_parts_stand_in_order_with_headings(shown):
+def test_sections_are_in_order_and_have_headings(shown):
     assert tuple(shown.text) == SECTIONS
     assert all(len(shown.find(name, "h2")) == 1 for name in SECTIONS)
 
 
-def test_summary_says_natural_and_worst_case_accuracy(shown):
+def test_summary_shows_natural_and_worst_case_accuracy(shown):
     low, high = wilson(0.5, 40)
     sentence = (
         "mart classifies 90.00% of the 40 test images correctly in float32, and 50.00% "
@@ -170,7 +173,7 @@ def test_summary_says_natural_and_worst_case_accuracy(shown):
     )
     assert f"mart natural 90.00% worst case 50.00% {sentence}" in shown.text["summary"]
     assert "at classifies 90.00%" in shown.text["summary"] and "25.00%" in shown.text["summary"]
-    assert "not judged alike" not in shown.text["summary"]
+    assert "not evaluated in the same way" not in shown.text["summary"]
 
 
 def test_header_names_runs_and_ball(tmp_path):
@@ -188,7 +191,7 @@ def test_curves_show_what_was_measured(shown):
         assert words_ in shown.text["curves"]
     # Epochs 1, 2, 3 at a half, three quarters and seven eighths of 190 pixels.
     assert {"d": "M52 105L189 57.5L326 33.8h0", "class": "line dashed"} in shown.find("curves", "path")
-    # The empty cell of epoch 2 is passed over.
+    # The empty cell of epoch 2 is skipped.
     assert {"d": "M52 105L326 45.6h0", "class": "line solid"} in shown.find("curves", "path")
 
 
@@ -225,7 +228,7 @@ def test_attacks_with_intervals_last_checkpoint_and_cost(shown):
     assert "The last checkpoint" not in text
 
 
-def test_attacks_that_a_run_was_not_judged_under_are_empty(tmp_path):
+def test_attacks_that_were_not_run_are_empty(tmp_path):
     runs = [make_run(tmp_path / "at", "at"), make_run(tmp_path / "mart")]
 
     def without_pgd(content):
@@ -242,11 +245,11 @@ def test_attacks_stopped_early_and_a_last_checkpoint_that_is_the_best(tmp_path):
     change(run / "evaluation.json", lambda content: content["best"].update(stop_early=True))
     change(run / "evaluation.json", lambda content: content.update(last=content["best"]))
     text = read(run, tmp_path).text["attacks"]
-    assert "Each attack of mart ran only on what was classified correctly under all before it" in text
+    assert "Each attack on mart ran only on the examples classified correctly under all attacks before it" in text
     assert "The last checkpoint of mart is its best." in text and "last 75.00%" not in text
 
 
-def test_runs_that_were_judged_differently(tmp_path):
+def test_runs_that_were_evaluated_differently(tmp_path):
     runs = [make_run(tmp_path / "at", "at"), make_run(tmp_path / "trades", "trades"), make_run(tmp_path / "mart")]
 
     def differently(content):
@@ -264,7 +267,7 @@ def test_runs_that_were_judged_differently(tmp_path):
         change(run / "evaluation.json", lambda content, other=other: content.update(other))
     shown = read(runs, tmp_path)
     for part in ("summary", "attacks"):
-        assert "not judged alike" in shown.text[part]
+        assert "not evaluated in the same way" in shown.text[part]
         assert "The norm is L2 for at; L∞ for trades and mart." in shown.text[part]
         assert "Epsilon is 8/255 for at; 0.1 for trades and mart." in shown.text[part]
         assert "The precision is bfloat16 for at; float32 for trades and mart." in shown.text[part]
@@ -272,7 +275,7 @@ def test_runs_that_were_judged_differently(tmp_path):
         assert "The dataset is tfds:mnist for at; npz:mnist.npz for trades and mart." in shown.text[part]
         assert "chose the test examples is 1 for at; 0 for trades and mart." in shown.text[part]
         assert "transfer attacks is at.keras for at; standard.keras for trades and mart." in shown.text[part]
-        assert "The parameters of pgd20 are not the same for all." in shown.text[part]
+        assert "The parameters of pgd20 are not the same for all runs." in shown.text[part]
     assert "at: PGD: steps 50, step_size 1/255, start uniform trades and mart: PGD: steps 20" in shown.text["attacks"]
 
 
@@ -297,7 +300,7 @@ def test_files_of_older_versions(tmp_path):
 
 
 def test_older_and_newer_files_beside_each_other(tmp_path):
-    """A repr is no other parameter than a dictionary, but another repr is."""
+    """A repr and a dictionary are not compared with each other; two reprs are."""
     runs = [make_run(tmp_path / name, name) for name in ("at", "trades", "mart")]
     for run, steps in zip(runs[:2], (20, 50), strict=True):
         older = {"threat": BALL, "attacks": {"pgd20": PGD.replace("20", str(steps))}, "seed": 8}
@@ -309,37 +312,40 @@ def test_older_and_newer_files_beside_each_other(tmp_path):
 
         change(run / "evaluation.json", edit)
     shown = read([runs[0], runs[2]], tmp_path)
-    assert "not judged alike" not in shown.text["summary"] and f"at: {PGD} mart: PGD: steps" in shown.text["attacks"]
+    assert (
+        "not evaluated in the same way" not in shown.text["summary"]
+        and f"at: {PGD} mart: PGD: steps" in shown.text["attacks"]
+    )
     assert "Evaluated with: L∞, epsilon 0.1; seed 8." in shown.text["configuration"]
     assert "The parameters of pgd20 are not the same" in read(runs, tmp_path).text["summary"]
 
 
-def test_attacks_in_other_balls_than_the_run_name_theirs():
+def test_attacks_in_another_ball_than_the_run_show_it():
     said = {"class": "Transfer", "source": {"name": "plain"}, "attack": {"class": "PGD", "threat": BALL, "steps": 5}}
-    told = words.parameters(said, ("Linf", 0.1))
-    assert told == "Transfer: source (name plain), attack (PGD: steps 5)"
-    assert "PGD: threat (norm Linf, epsilon 0.1), steps 5" in words.parameters(said, ("Linf", 0.2))
+    text = formatting.parameters(said, ("Linf", 0.1))
+    assert text == "Transfer: source (name plain), attack (PGD: steps 5)"
+    assert "PGD: threat (norm Linf, epsilon 0.1), steps 5" in formatting.parameters(said, ("Linf", 0.2))
 
 
-def test_classes_show_the_worst_in_words(tmp_path):
+def test_classes_have_a_sentence_on_the_worst(tmp_path):
     names = ("cat", "dog", "eel", "fox")
     at = table(class_names=names)
     at.predictions["autoattack"][at.labels == 2] = 0
     runs = [make_run(tmp_path / "at", "at", at), make_run(tmp_path / "mart", judged=table(class_names=names))]
     text = read(runs, tmp_path).text["classes"]
-    assert "at does worst on eel, of 4 classes: 0.00% in the worst case, 90.00% natural." in text
+    assert "at is least robust on eel (of 4 classes): 0.00% in the worst case, 90.00% natural." in text
     low, high = wilson(0.5, 10)
     assert f"cat 50.00% {low:.1%} to {high:.1%} natural 90.00%" in text
     assert [text.rindex(name) for name in names] == sorted(text.rindex(name) for name in names)  # in label order
 
 
 @pytest.mark.parametrize(("classes", "shown"), [(20, 20), (21, 20)])
-def test_classes_are_the_worst_where_they_are_many(tmp_path, classes, shown):
+def test_only_the_worst_of_many_classes_are_shown(tmp_path, classes, shown):
     judged = table(classes, 840, worst=1)
     judged.predictions["autoattack"][judged.labels == classes - 1] = 0
     page = read(make_run(tmp_path / "mart", judged=judged), tmp_path)
     assert len(page.find("classes", "th", scope="row")) == shown
-    fewer = "The 20 classes with the lowest accuracy in the worst case, of 21."
+    fewer = "Shown are the 20 classes with the lowest worst-case accuracy, of 21."
     assert (fewer in page.text["classes"]) == (shown < classes)
     first = f"class mart {classes - 1} 0.00%" if shown < classes else "class mart 0 "
     assert first in page.text["classes"]
@@ -350,9 +356,9 @@ def test_epsilon_draws_a_line_a_band_and_the_ball(shown):
     assert len(shown.find("epsilon", "svg", role="img")) == 2  # wide and narrow
     assert "mart: 90% at 0, 75% at 0.05, 50% at 0.1, 10% at 0.2, 0% at 1." in labels.pop()
     assert "trained and evaluated at 0.1" in shown.text["epsilon"]
-    # The ball that holds all images is not drawn: the others would shrink to nothing.
+    # The ball that contains every image is not drawn: it would squeeze the others together.
     assert "mart 90.0% 75.0% 50.0% 10.0% 0.0%" in shown.text["epsilon"]
-    assert "The table goes on to 1." in shown.text["epsilon"]
+    assert "The table continues to 1." in shown.text["epsilon"]
     # Accuracy 0.5 at 0.1, in the middle of the plot, and its interval.
     middle = (52 + svg.NARROW - 26) / 2
     assert any(f"L{middle:g} 162" in path["d"] for path in shown.find("epsilon", "path"))
@@ -372,7 +378,7 @@ def test_epsilon_of_two_norms_takes_two_charts(tmp_path):
 
 
 def distances(examples=40):
-    """4 misclassified, the others from 0.05 to 0.22, but one that was never fooled."""
+    """Returns distances: 4 misclassified, one never fooled, the others from 0.05 to 0.22."""
     return {"fmn": np.array([0.0] * 4 + [*np.linspace(0.05, 0.22, examples - 5)] + [np.inf], "float32")}
 
 
@@ -380,17 +386,17 @@ def test_epsilon_from_distances(tmp_path):
     shown = read(make_run(tmp_path / "mart", judged=table(distances=distances())), tmp_path)
     text = shown.text["epsilon"]
     assert "on 40 test examples, from the distances of the nearest adversarial images found (FMN: steps 100)." in text
-    # 40 - 4 - 11 are left at 0.1, 40 - 4 - 21 at 0.15; the table has multiples of 0.1.
+    # 40 - 4 - 11 are still correct at 0.1, 40 - 4 - 21 at 0.15; the table has multiples of 0.1.
     assert "0 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 mart 90.0% 90.0% 87.5% 75.0% 62.5% 37.5% 12.5% 2.5% 2.5%" in text
-    assert PGD not in text and "The table goes on to 0.4." in text  # the line ends where nothing more is fooled
+    assert PGD not in text and "The table continues to 0.4." in text  # the line ends at the largest distance
     lines_ = [each["d"] for each in shown.find("epsilon", "path") if "line" in each.get("class", "")]
     assert [path.count("L") for path in lines_] == [199, 199]
     assert lines_[1].startswith("M52 70L") and lines_[1].endswith("L326 271.2h0")  # 90% of 230 pixels, 2.5%
-    assert len(shown.find("epsilon", "circle")) == 2 * 7 + 2  # at the sizes of the table, and keys
+    assert len(shown.find("epsilon", "circle")) == 2 * 7 + 2  # at the epsilons of the table, and in legends
 
 
 def test_epsilon_from_distances_counts_as_the_attack_does(tmp_path):
-    """An image on the ball's surface is within it, though float32 lies beyond 8/255."""
+    """An image on the ball's surface counts, although its distance in float32 is larger than 8/255."""
     surface = {"fmn": np.full(40, 8 / 255, "float32")}
     ball = {"norm": "Linf", "epsilon": 8 / 255}
     record = RECORD | {"threat": ball, "attacks": {"fmn": {"class": "FMN", "threat": ball}}}
@@ -406,7 +412,7 @@ def test_epsilon_of_two_kinds_in_one_chart(tmp_path):
     assert len(shown.find("epsilon", "svg", role="img")) == 2
     assert "Accuracy of at on 40 test examples, from the distance" in text
     assert f"; of mart on 40 test examples under {PGD}, at each epsilon." in text
-    # What is known everywhere fills all columns, what was measured only its own.
+    # A curve from distances fills all columns, a measured curve only its own.
     assert "0 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 1 at 90.0% 90.0% 87.5%" in text
     assert "mart 90.0% 75.0% 50.0% 10.0% 0.0%" in text
 
@@ -419,7 +425,7 @@ def test_epsilon_of_distances_in_another_norm_takes_a_chart_of_its_own(tmp_path)
     assert "epsilon in L2" in text and "epsilon in L∞" in text and "FMN: threat (norm L2, epsilon 0.5)" in text
 
 
-def test_what_was_checked_in_another_ball_than_judged_says_so(tmp_path):
+def test_checks_in_another_ball_than_the_evaluation_say_so(tmp_path):
     run = make_run(tmp_path / "mart")
     change(run / "evaluation.json", lambda content: content["best"].update(threat=L2))
     shown = read([run], tmp_path)
@@ -430,7 +436,7 @@ def test_what_was_checked_in_another_ball_than_judged_says_so(tmp_path):
 def test_gap_between_pgd_and_autoattack(shown):
     assert "75.00% → 25.00%" in shown.text["gap"]
     assert "at loses 50.00 points and mart loses 25.00 points" in shown.text["gap"]
-    assert "PGD-20 flatters" in shown.text["gap"]
+    assert "PGD-20 overestimates robustness" in shown.text["gap"]
 
 
 def test_checks_with_verdict_figure_and_meaning(tmp_path):
@@ -449,8 +455,8 @@ def test_checks_with_verdict_figure_and_meaning(tmp_path):
 
 def test_confusion_shows_the_strongest_attack(shown):
     assert "Under autoattack: 50.00% of 40 examples are classified correctly." in shown.text["confusion"]
-    assert "0 taken for 1: 5 of 10 (50.0%)" in shown.text["confusion"]
-    assert len(shown.find("confusion", "rect")) == 2 * (8 + 1)  # eight cells that are not empty, and the border
+    assert "0 predicted as 1: 5 of 10 (50.0%)" in shown.text["confusion"]
+    assert len(shown.find("confusion", "rect")) == 2 * (8 + 1)  # eight nonempty cells, and the border
 
 
 @pytest.mark.parametrize(("classes", "counted"), [(2, True), (12, True), (13, False), (100, False)])
@@ -466,8 +472,8 @@ def test_confusion_and_gallery_name_the_classes(tmp_path):
     judged = table(class_names=("airplane", "automobile", "bird", "a" * 30))
     shown = read(make_run(tmp_path / "mart", judged=judged), tmp_path)
     text = shown.text["confusion"]
-    assert "airplane taken for automobile: 5 of 10 (50.0%)" in text
-    # Names stand at both axes, those above turned, and a long one is cut.
+    assert "airplane predicted as automobile: 5 of 10 (50.0%)" in text
+    # Names are at both axes, rotated above the cells, and a long one is cut.
     assert text.count("automobile") == 2 + 2 and text.count(" aaaaaaaaa…") == 2
     assert len([each for each in shown.find("confusion", "text") if "rotate" in each.get("transform", "")]) == 4
     assert "label " + "a" * 30 in shown.text["gallery"] and "✗ predicted bird" in shown.text["gallery"]
@@ -479,7 +485,7 @@ def test_counts_stay_in_their_cells(tmp_path):
     assert len(cells) == 20 and all(float(each["textlength"]) < 25 for each in cells)  # 200 in cells of 25 pixels
 
 
-def test_what_no_class_is_has_no_name(tmp_path):
+def test_an_invalid_class_has_no_name(tmp_path):
     with np.load(make_run(tmp_path / "mart", judged=table(class_names=tuple("abcd"))) / "gallery.npz") as file:
         arrays = dict(file)
     np.savez(tmp_path / "mart" / "gallery.npz", **{**arrays, "predicted": [-1, -1]})
@@ -524,13 +530,13 @@ def test_gallery_without_change_and_without_examples(tmp_path):
     assert "magnified 1 times" in text and "The gallery of mart : not measured." in text
 
 
-def test_configuration_marks_what_differs(shown):
+def test_configuration_highlights_differences(shown):
     assert "--method=mart --epsilon=0.1" in shown.text["configuration"]
     assert "Evaluated with: L∞, epsilon 0.1; seed 7; keras 3.15.1." in shown.text["configuration"]
     assert len(shown.find("configuration", "mark")) == 2
 
 
-def test_a_bare_run_says_what_to_run(tmp_path, monkeypatch):
+def test_missing_data_name_the_command_to_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bare = tmp_path / "my runs" / "at"
     bare.mkdir(parents=True)
@@ -548,7 +554,7 @@ def test_a_bare_run_says_what_to_run(tmp_path, monkeypatch):
         assert training in shown.text["curves"]
 
 
-def test_a_missing_attack_is_asked_for_beside_those_measured(tmp_path):
+def test_the_command_for_a_missing_attack_includes_those_measured(tmp_path):
     run = make_run(tmp_path / "mart")
 
     def without_autoattack(content):
@@ -598,15 +604,15 @@ def test_markup():
     assert tag("p", "a<b", ["&", None, Markup("<i>")], 3, class_="x", aria_label='"', hidden=None) == (
         '<p class="x" aria-label="&quot;">a&lt;b&amp;<i>3</p>'
     )
-    assert tag("p", Markup("<i>") + "<b>") == "<p>&lt;i&gt;&lt;b&gt;</p>"  # joined text is plain again
+    assert tag("p", Markup("<i>") + "<b>") == "<p>&lt;i&gt;&lt;b&gt;</p>"  # joined text is no longer markup
 
 
-def test_words():
-    assert [words.epsilon(size) for size in (8 / 255, 0.2, 0.15, np.float32(0.2), 0.3, 0)] == [
+def test_formatting():
+    assert [formatting.epsilon(size) for size in (8 / 255, 0.2, 0.15, np.float32(0.2), 0.3, 0)] == [
         "8/255", "0.2", "0.15", "0.2", "0.3", "0",
     ]  # fmt: skip
-    assert words.listing(["a"]) == "a" and words.listing("abc") == "a, b and c"
-    assert words.count(16000) == "16,000" and words.count(23_400_000) == "23 million"
+    assert formatting.listing(["a"]) == "a" and formatting.listing("abc") == "a, b and c"
+    assert formatting.count(16000) == "16,000" and formatting.count(23_400_000) == "23 million"
 
 
 def test_ticks():
@@ -619,10 +625,16 @@ def test_ticks():
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda run: (run / "flags.cfg").unlink(), r"must hold flags.cfg. Received: .*mart"),
-        (lambda run: (run / "flags.cfg").write_text("--method=at,mart\n"), r"must hold flags.cfg. Received: .*mart.at"),
+        (lambda run: (run / "flags.cfg").unlink(), r"must contain flags.cfg. Received: .*mart"),
+        (
+            lambda run: (run / "flags.cfg").write_text("--method=at,mart\n"),
+            r"must contain flags.cfg. Received: .*mart.at",
+        ),
         (lambda run: (run / "evaluation.json").write_text('{"best": {'), r"be readable. Received: .*evaluation.json"),
-        (lambda run: (run / "evaluation.json").write_text("[]"), r"must be readable. Received: .*no JSON object"),
+        (
+            lambda run: (run / "evaluation.json").write_text("[]"),
+            r"must be readable. Received: .*not contain a JSON object",
+        ),
         (lambda run: (run / "diagnosis.json").write_text("nonsense"), r"must be readable. Received: .*diagnosis.json"),
         (lambda run: (run / "history.csv").write_text("epoch,loss\n1,much\n"), r"must be readable. Received: .*much"),
         (lambda run: (run / "best.npz").write_bytes(b"PK\3\4"), r"must be readable. Received: .*mart"),
@@ -644,7 +656,7 @@ def test_a_directory_of_several_methods_stands_for_all(tmp_path):
     (root / "flags.cfg").write_text("--method=at,mart\n")
     page = report(root, tmp_path / "report.html").read_text()
     assert page == report([root / "at", root / "mart"], tmp_path / "report.html").read_text()
-    with pytest.raises(ValueError, match=r"must be of one method. Received: .*digits, which holds .*at, .*mart"):
+    with pytest.raises(ValueError, match=r"must be of one method. Received: .*digits, which contains .*at, .*mart"):
         report({"both": root}, tmp_path / "report.html")
 
 
@@ -670,7 +682,7 @@ def test_an_interrupted_report_leaves_the_old_one(tmp_path, monkeypatch):
     old = path.read_text()
 
     def fail(self, target):
-        assert self.read_text() == old  # everything was written before it takes its place
+        assert self.read_text() == old  # the new file is complete before it replaces the old one
         raise OSError("no space left")
 
     monkeypatch.setattr(pathlib.Path, "replace", fail)
@@ -684,7 +696,7 @@ def test_the_same_runs_give_the_same_file(tmp_path):
     assert report(run, tmp_path / "a.html").read_bytes() == report(run, tmp_path / "b.html").read_bytes()
 
 
-def test_nothing_lies_outside_the_file(tmp_path):
+def test_the_file_is_self_contained(tmp_path):
     run = make_run(tmp_path / "mart", flags="--dataset=folder:https://example.com/x\n")
     path = report(run, tmp_path / "report.html")
     assert "default-src 'none'" in path.read_text().replace("&#x27;", "'")
@@ -714,7 +726,7 @@ def luminance(colour):
 
 
 def contrast(first, second):
-    """WCAG's contrast ratio of two colours of three values in [0, 1]."""
+    """Returns the WCAG contrast ratio of two colours of three values in [0, 1]."""
     low, high = sorted(map(luminance, (first, second)))
     return (high + 0.05) / (low + 0.05)
 
@@ -743,8 +755,8 @@ def test_colours_stand_out(theme):
         assert min(contrast(colours[line], colours[ground]) for ground in ("page", "card")) >= 3, line
 
 
-# Measures the page in frames of both widths. Nothing may be wider than the page but what scrolls in a box of its own,
-# and a chart's text must be readable and lie within the chart.
+# Measures the page in frames of both widths. Nothing may be wider than the page except content that scrolls in its own
+# box, and a chart's text must be legible and lie within the chart.
 MEASURE = """
 const measure = frame => {
   const page = frame.contentDocument, root = page.documentElement, wrong = [];
@@ -776,7 +788,7 @@ addEventListener("load", () => {
 
 
 def measured(text, folder):
-    """What `MEASURE` finds in frames of 1280 and 400 pixels."""
+    """Returns the findings of `MEASURE` in frames of 1280 and 400 pixels."""
     frames = "".join(f"<iframe srcdoc='{html.escape(text)}' style='width:{width}px;border:0'></iframe>"
                      for width in (1280, 400))  # fmt: skip
     script = MEASURE.replace("SECTIONS", json.dumps(SECTIONS))

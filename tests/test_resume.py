@@ -1,4 +1,4 @@
-"""A run that is killed and started again ends as if nothing had happened, to the last bit; and how it is stopped."""
+"""Interrupted runs: a run that is killed and resumed ends bit for bit like an uninterrupted one; signals."""
 
 import os
 import pathlib
@@ -15,11 +15,11 @@ from test_cli import command, fresh_flags  # noqa: F401
 from keras_mart.checkpoints import Checkpoints
 from keras_mart.cli import saving, workdir
 
-EXAMPLES = 56  # of which 51 are trained on: 3 steps of 16, and 3 left out in each epoch
+EXAMPLES = 56  # 51 for training: 3 steps of 16 per epoch, and 3 examples left out
 CASES = {
-    # Dropout and BatchNormalization, crops, shuffling, random starts, momentum, weight averages and perturbation; 8
-    # extra examples in a batch besides the 16, of 20 that a network labels; steps in parts; and a rate that is another
-    # one in each step.
+    # Dropout and BatchNormalization, crops, shuffling, random starts, momentum, weight averaging and perturbation; 8
+    # extra examples per batch besides the 16, from 20 labelled by a network; accumulation; a rate that changes at every
+    # step.
     "mart": [
         "--network={data}/network.keras", "--augment=crop", "--weight_average=0.9", "--awp_gamma=0.01",
         "--awp_warmup=1", "--batch_size=24", "--extra_fraction=1/3", "--extra=npz:{data}/extra.npz",
@@ -35,7 +35,7 @@ CASES = {
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL, but that files in the making are removed (tests/test_checkpoints.py has the real one)."""
+    """Simulates SIGKILL, except that unfinished files are removed (tests/test_checkpoints.py sends a real one)."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def run(flags, case, path, *more):
 
 
 def contents(path):
-    """All that a run ends with, to compare."""
+    """Returns the final state and files of a run, for comparison."""
     state, damaged = Checkpoints(path / "checkpoints").newest()
     assert not damaged
     best, last = (keras.saving.load_model(path / name) for name in ("best.keras", "last.keras"))
@@ -78,8 +78,8 @@ def contents(path):
 
 
 @pytest.fixture(scope="module")
-def unbroken(flags, tmp_path_factory):
-    """Method to what its unbroken run ends with."""
+def uninterrupted(flags, tmp_path_factory):
+    """Returns the `contents` of an uninterrupted run of each method."""
     found = {}
     for case in CASES:
         path = tmp_path_factory.mktemp(case) / "run"
@@ -89,7 +89,7 @@ def unbroken(flags, tmp_path_factory):
 
 
 def kill(monkeypatch, owner, name, call, before=True):
-    """Kills the program before or after a function does its work for the so many-th time."""
+    """Kills the program before or after a function's call number `call`."""
     work, calls = getattr(owner, name), []
 
     def killing(*args, **kwargs):
@@ -104,7 +104,7 @@ def kill(monkeypatch, owner, name, call, before=True):
     monkeypatch.setattr(owner, name, killing)
 
 
-# Where it is killed (owner, function, call, before its work or after), and --save_every.
+# Where the run is killed (owner, function, number of the call, before or after it), and --save_every.
 KILLS = {
     "in the first epoch, nothing saved": (saving.Saver, "after_steps", 2, True, "1epoch"),
     "in the middle of an epoch": (saving.Saver, "after_steps", 6, True, "2steps"),
@@ -119,13 +119,13 @@ KILLS = {
 }
 
 
-# A few for every day.
+# The cases that are not slow.
 DAILY = ("in the middle of an epoch", "after the last step, in the validation")
 SLOW = [pytest.param(where, marks=[] if where in DAILY else pytest.mark.slow) for where in KILLS]
 
 
 @pytest.mark.parametrize("where", SLOW)
-def test_a_killed_run_ends_as_the_unbroken_one(where, flags, unbroken, tmp_path, monkeypatch):
+def test_a_killed_run_ends_like_an_uninterrupted_one(where, flags, uninterrupted, tmp_path, monkeypatch):
     owner, name, call, before, every = KILLS[where]
     case = "mart" if list(KILLS).index(where) % 2 else "mma"
     path = tmp_path / "run"
@@ -135,12 +135,12 @@ def test_a_killed_run_ends_as_the_unbroken_one(where, flags, unbroken, tmp_path,
             run(flags, case, path, f"--save_every={every}")
     result = run(flags, case, path, f"--save_every={every}")
     assert result.status == 0, result.err
-    assert contents(path) == unbroken[case]
+    assert contents(path) == uninterrupted[case]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["arrays.npz", "best.keras"])
-def test_a_damaged_state_is_named_and_the_one_before_is_used(name, flags, unbroken, tmp_path):
+def test_a_damaged_state_is_named_and_the_one_before_is_used(name, flags, uninterrupted, tmp_path):
     path = tmp_path / "run"
     run(flags, "mma", path, "--epochs=2")
     newest = max((path / "checkpoints").iterdir())
@@ -150,11 +150,11 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(name, flags, unbrok
         damaged.write_bytes(content)
     result = run(flags, "mma", path)
     assert f"{newest} is damaged ({name} does not match its checksum); the one before it is used." in result.out
-    assert contents(path) == unbroken["mma"]
+    assert contents(path) == uninterrupted["mma"]
 
 
 def process(flags, case, path, *more):
-    """The program as a process of its own."""
+    """Starts the program as a process."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     root = pathlib.Path(__file__).parents[1]
     return subprocess.Popen(
@@ -175,7 +175,7 @@ def test_a_signal_ends_it_after_the_step_with_the_state_saved(number, status, fl
     child.send_signal(number)
     out, _ = child.communicate(timeout=60)
     assert child.returncode == status, out
-    assert "Go on by giving the same flags and --resume." in out
+    assert "Resume it with the same flags and --resume." in out
     state, _ = Checkpoints(path / "checkpoints").newest()
     progress = state.facts["progress"]
     assert progress["epoch"] >= 2 and state.number == 3 * progress["epoch"] + progress["step"]
@@ -185,7 +185,7 @@ def test_a_signal_ends_it_after_the_step_with_the_state_saved(number, status, fl
 @pytest.mark.parametrize(
     ("every", "expected"), [("2", [2, 4, 6, 8, 9]), pytest.param("2epochs", [6, 9], marks=pytest.mark.slow)]
 )
-def test_save_every_so_often(every, expected, flags, tmp_path, monkeypatch):
+def test_save_every(every, expected, flags, tmp_path, monkeypatch):
     numbers = []
     monkeypatch.setattr(workdir.RunDirectory, "save", lambda self, number, *_: numbers.append(number))
     run(flags, "mma", tmp_path / "run", f"--save_every={every}")
@@ -193,13 +193,13 @@ def test_save_every_so_often(every, expected, flags, tmp_path, monkeypatch):
 
 
 def flat(path):
-    """The state, to the bit, of a run of which other files cannot be read here."""
+    """Returns the state of a run bit for bit; its model files can be read only under the workers' strategy."""
     state, _ = Checkpoints(path / "checkpoints").newest()
     return [array.tobytes() for array in state.arrays], state.facts, (path / "history.csv").read_text()
 
 
 @pytest.mark.slow
-def test_two_workers_go_on_to_the_same_bits(flags, tmp_path):
+def test_two_workers_resume_bit_for_bit(flags, tmp_path):
     path, expected = tmp_path / "run", tmp_path / "expected"
     assert process(flags, "mma", expected, "--workers=2").wait(timeout=300) == 0
     child = process(flags, "mma", path, "--workers=2", "--save_every=2")

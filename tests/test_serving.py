@@ -1,4 +1,4 @@
-"""Exported models: what they answer, in processes without this package too, and what cannot be exported."""
+"""Tests of exported models: their outputs, also in processes without this package, and invalid exports; loading."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ import keras_mart as km
 from keras_mart import serving
 
 HEIGHT = WIDTH = 8
-# TensorFlow's graph optimiser turns x / 255 into x * (1 / 255): one rounding more.
+# TensorFlow's graph optimiser turns x / 255 into x * (1 / 255), which rounds once more.
 ROUNDING = 1e-7
 
 CONSUMER = """
@@ -36,7 +36,7 @@ np.savez(sys.argv[3], **answers)
 
 @keras.saving.register_keras_serializable("test_serving")
 class Wrapper(keras.Model):
-    """What `export` knows of a method: it wraps a `.network`."""
+    """Stands in for a method: `export` uses only its `.network`."""
 
     wraps_network = True
 
@@ -62,12 +62,12 @@ def small_network(shape=(HEIGHT, WIDTH, 3), **options):
 
 
 def images_as_logits(channels=3):
-    """A network that shows what reaches it: its logits are the values of the image."""
+    """Returns a network whose logits are the values of its input."""
     return keras.Sequential([keras.Input((HEIGHT, WIDTH, channels)), keras.layers.Flatten()])
 
 
 def halved(pixels):
-    """Bilinear resizing to half the height and width, where it is the mean of each 2x2 block."""
+    """Resizes to half the height and width; bilinear resizing then takes the mean of each 2x2 block."""
     height, width, channels = pixels.shape
     return pixels.astype(np.float32).reshape(height // 2, 2, width // 2, 2, channels).mean(axis=(1, 3))
 
@@ -96,7 +96,7 @@ def served_encoded(path, *files):
 
 @pytest.fixture(scope="module")
 def trained():
-    """A network that was fitted, so that its BatchNorm statistics matter, in a wrapper with an optimizer."""
+    """A wrapped, trained network, whose BatchNorm statistics differ from their initial values."""
     model = Wrapper(small_network())
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     model.fit(random_images(16, HEIGHT, WIDTH, 3), np.arange(16) % 4, epochs=2, verbose=0)
@@ -151,7 +151,7 @@ def test_a_process_with_tensorflow_only_answers_as_predict_does(trained, version
     np.testing.assert_array_equal(answers["encoded_classes"], expected.argmax(axis=1))
 
 
-def test_the_network_alone_is_written(trained, version):
+def test_only_the_network_is_written(trained, version):
     checkpoint = tf.train.list_variables(str(version / "variables" / "variables"))
     shapes = sorted(shape for name, shape in checkpoint if name.endswith("VARIABLE_VALUE"))
     assert shapes == sorted(list(variable.shape) for variable in trained.network.weights)
@@ -243,7 +243,7 @@ def test_each_export_is_the_next_version(network, tmp_path):
     assert not [name for name in os.listdir(directory) if name.startswith(".export")]
 
 
-def test_a_version_can_be_read_by_whoever_reads_other_folders(network, tmp_path):
+def test_a_version_has_the_usual_permissions(network, tmp_path):
     (tmp_path / "ordinary").mkdir()
     assert serving.export(network, tmp_path).stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
@@ -333,7 +333,7 @@ def test_a_directory_without_write_permission(network, tmp_path):
 # --- load ---
 
 
-def test_a_saved_model_answers_in_float32_whatever_the_policy_is(trained, version):
+def test_a_saved_model_answers_in_float32_under_any_policy(trained, version):
     images = random_images(3, HEIGHT, WIDTH, 3)
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -368,7 +368,7 @@ def test_a_loaded_classifier_answers_and_has_gradients(form, trained, version, t
 
 
 def test_the_newest_version_is_loaded(tmp_path):
-    for bias in range(10, 0, -1):  # the tenth has the smallest
+    for bias in range(10, 0, -1):  # version 10 has the smallest bias
         network = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
         network.set_weights([np.zeros((64, 2)), np.array([bias, 0])])
         serving.export(network, tmp_path)
@@ -390,11 +390,11 @@ def test_what_cannot_be_loaded(tmp_path):
         serving.load(tmp_path / "two")
 
 
-# --- what Keras's own users do ---
+# --- Keras's own export ---
 
 
 @pytest.mark.parametrize("average", [None, 0.9])
-def test_keras_s_own_export_writes_the_network_that_is_judged(average, tmp_path):
+def test_the_export_method_of_keras_writes_the_evaluated_network(average, tmp_path):
     model = km.MART(small_network(), km.PGD(km.Linf(0.1), 1), weight_average=average)
     model.compile("sgd")
     images = random_images(8, HEIGHT, WIDTH, 3)

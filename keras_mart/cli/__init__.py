@@ -1,4 +1,4 @@
-"""The command line: flags, then train, evaluate, report and export, each in its file."""
+"""The command line: parses the flags, then trains, evaluates, reports and exports."""
 
 import os
 import signal
@@ -18,41 +18,41 @@ from keras_mart.cli.stopping import STATUS, Stopped, say
 from keras_mart.cli.train import train
 from keras_mart.evaluation.comparison import conclusion, side_by_side
 
-# Exit statuses; SIGTERM and Ctrl-C have 143 and 130, as shells have it.
+# Exit statuses; after SIGTERM and Ctrl-C they are 143 and 130, as in shells.
 WRONG_USE, NOT_FINITE = 2, 3
-WORKER_LOST = watch.WORKER_LOST  # where another worker failed, died or hangs
+WORKER_LOST = watch.WORKER_LOST  # another worker failed, died or hangs
 BALL = ("threat", "epsilon")
 
 
 def run():
-    """The entry point: parses the flags and does what --mode says."""
+    """Runs the command line: the entry point of `keras-mart` and `python -m keras_mart.main`."""
     # Why TensorFlow uses no GPU is worth reading only where there is one.
     startup.release(show=not tf.config.list_physical_devices("GPU") and os.path.exists("/dev/nvidia0"))
-    if help.wanted(sys.argv[1:]):
+    if help.requested(sys.argv[1:]):
         print(help.text())
         return
     app.run(main, flags_parser=flags.parse)
 
 
 def main(argv):
-    """Runs the chosen methods; what a user got wrong ends it with a message and exit status 2."""
-    if FLAGS.verbosity <= 0:  # --verbosity=1 says more
+    """Runs the modes of --mode; a user's error ends the program with a message and exit status 2."""
+    if FLAGS.verbosity <= 0:
         logging.set_verbosity(logging.WARNING)
         tf.get_logger().setLevel("WARNING")
     try:
         _main(argv)
     except (KeyboardInterrupt, Stopped) as error:
         watch.leave()
-        how = " Go on by giving the same flags and --resume." if "train" in FLAGS.mode else ""
-        how = how or (" The same command goes on with the evaluation." if "evaluate" in FLAGS.mode else "")
+        how = " Resume it with the same flags and --resume." if "train" in FLAGS.mode else ""
+        how = how or (" The same command resumes the evaluation." if "evaluate" in FLAGS.mode else "")
         say(f"\nkeras_mart: interrupted.{how}")
         sys.exit(STATUS[getattr(error, "number", signal.SIGINT)])
     except FloatingPointError as error:
         watch.leave(error)
-        print(f"keras_mart: {error}. Go on from the last state that was saved by --resume.", file=sys.stderr)
+        print(f"keras_mart: {error}. --resume continues from the last saved state.", file=sys.stderr)
         sys.exit(NOT_FINITE)
     except tf.errors.OpError as error:
-        refused = datasets.refusal(error)  # such as a damaged file, which shows when it is decoded
+        refused = datasets.refusal(error)  # such as a damaged image file, found when it is decoded
         if refused is None:
             watch.exit_if_worker_lost(error)
             raise
@@ -65,7 +65,7 @@ def main(argv):
 
 
 def _refuse(error):
-    """Ends the program because of what a user got wrong."""
+    """Ends the program with the message of a user's error."""
     watch.leave(error)
     if FLAGS.verbosity > 0:
         raise error
@@ -75,38 +75,38 @@ def _refuse(error):
 
 def _main(argv):
     if len(argv) > 1:
-        raise ValueError(f"Everything is said by flags, --name=value. Received: {' '.join(argv[1:])}")
+        raise ValueError(f"Arguments must be flags, --name=value. Received: {' '.join(argv[1:])}")
     if "train" in FLAGS.mode:
         rules.check()
     elif FLAGS.model is None:
-        _recall(workdir.RunDirectory(workdir.root_path()))
+        _load_flags(workdir.RunDirectory(workdir.root_path()))
     if FLAGS.model is not None:
         rules.check_model()
-        FLAGS.model = parsers.absolute(FLAGS.model)  # the directory keeps it
+        FLAGS.model = parsers.absolute(FLAGS.model)  # flags.cfg keeps it
     if FLAGS.workers > 1:
         rules.check_workers()
-        sys.exit(launching.launch(_as_one_worker(sys.argv), FLAGS.workers))
-    strategy = distribution.strategy(FLAGS.strategy)  # before any other work of TensorFlow's
+        sys.exit(launching.launch(_worker_command(sys.argv), FLAGS.workers))
+    strategy = distribution.strategy(FLAGS.strategy)  # before TensorFlow initializes the devices
     if FLAGS.strategy == "auto" and strategy.num_replicas_in_sync > 1:
         print(f"--strategy=auto: {distribution.describe(strategy)}", flush=True)
     keras.config.set_dtype_policy(FLAGS.precision)
     folding.enable() if FLAGS.fold else folding.disable()
     is_chief = distribution.is_chief(strategy)
     if not is_chief:
-        sys.stdout = open(os.devnull, "w")  # the first worker speaks for all of them
+        sys.stdout = open(os.devnull, "w")  # only the first worker prints
     if FLAGS.model is None:
         directories = {method: workdir.of_method(method) for method in FLAGS.method}
     else:
         directories = {FLAGS.model: workdir.ModelDirectory(workdir.root_path())}
         with strategy.scope():
-            build.loaded(directories[FLAGS.model], "best")  # what is wrong is said before the directory is made
+            build.loaded(directories[FLAGS.model], "best")  # fails before the directory is created
         build.attacks(FLAGS.attacks)
         directories[FLAGS.model].begin(rules.as_text([]))
     steps = _Steps(len(FLAGS.mode) * len(directories))
     if "train" in FLAGS.mode:
         if is_chief:
             _begin(directories)
-        _check_workers_agree(directories, strategy)  # the others wait here
+        _check_workers_agree(directories, strategy)  # the other workers wait here
         for method, directory in steps(directories.items()):
             train(method, directory, strategy)
     tables = {}
@@ -142,23 +142,23 @@ class _Steps:
 
 
 def _check_workers_agree(directories, strategy):
-    """Raises ValueError where workers were given other flags, or see another run directory than the first."""
+    """Raises ValueError if the workers' flags differ, or a worker does not see the first one's run directory."""
     flags_given = distribution.all_gather(rules.as_text(FLAGS.method), strategy)
     if len(set(flags_given)) > 1:
         raise ValueError(f"All workers must be given the same flags. Received: {flags_given}")
     seen = distribution.all_gather(all(each.flags.exists() for each in directories.values()), strategy)
     if not all(seen):
         path, blind = workdir.root_path(), [worker for worker, sees in enumerate(seen) if not sees]
-        raise ValueError(f"All workers must see one run directory. Received: {path}, not seen by workers {blind}")
+        raise ValueError(f"All workers must share one run directory. Received: {path}, not seen by workers {blind}")
 
 
-def _as_one_worker(argv):
-    """The command of one of the workers: the same without --workers, which a flagfile may hold too."""
+def _worker_command(argv):
+    """Returns the command of one worker: the same with --workers=1, because a flagfile may set --workers too."""
     return [sys.executable, "-m", "keras_mart.main", *argv[1:], "--workers=1"]
 
 
 def _begin(directories):
-    """Begins the run directories, after everything that can be wrong was tried."""
+    """Creates the run directories, after all checks have passed."""
     texts = {directory: rules.as_text([method]) for method, directory in directories.items()}
     if len(directories) > 1:
         texts = {workdir.RunDirectory(workdir.root_path()): rules.as_text(FLAGS.method), **texts}
@@ -169,10 +169,10 @@ def _begin(directories):
         directory.begin(text)
 
 
-def _recall(directory):
-    """Takes the flags that a run was trained with, the command line's going first."""
+def _load_flags(directory):
+    """Loads the flags that a run was trained with; those on the command line take precedence."""
     if not directory.flags.exists():
-        raise ValueError(f"There is no run in {directory.path} (flags.cfg is missing). Say which by --workdir.")
+        raise ValueError(f"There is no run in {directory.path} (flags.cfg is missing). --workdir names the run.")
     command = [sys.argv[0], f"--flagfile={directory.flags}"]
     given = sys.argv[1:]
     FLAGS.unparse_flags()
@@ -180,16 +180,18 @@ def _recall(directory):
     trained = {flag.name: flag.value for flag in flags.own_flags()}
     FLAGS.unparse_flags()
     flags.parse([*command, *given])
-    kept = trained["evaluation_epsilon"]
-    if FLAGS.evaluation_epsilon == kept is not None and any(FLAGS[each].value != trained[each] for each in BALL):
+    stored = trained["evaluation_epsilon"]
+    if FLAGS.evaluation_epsilon == stored is not None and any(FLAGS[each].value != trained[each] for each in BALL):
         given = " ".join(f"--{each}={FLAGS[each].value}" for each in BALL)
         raise ValueError(
-            f"The run is judged at its own --evaluation_epsilon, {kept:.6g}: another ball needs another one. "
-            f"Received: {given} alone"
+            f"The run has its own --evaluation_epsilon, {stored:.6g}: to evaluate in another ball, set it too. "
+            f"Received: only {given}"
         )
     if not set(FLAGS.method) <= set(trained["method"]):
         methods = ", ".join(trained["method"])
         raise ValueError(f"The run in {directory.path} trained {methods}. Received: --method={','.join(FLAGS.method)}")
-    idle = [name for name in trained if name not in rules.WITHOUT_TRAINING and FLAGS[name].value != trained[name]]
-    if idle:
-        print(f"Note: without training these flags have no effect: {', '.join(f'--{name}' for name in idle)}")
+    ignored = [
+        name for name in trained if name not in rules.CHANGEABLE_WITHOUT_TRAINING and FLAGS[name].value != trained[name]
+    ]
+    if ignored:
+        print(f"Note: without training these flags have no effect: {', '.join(f'--{name}' for name in ignored)}")

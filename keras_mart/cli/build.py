@@ -1,4 +1,4 @@
-"""The objects that the flags describe: data, network, attacks, model."""
+"""Builds the objects that the flags describe: data, network, attacks, model."""
 
 import functools
 
@@ -17,44 +17,44 @@ from keras_mart.evaluation.presets import presets
 from keras_mart.methods import AWP, METHODS
 from keras_mart.threats import L2, Linf
 
-# The attack of the validation, which chooses the best checkpoint.
+# The attack in validation, which determines the best checkpoint.
 VALIDATION_ATTACK = "pgd20"
 
 
-def _where():
-    """How --dataset is read, as `datasets` takes it."""
+def _source_options():
+    """Returns the arguments of `datasets` functions on how --dataset is read."""
     return {"data_dir": FLAGS.data_dir, "image_size": FLAGS.image_size, "cache": FLAGS.cache}
 
 
 def _described():
-    return datasets.describe(FLAGS.dataset, **_where())
+    return datasets.describe(FLAGS.dataset, **_source_options())
 
 
 def class_names():
-    """The names of the classes, `None` where they have none."""
+    """Returns the names of the classes, `None` if they have no names."""
     return datasets.class_names(FLAGS.dataset, FLAGS.data_dir, FLAGS.cache)
 
 
 def data(split, batch_size=None):
-    """Batches of a split that is not trained on, by default as large as what a training step computes at once."""
-    return datasets.load(FLAGS.dataset, split, batch_size=batch_size or _at_once(), **_where())
+    """Returns batches of a split for validation or testing, by default of the size that training computes at once."""
+    return datasets.load(FLAGS.dataset, split, batch_size=batch_size or _device_batch_size(), **_source_options())
 
 
-def _at_once():
+def _device_batch_size():
     return -(-FLAGS.batch_size // FLAGS.accumulate)
 
 
 def training_data(model, epoch, first_batch=0):
-    """Batches of the training split, augmented, in the order of the epoch that `epoch()` gives, without the first.
+    """Returns augmented batches of the training data in the order of epoch `epoch()`, from batch `first_batch` on.
 
-    Where there is --extra, its share of each batch comes from there.
+    With --extra, its share of each batch is taken from the extra images.
     """
     order = {"augment": augmentations(), "seed": FLAGS.seed, "epoch": epoch}
 
     def labelled(first_batch):
         return datasets.load(
             FLAGS.dataset, "train", batch_size=_labelled_in_batch(), with_index=model.needs_index,
-            first_batch=first_batch, **_where(), **order,
+            first_batch=first_batch, **_source_options(), **order,
         )  # fmt: skip
 
     if FLAGS.extra is None:
@@ -66,7 +66,7 @@ def training_data(model, epoch, first_batch=0):
 
 
 def steps():
-    """Number of batches of the training data: what is left over is left out."""
+    """Returns the number of full batches of the training data."""
     return max(_examples("train") // _labelled_in_batch(), 1)
 
 
@@ -81,12 +81,12 @@ def _examples(split):
 
 
 def extra():
-    """(images, labels) of --extra; the labels are --labeller's where there is one."""
+    """Returns (images, labels) of --extra, labelled by --labeller if there is one."""
     images, labels = datasets.load_extra(FLAGS.extra, FLAGS.data_dir)
     if FLAGS.labeller is not None:
         labels = _pseudo_labels(FLAGS.labeller, FLAGS.extra, FLAGS.data_dir)
     if labels is None:
-        raise ValueError(f"--extra without labels needs a --labeller. Received: --extra={FLAGS.extra} alone")
+        raise ValueError(f"--extra without labels needs a --labeller. Received: only --extra={FLAGS.extra}")
     return images, labels
 
 
@@ -96,29 +96,29 @@ def _pseudo_labels(labeller, extra, data_dir):
 
 
 def test_data(examples=None):
-    """The test set; if a number of examples is given, so many of them at random, the same for the same --seed."""
+    """Returns the test set, or a random sample of `examples` examples, determined by --seed."""
     if examples is None:
         return data("test", batch_size=evaluation_batch_size())
     chosen = np.sort(np.random.default_rng(FLAGS.seed).permutation(_examples("test"))[:examples])
-    return datasets.load_examples(FLAGS.dataset, "test", chosen, **_where())
+    return datasets.load_examples(FLAGS.dataset, "test", chosen, **_source_options())
 
 
 def network():
-    """The untrained network, with the shapes of the data."""
+    """Returns the network to train, with the shapes of the data."""
     described = _described()
     shapes = {"num_classes": described.num_classes, "input_shape": described.input_shape}
     if FLAGS.network.startswith(APPLICATIONS):
         return networks.application(FLAGS.network.removeprefix(APPLICATIONS), weights=FLAGS.weights or "none", **shapes)
     if FLAGS.network.endswith(FILES):
-        return _adapted(_to_train(serving.load(FLAGS.network)), FLAGS.network, **shapes)
-    return _of_zoo(FLAGS.weights, **shapes)
+        return _adapted(_trainable(serving.load(FLAGS.network)), FLAGS.network, **shapes)
+    return _zoo_network(FLAGS.weights, **shapes)
 
 
-def _of_zoo(weights, **shapes):
-    """The network of the zoo that --network names, with the weights of a PyTorch file if one is given."""
+def _zoo_network(weights, **shapes):
+    """Returns the zoo network of --network, with the weights of a PyTorch file if one is given."""
     if FLAGS.network not in NETWORKS:
         raise ValueError(
-            f"A PyTorch file holds weights only: --network must be one of {', '.join(NETWORKS)}. "
+            f"A PyTorch file contains weights only: --network must be one of {', '.join(NETWORKS)}. "
             f"Received: --network={FLAGS.network} with {weights}"
         )
     built = getattr(zoo, FLAGS.network)(**shapes, **network_arguments())
@@ -131,26 +131,29 @@ def _of_zoo(weights, **shapes):
     return networks.load_torch(weights.removeprefix(TORCH), built)
 
 
-def _to_train(model):
-    """The network to train on: of a wrapped model the one that it trains, with the weights that are judged."""
-    judged = network_of(model)
-    if judged is model or judged is model.network:
-        return judged
-    model.network.set_weights(judged.get_weights())
+def _trainable(model):
+    """Returns the trainable network of a model, with the weights that are used in evaluation.
+
+    They differ from those of the wrapped network if the model keeps an average of its weights.
+    """
+    evaluated = network_of(model)
+    if evaluated is model or evaluated is model.network:
+        return evaluated
+    model.network.set_weights(evaluated.get_weights())
     return model.network
 
 
 def _adapted(network, path, **shapes):
-    """A network from elsewhere, as this package takes it."""
-    network, done = networks.adapted(network, preprocessing=FLAGS.preprocessing, **shapes)
-    if done:
-        _say(f"{path}: {'; '.join(done)}")
+    """Adapts a network from a file to images in [0, 1] and to logits, and prints what was changed."""
+    network, changes = networks.adapted(network, preprocessing=FLAGS.preprocessing, **shapes)
+    if changes:
+        _print_once(f"{path}: {'; '.join(changes)}")
     return network
 
 
 @functools.cache
-def _say(text):
-    """Prints what is to be said once."""
+def _print_once(text):
+    """Prints a text the first time it is called with it."""
     print(text)
 
 
@@ -159,24 +162,24 @@ def _threat(epsilon):
 
 
 def training_attack():
-    """The attack that training runs."""
+    """Returns the attack used in training."""
     if FLAGS.attack == "nfgsm":
         return NFGSM(_threat(FLAGS.epsilon), FLAGS.noise, step_size=FLAGS.step_size)
     return PGD(_threat(FLAGS.epsilon), FLAGS.steps, step_size=FLAGS.step_size, start=FLAGS.start)
 
 
 def evaluation_batch_size():
-    """Examples in a batch where nothing is trained."""
-    return FLAGS.evaluation_batch_size or _at_once()
+    """Returns the batch size in evaluation."""
+    return FLAGS.evaluation_batch_size or _device_batch_size()
 
 
 def evaluation_threat():
-    """The evaluation's ball."""
+    """Returns the ball of the evaluation."""
     return _threat(FLAGS.epsilon if FLAGS.evaluation_epsilon is None else FLAGS.evaluation_epsilon)
 
 
 def attacks(names):
-    """Name to attack, in the evaluation's ball."""
+    """Returns a dictionary from names to attacks in the ball of the evaluation."""
     return presets(names, evaluation_threat(), source())
 
 
@@ -186,17 +189,17 @@ def _loaded(path):
 
 
 def source():
-    """The model of transfer attacks, `None` where there is none."""
+    """Returns the source model of transfer attacks, `None` without --source."""
     return None if FLAGS.source is None else _loaded(FLAGS.source)
 
 
 def ball():
-    """The evaluation's ball, in words."""
+    """Returns the ball of the evaluation as text."""
     return f"{FLAGS.threat} ball of {evaluation_threat().epsilon:.4g}"
 
 
 def model(method):
-    """The compiled model of a method, untrained."""
+    """Returns the compiled, untrained model of a method."""
     arguments = method_arguments(method)
     arguments |= {"weight_average": FLAGS.weight_average, "label_smoothing": FLAGS.label_smoothing}
     if FLAGS.weight_average_start:
@@ -209,8 +212,8 @@ def model(method):
     if FLAGS.awp_gamma is not None:
         arguments["weight_perturbation"] = AWP(FLAGS.awp_gamma, FLAGS.awp_warmup)
     if METHODS[method].needs_index:
-        more = 0 if FLAGS.extra is None else len(datasets.load_extra(FLAGS.extra, FLAGS.data_dir).images)
-        arguments["num_examples"] = _examples("train") + more
+        extra_images = 0 if FLAGS.extra is None else len(datasets.load_extra(FLAGS.extra, FLAGS.data_dir).images)
+        arguments["num_examples"] = _examples("train") + extra_images
     if "teacher" in arguments:
         arguments["teacher"] = _loaded(FLAGS.teacher)
     built = METHODS[method](network(), seed=FLAGS.seed, **arguments)
@@ -227,43 +230,43 @@ def _jit_compile():
 
 
 def loaded(directory, which):
-    """The model of the "best" or the "last" checkpoint of a run, which is to be judged as the flags say."""
-    model = directory.load(getattr(directory, which)) if FLAGS.model is None else _judged(FLAGS.model)
+    """Returns the model to evaluate: that of --model, or of the "best" or "last" checkpoint of a run."""
+    model = directory.load(getattr(directory, which)) if FLAGS.model is None else _given_model(FLAGS.model)
     compile_by_xla(network_of(model), _jit_compile())
     return model
 
 
 @functools.cache
-def _judged(path):
+def _given_model(path):
     described = _described()
     if path.startswith(TORCH):
-        model = _of_zoo(path, num_classes=described.num_classes, input_shape=described.input_shape)
+        model = _zoo_network(path, num_classes=described.num_classes, input_shape=described.input_shape)
     else:
         model = network_of(serving.load(path))
     return _adapted(model, path, input_shape=described.input_shape)
 
 
 def evaluation_options():
-    """The arguments that `evaluate` and `diagnose` share."""
+    """Returns the arguments that `evaluate` and `diagnose` share."""
     precision = EVALUATION_PRECISIONS[FLAGS.evaluation_precision]
     return {"batch_size": evaluation_batch_size(), "seed": FLAGS.seed, "precision": precision}
 
 
 def check(methods):
-    """Tries everything that the flags describe; raises ValueError where some of it is wrong."""
-    tried = [training_attack(), *attacks(FLAGS.attacks).values()]
+    """Builds everything that the flags describe; raises ValueError if something is wrong."""
+    all_attacks = [training_attack(), *attacks(FLAGS.attacks).values()]
     described = _described()
     augmentation.parse_augment(augmentations()).check(described.input_shape)
     image = np.zeros((1, *described.input_shape), "float32")
     for method in methods:
         built = model(method)
-        network_of_method = built.network
+        built_network = built.network
         if "teacher" in arguments_of(method):
-            checks.same_task(built.teacher, network_of_method, image, "the teacher")
-    for attack in tried:
+            checks.same_task(built.teacher, built_network, image, "the teacher")
+    for attack in all_attacks:
         attack.check_images(image.shape)
     if source() is not None:
-        checks.same_task(network_of(source()), network_of_method, image)
+        checks.same_task(network_of(source()), built_network, image)
     if FLAGS.extra is not None:
         _check_extra(described.num_classes, image)
 
@@ -275,8 +278,8 @@ def _check_extra(num_classes, image):
             checks.batch(labeller, image, [0])
         except ValueError as error:
             raise ValueError(f"--labeller must label the images: {error}") from error
-        told = checks.classes(labeller, image)
-        if told != num_classes:
-            raise ValueError(f"--labeller must tell as many classes as --dataset has, {num_classes}. Received: {told}")
+        classes = checks.classes(labeller, image)
+        if classes != num_classes:
+            raise ValueError(f"--labeller must have as many classes as --dataset, {num_classes}. Received: {classes}")
     checks.labels(extra()[1], num_classes, f" in --extra={FLAGS.extra}")
     training_data(METHODS[FLAGS.method[0]], lambda: 0)

@@ -1,4 +1,4 @@
-"""--mode=evaluate: the accuracy of the best and the last checkpoint on the test set, under attacks."""
+"""--mode=evaluate: evaluates the best and the last checkpoint under attacks on the test set."""
 
 import contextlib
 import json
@@ -13,17 +13,18 @@ from keras_mart.evaluation.record import weights_sha256
 
 
 def evaluate_run(directory, strategy):
-    """Evaluates both checkpoints, prints their tables, writes them to the run; returns {"best": ..., "last": ...}.
+    """Evaluates both checkpoints, prints their tables and writes them to the run directory.
 
-    Of a model that comes from elsewhere there is only "best".
+    Returns:
+        {"best": `Table`, "last": `Table`}; only "best" for --model.
     """
     attacks = build.attacks(FLAGS.attacks)
     with strategy.scope():
-        models = {which: build.loaded(directory, which) for which in directory.judged}
+        models = {which: build.loaded(directory, which) for which in directory.checkpoint_names}
     weights = {which: weights_sha256(network_of(model)) for which, model in models.items()}
     test, tables = build.test_data(FLAGS.examples), {}
     is_chief = distribution.is_chief(strategy)
-    with _alone(directory) if is_chief else contextlib.nullcontext():
+    with _locked(directory) if is_chief else contextlib.nullcontext():
         for which, model in models.items():
             if which == "last" and weights["best"] == weights["last"]:
                 print("\nThe last checkpoint is the best.")
@@ -44,27 +45,29 @@ def evaluate_run(directory, strategy):
 
 
 def verbosity(attacks=()):
-    """A line of progress on a terminal; elsewhere nothing, unless an attack in rounds makes it long: then lines."""
-    made = [getattr(attack, "attack", attack) for attack in dict(attacks).values()]  # the one that a Transfer makes
-    return 1 if sys.stdout.isatty() else 2 * any(attack.skips_misclassified for attack in made)
+    """Returns the verbosity of `evaluate`: 1 on a terminal; otherwise 2 if attacks in rounds make it slow, else 0."""
+    base_attacks = [getattr(attack, "attack", attack) for attack in dict(attacks).values()]  # without Transfer
+    return 1 if sys.stdout.isatty() else 2 * any(attack.skips_misclassified for attack in base_attacks)
 
 
 @contextlib.contextmanager
-def _alone(directory):
-    """Keeps a second evaluation of the same run out."""
+def _locked(directory):
+    """Locks the run against a second evaluation."""
     directory.evaluating.mkdir(parents=True, exist_ok=True)
     with files.locked(directory.evaluating / "lock"):
         yield
 
 
 def _write(directory, tables):
-    """Writes each example's outcome, then the summary, and removes the state, for which there is no more use."""
-    directory.evaluation.unlink(missing_ok=True)  # written last: it speaks of the predictions beside it
+    """Writes the predictions, then the summary, and removes the saved state of the evaluation."""
+    directory.evaluation.unlink(missing_ok=True)  # written last, because it describes the predictions beside it
     for which, table in tables.items():
         table.save(directory.predictions(which))
     record = {
         "dataset": FLAGS.dataset,
-        "sample": None if FLAGS.examples is None else FLAGS.seed,  # which test images, where not all are taken
+        "sample": None
+        if FLAGS.examples is None
+        else FLAGS.seed,  # the seed that chose the test images, if not all are used
         "source": FLAGS.source,
         **{which: table.summary() for which, table in tables.items()},
     }

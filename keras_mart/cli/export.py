@@ -1,4 +1,4 @@
-"""--mode=export: the best checkpoint's network, or that of --model, as a SavedModel for TensorFlow Serving."""
+"""--mode=export: exports the network of the best checkpoint, or of --model, for TensorFlow Serving."""
 
 from keras_mart.cli import build
 from keras_mart.cli.flags import FLAGS
@@ -6,6 +6,6 @@ from keras_mart.serving import export
 
 
 def export_run(directory):
-    """Writes the next version into the run directory's export/."""
-    what = FLAGS.model or "the best checkpoint"
-    print(f"Exported {what} to {export(build.loaded(directory, 'best'), directory.export)}")
+    """Writes the next version to export/ in the run directory."""
+    name = FLAGS.model or "the best checkpoint"
+    print(f"Exported {name} to {export(build.loaded(directory, 'best'), directory.export)}")

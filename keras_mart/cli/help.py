@@ -1,4 +1,4 @@
-"""--help: the flags with what they mean, group by group."""
+"""--help: prints the flags and their meaning, by groups."""
 
 import shutil
 import textwrap
@@ -6,24 +6,24 @@ import textwrap
 from keras_mart.cli.flags import FLAGS, GROUPS
 
 WIDEST = 100
-USAGE = """Trains image classifiers against adversaries, evaluates them under attack, exports them.
+USAGE = """Trains robust image classifiers, evaluates them under adversarial attacks, and exports them.
 
   python -m keras_mart.main --flagfile=configs/digits.cfg
   python -m keras_mart.main --flagfile=configs/digits.cfg --method=trades --workdir=runs/trades
   python -m keras_mart.main --mode=evaluate --workdir=runs/trades --attacks=fgsm,pgd100,cw
 
-A flagfile holds flags, one a line. Of a flag given twice the later counts; --beta= takes it back.
-Numbers may be fractions such as 8/255, lists have commas: pgd20,cw."""
-END = "--verbosity=1 shows where an error comes from; --helpfull lists the libraries' flags too."
+A flagfile contains one flag per line. If a flag is given twice, the last value counts; --beta=
+unsets it. Numbers may be fractions such as 8/255; lists are comma-separated, such as pgd20,cw."""
+END = "--verbosity=1 shows the traceback of errors; --helpfull also lists the flags of libraries."
 
 
-def wanted(arguments):
-    """Whether the command line's arguments ask for help."""
+def requested(arguments):
+    """Returns whether the command line's arguments ask for help."""
     return any(each.startswith("-") and each.lstrip("-") in ("help", "helpshort", "h") for each in arguments)
 
 
 def text():
-    """All that --help prints."""
+    """Returns the text of --help."""
     groups = {group: FLAGS.flags_by_module_dict()[group] for group in GROUPS}
     column = max(len(f"  --{flag.name}  ") for members in groups.values() for flag in members)
     width = max(min(WIDEST, shutil.get_terminal_size().columns), 2 * column)

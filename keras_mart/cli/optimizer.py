@@ -1,15 +1,15 @@
-"""The optimizer that the flags describe, and its learning rate."""
+"""Builds the optimizer and the learning rate schedule that the flags describe."""
 
 import keras
 
 from keras_mart import optimizers
 from keras_mart.cli.flags import FLAGS
 
-DECAY = 0.1  # of the rate at each of --decay_epochs
+DECAY = 0.1  # the factor of the rate at each of --decay_epochs
 
 
 def optimizer(steps):
-    """The optimizer of a run whose epochs have so many steps."""
+    """Returns the optimizer of a run with `steps` steps per epoch."""
     options = {"learning_rate": schedule(steps), "global_clipnorm": FLAGS.clip_norm}
     if FLAGS.optimizer == "adam":
         return keras.optimizers.Adam(**options)
@@ -20,7 +20,7 @@ def optimizer(steps):
 
 
 def schedule(steps):
-    """The learning rate of each step, from 0, of a run whose epochs have so many."""
+    """Returns the learning rate schedule of a run with `steps` steps per epoch."""
     warm_up = round(FLAGS.warmup_epochs * steps)
     falling = max(FLAGS.epochs * steps - warm_up, 1)
     if FLAGS.schedule == "cosine":
@@ -28,7 +28,7 @@ def schedule(steps):
     elif FLAGS.schedule == "onecycle":
         after = keras.optimizers.schedules.PolynomialDecay(FLAGS.learning_rate, falling, end_learning_rate=0.0)
     elif FLAGS.schedule == "steps" and FLAGS.decay_epochs:
-        # A value of Keras's holds up to its boundary, that step included; --decay_epochs counts from 1.
+        # In Keras, a value applies up to and including the step of its boundary; --decay_epochs counts from 1.
         boundaries = [(epoch - 1) * steps - warm_up - 1 for epoch in sorted(FLAGS.decay_epochs)]
         values = [FLAGS.learning_rate * DECAY**number for number in range(len(boundaries) + 1)]
         after = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)

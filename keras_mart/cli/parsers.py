@@ -1,4 +1,4 @@
-"""How flags read their values; an empty value takes an optional flag back, as where a flagfile has set it."""
+"""Parsers of flag values. An empty value resets an optional flag to `None`, such as one set in a flagfile."""
 
 import fractions
 import os
@@ -10,17 +10,17 @@ from absl import flags
 from keras_mart import checks, networks
 
 APPLICATIONS, TORCH, FILES = "applications:", "torch:", (".keras", ".h5", ".hdf5")
-LARGEST = 2**31 - 1  # what an int32 holds, as seeds and counters are
+LARGEST = 2**31 - 1  # the largest int32, the type of seeds and counters
 
 
 def absolute(path):
-    """The absolute path of a file; a "torch:" in front of it stays."""
+    """Returns the absolute path of a file; a "torch:" prefix is kept."""
     kind = TORCH if path.startswith(TORCH) else ""
     return kind + os.path.abspath(os.path.expanduser(path.removeprefix(kind)))
 
 
 class Value(flags.ArgumentParser):
-    """One value, `None` where an optional flag is given none."""
+    """Base class: reads one value; an optional flag may be empty, which gives `None`."""
 
     def __init__(self, optional=False):
         super().__init__()
@@ -31,7 +31,7 @@ class Value(flags.ArgumentParser):
 
 
 class Number(Value):
-    """Reads 0.031 and 8/255 alike."""
+    """Reads a number such as 0.031 or a fraction such as 8/255."""
 
     def read(self, argument):
         try:
@@ -60,7 +60,7 @@ class Integer(Value):
 
 
 class Name(Value):
-    """Reads a name, in letters of any size."""
+    """Reads a name, case-insensitively."""
 
     def read(self, argument):
         return argument.lower()
@@ -95,14 +95,14 @@ class Network(Choice):
 
 
 class Weights(Value):
-    """Reads none, imagenet or a path; that of a PyTorch file becomes absolute."""
+    """Reads none, imagenet or a path; the path of a PyTorch file becomes absolute."""
 
     def read(self, argument):
         return absolute(argument) if argument.startswith(TORCH) else argument
 
 
 class Preprocessing(Number):
-    """Reads a name that `keras_mart.networks.on_unit_images` knows, or a number."""
+    """Reads a preprocessing that `keras_mart.networks.on_unit_images` supports: its name, or a number."""
 
     def read(self, argument):
         if argument in networks.PREPROCESSING:
@@ -115,7 +115,7 @@ class Preprocessing(Number):
 
 
 class Interval(NamedTuple):
-    """So many "steps" or "epochs"."""
+    """A number of "steps" or "epochs"."""
 
     number: int
     unit: str
@@ -135,7 +135,7 @@ class Every(Value):
 
 
 class List(flags.ListParser):
-    """Reads a comma-separated list, each item with the parser given."""
+    """Reads a comma-separated list, each item with the given parser."""
 
     def __init__(self, item, least=0):
         super().__init__()

@@ -1,4 +1,4 @@
-"""--mode=report: checks the best checkpoint for false robustness, keeps a few pictures, and writes report.html."""
+"""--mode=report: checks the best checkpoint for false robustness, saves some images, and writes report.html."""
 
 import numpy as np
 
@@ -10,8 +10,8 @@ from keras_mart.cli.flags import FLAGS
 from keras_mart.evaluation import diagnose, report
 from keras_mart.evaluation.precision import with_precision
 
-# The gallery has so many examples that the attack breaks, and so many that it does not.
-PICTURES = 4
+# The number of examples in the gallery that the attack breaks, and of those that it does not.
+IMAGES = 4
 
 
 def check_run(directory):
@@ -21,7 +21,7 @@ def check_run(directory):
     model = with_precision(network, build.evaluation_options()["precision"])
     _check(directory, model, images, labels)
     first = slice(build.evaluation_batch_size())
-    _keep_pictures(directory, model, images[first], labels[first])
+    _save_gallery(directory, model, images[first], labels[first])
 
 
 def write_report(directories, root):
@@ -34,7 +34,7 @@ def _check(directory, model, images, labels):
     threat = build.evaluation_threat()
     directory.diagnosis.unlink(missing_ok=True)
     if threat.epsilon == 0:
-        print(f"{directory.path}: at epsilon 0 there is no robustness to check.")
+        print(f"{directory.path}: no checks for false robustness at epsilon 0.")
         return
     print(f"{directory.path}: checks for false robustness, {len(labels)} test images", flush=True)
     found = diagnose(
@@ -46,12 +46,12 @@ def _check(directory, model, images, labels):
         unfinished.write_text(found.to_json() + "\n")
 
 
-def _keep_pictures(directory, model, images, labels):
+def _save_gallery(directory, model, images, labels):
     attack = build.attacks(["pgd20"])["pgd20"]
     adversarial = np.asarray(attack(model, images, labels, seed=FLAGS.seed))
     natural, predicted = (np.argmax(model.predict(each, verbose=0), axis=1) for each in (images, adversarial))
-    broken, held = np.flatnonzero((natural == labels) & (predicted != labels)), np.flatnonzero(predicted == labels)
-    chosen = np.concatenate([broken[:PICTURES], held[:PICTURES]])
+    broken, robust = np.flatnonzero((natural == labels) & (predicted != labels)), np.flatnonzero(predicted == labels)
+    chosen = np.concatenate([broken[:IMAGES], robust[:IMAGES]])
     with files.atomic_file(directory.gallery) as unfinished:
         np.savez_compressed(
             unfinished, images=images[chosen], adversarial=adversarial[chosen], labels=labels[chosen],

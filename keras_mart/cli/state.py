@@ -1,7 +1,7 @@
-"""All that a model has in memory, as arrays that bring it back bit by bit.
+"""Saves and restores the whole state of a model as arrays, bit for bit.
 
-Weights, the optimizer, Dropout's seeds, counters and margins are equal on all replicas. Metrics are not: each replica
-counts its own examples, and so does each worker.
+Weights, optimizer variables, seeds of Dropout, counters and margins are equal on all replicas. Metrics are not: each
+replica and each worker counts its own examples.
 """
 
 import numpy as np
@@ -10,15 +10,15 @@ from keras_mart import distribution
 
 
 def arrays(model):
-    """The values of all variables but the metrics'."""
+    """Returns the values of all variables except those of the metrics."""
     return [variable.numpy() for variable in _variables(model)]
 
 
 def restore(model, values):
-    """Gives a model that was built alike the values that `arrays` took.
+    """Assigns the values that `arrays` returned to a model with the same variables.
 
     Raises:
-        ValueError: they are of another model.
+        ValueError: if the values are of another model.
     """
     variables = _variables(model)
     shapes = [tuple(variable.shape) for variable in variables]
@@ -32,9 +32,9 @@ def restore(model, values):
 
 
 def metrics(model):
-    """The metrics' values on each worker: for each variable a list, one float for each replica there.
+    """Returns the metrics' values per worker: for each variable a list with one float per replica.
 
-    All workers must call it.
+    Every worker must call this.
     """
     strategy = model.distribute_strategy
     values = [strategy.experimental_local_results(variable.value) for variable in model.metrics_variables]
@@ -42,7 +42,7 @@ def metrics(model):
 
 
 def restore_metrics(model, values):
-    """Gives the metrics the values that `metrics` took; on another number of replicas, the first gets their sums."""
+    """Assigns the values that `metrics` returned; if the number of replicas differs, the first one gets the sums."""
     strategy = model.distribute_strategy
     index, workers = distribution.worker(strategy)
     for number, variable in enumerate(model.metrics_variables):

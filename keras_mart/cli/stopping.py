@@ -1,21 +1,21 @@
-"""SIGTERM and Ctrl-C: a run finishes what it must not leave half done, saves, and ends."""
+"""Handles SIGTERM and Ctrl-C: a run completes its current step, saves its state, and exits."""
 
 import contextlib
 import signal
 import sys
 
-# How a process that a signal ended is reported by shells.
+# Exit statuses of processes ended by a signal, as shells report them.
 STATUS = {signal.SIGINT: 128 + signal.SIGINT, signal.SIGTERM: 128 + signal.SIGTERM}
 
 
 def say(text):
-    """Prints to stderr, if it can: Ctrl-C ends whoever reads it too, and may come while something is printed."""
+    """Prints to stderr, ignoring errors: after Ctrl-C its reader may have exited, or a print may be in progress."""
     with contextlib.suppress(OSError, RuntimeError):
         print(text, file=sys.stderr, flush=True)
 
 
 class Stopped(BaseException):
-    """The run was asked to stop. `number` is the signal's."""
+    """The run was requested to stop by signal `number`."""
 
     def __init__(self, number):
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -23,9 +23,10 @@ class Stopped(BaseException):
 
 
 class Requests:
-    """Takes SIGTERM and SIGINT, as a context; a second one ends the process as ever, at once.
+    """Context manager that handles SIGTERM and SIGINT.
 
-    The first raises `Stopped` where the program is, or, while `deferred`, waits until it is looked at.
+    The first signal raises `Stopped` at once or, while `deferred` is set, is stored until the program checks for it. A
+    second one ends the process at once, as by default.
     """
 
     def __init__(self):
@@ -35,30 +36,30 @@ class Requests:
 
     def __enter__(self):
         for number in STATUS:
-            # What is ignored, as Ctrl-C is by a process in the background, stays ignored.
+            # An ignored signal, such as Ctrl-C in a background process, stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.getsignal(number)
-                signal.signal(number, self._take)
+                signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_):
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def heed(self):
-        """Raises `Stopped` if there was a request, and from now on as soon as there is one."""
+    def raise_if_stopped(self):
+        """Raises `Stopped` if there was a signal, and lets further signals raise it at once."""
         self.deferred = False
         if self.number is not None:
             raise self.stopped()
 
     def stopped(self):
-        """The error to raise; where another worker was asked, as if this one had been by SIGTERM."""
+        """Returns the error to raise; if the signal went to another worker, that of SIGTERM."""
         return Stopped(self.number or signal.SIGTERM)
 
-    def _take(self, number, frame):
+    def _handle(self, number, frame):
         for each in self._before:
             signal.signal(each, signal.SIG_DFL)
         self.number = number
-        say(f"\n{signal.Signals(number).name}: saving; a second one ends it at once.")
+        say(f"\n{signal.Signals(number).name}: saving; send it again to exit at once.")
         if not self.deferred:
             raise Stopped(number)

@@ -1,4 +1,4 @@
-"""--mode=train: fits a method and leaves its checkpoints and history in the run directory."""
+"""--mode=train: trains a method and writes its checkpoints and history to the run directory."""
 
 import datetime
 import sys
@@ -16,14 +16,14 @@ from keras_mart.cli.stopping import Requests, Stopped, say
 
 
 def train(method, directory, strategy):
-    """Trains from the start, or from the newest state that was saved, to what an unbroken run would have ended with."""
+    """Trains from the start or from the newest saved state; the result equals that of an uninterrupted run."""
     keras.utils.set_random_seed(FLAGS.seed)
     with strategy.scope():
         model = build.model(method)
     with Requests() as requests:
         saver = _saver(model, directory, requests)
         if saver.progress.epoch >= FLAGS.epochs:
-            print(f"{directory.path}: {method} is trained already, epochs done: {saver.progress.epoch}")
+            print(f"{directory.path}: {method} is already trained, epochs done: {saver.progress.epoch}")
             return
         print(f"{directory.path}: training {method}{_where(saver, strategy)}", flush=True)
         try:
@@ -39,11 +39,11 @@ def _fit(model, saver, directory):
     validation = build.data("validation")
     rate = schedule(saver.steps)
 
-    def note_rate(epoch, logs):  # that of the epoch's last step
+    def log_rate(epoch, logs):  # the rate of the epoch's last step
         logs["learning_rate"] = float(rate(max(int(model.optimizer.iterations.numpy()) - 1, 0)))
 
-    # In the order in which they must run.
-    callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=note_rate), EpochLines(FLAGS.epochs)]
+    # The order matters: the saver must run last.
+    callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=log_rate), EpochLines(FLAGS.epochs)]
     if distribution.is_chief(model.distribute_strategy):
         callbacks.append(EpochScalars(directory.tensorboard))
     callbacks.append(saver)
@@ -56,8 +56,8 @@ def _fit(model, saver, directory):
             epochs=FLAGS.epochs,
             initial_epoch=saver.progress.epoch,
             callbacks=callbacks,
-            shuffle=False,  # the data shuffle themselves
-            verbose=1 if sys.stdout.isatty() else 0,  # elsewhere `EpochLines` has the metrics
+            shuffle=False,  # the data set shuffles
+            verbose=1 if sys.stdout.isatty() else 0,  # without a terminal, `EpochLines` prints the metrics
         )
 
     if saver.progress.step == saver.steps:
@@ -94,7 +94,7 @@ class EpochLines(keras.callbacks.Callback):
 
 
 def _end_epoch(model, epoch, validation, callbacks):
-    """What `fit` does after an epoch's last step, of which the metrics are what the steps have left."""
+    """Ends an epoch as `fit` does after its last step, with the metrics in their current state."""
     container = keras.callbacks.CallbackList(callbacks, model=model, epochs=FLAGS.epochs)
     container.on_train_begin()
     container.on_epoch_begin(epoch)
@@ -107,19 +107,19 @@ def _end_epoch(model, epoch, validation, callbacks):
 
 
 def _saver(model, directory, requests):
-    """The `Saver`, with the model where the newest state has it."""
+    """Restores the newest saved state of the model, and returns the `Saver`."""
     strategy = model.distribute_strategy
     checkpoint, damaged = directory.checkpoints.newest()
     for message in damaged:
         print(message)
     numbers = distribution.all_gather(-1 if checkpoint is None else checkpoint.number, strategy)
     if len(set(numbers)) > 1:
-        raise ValueError(f"All workers must see one run directory. Received: {directory.path}, at steps {numbers}")
+        raise ValueError(f"All workers must share one run directory. Received: {directory.path}, at steps {numbers}")
     steps = build.steps()
     if checkpoint is not None and checkpoint.facts.get("steps", steps) != steps:
         raise ValueError(
-            "The training data must be those that the run was begun with: "
-            f"{checkpoint.facts['steps']} batches an epoch. Received: {steps}"
+            "The training data must be the same as at the start of the run: "
+            f"{checkpoint.facts['steps']} batches per epoch. Received: {steps}"
         )
     if distribution.is_chief(strategy):
         directory.go_back(checkpoint)

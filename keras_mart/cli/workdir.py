@@ -1,4 +1,4 @@
-"""A run directory: what it holds, how it is begun, and how it is read again."""
+"""Run directories: creates, checks, writes and restores them."""
 
 import csv
 import pathlib
@@ -13,28 +13,28 @@ from keras_mart.cli import flags, rules
 from keras_mart.cli.parsers import APPLICATIONS
 from keras_mart.evaluation.run import Run
 
-# A run that goes on may get more epochs (where its learning rate does not hang on their number), another evaluation and
-# another machine, but nothing else: not --evaluation_epsilon, at which the best checkpoint is chosen.
-FREE = tuple(
+# Flags that may change when a run is resumed: the number of epochs (unless the learning rate depends on it), and those
+# of the evaluation and the machine; but not --evaluation_epsilon, at which the best checkpoint is chosen.
+CHANGEABLE = tuple(
     f"--{name}="
     for name in (
         "epochs", "strategy", "jit_compile", "steps_per_execution", "accumulate", "data_dir", "cache", "save_every",
-        "on_nan", *rules.OF_THE_EVALUATION,
+        "on_nan", *rules.EVALUATION_FLAGS,
     )
     if name != "evaluation_epsilon"
 )  # fmt: skip
 
 
 class ModelDirectory(Run):
-    """Where --model, which comes from elsewhere, is evaluated and reported: as the best and only checkpoint."""
+    """The directory in which --model is evaluated and reported, as the best and only checkpoint."""
 
-    judged = ("best",)
+    checkpoint_names = ("best",)
 
     def begin(self, text):
-        """Makes the directory and keeps the flags in it.
+        """Creates the directory and writes the flags to it.
 
         Raises:
-            ValueError: there is a run or another model's evaluation in it, or it cannot be written.
+            ValueError: if it contains a run or another model's evaluation, or cannot be written.
         """
         own = f"--model={flags.FLAGS.model}"
         if self.best.exists() or (self.flags.exists() and own not in self.flags.read_text().splitlines()):
@@ -43,53 +43,57 @@ class ModelDirectory(Run):
 
 
 class RunDirectory(Run):
-    """A run directory that is begun, gone on with and written to; `checkpoints` are the states to go on from."""
+    """A run directory to create, resume and write to; `checkpoints` are the saved states to resume from."""
 
-    judged = ("best", "last")
+    checkpoint_names = ("best", "last")
 
     def __init__(self, path):
         super().__init__(path)
         self.checkpoints = Checkpoints(self.path / "checkpoints")
 
     def check(self, resume, text):
-        """Raises ValueError where no run with these flags can begin here or, with `resume`, go on."""
+        """Raises ValueError if no run with these flags can be started here or, with `resume`, resumed."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"The run directory must be a folder. Received: {self.path}")
         files.remove_unfinished(self.path)
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return
         if not resume:
-            raise ValueError(f"{self.path} holds files. Go on with its run by --resume, or choose another --workdir.")
+            raise ValueError(f"{self.path} contains files. Resume its run with --resume, or choose another --workdir.")
         if not self.flags.exists():
-            raise ValueError(f"{self.path} holds files but no run (flags.cfg is missing). Choose another --workdir.")
+            raise ValueError(f"{self.path} contains files but no run (flags.cfg is missing). Choose another --workdir.")
         if self.best.exists() and not self.checkpoints.path.exists():
-            raise ValueError(f"{self.checkpoints.path} is missing: the run cannot go on. Choose another --workdir.")
+            raise ValueError(
+                f"{self.checkpoints.path} is missing: the run cannot be resumed. Choose another --workdir."
+            )
         if len(self.rows()) > flags.FLAGS.epochs:
             raise ValueError(
-                f"{self.path} has {len(self.rows())} epochs behind it. Received: --epochs={flags.FLAGS.epochs}"
+                f"{self.path} has already trained {len(self.rows())} epochs. Received: --epochs={flags.FLAGS.epochs}"
             )
-        kept, given = (_demanded(each) for each in (self.flags.read_text(), text))
+        kept, given = (_fixed_lines(each) for each in (self.flags.read_text(), text))
         if kept != given:
-            begun, received = (" ".join(sorted(lines)) or "nothing" for lines in (kept - given, given - kept))
-            over_all = f" --schedule={flags.FLAGS.schedule} falls over all --epochs." if _epochs(kept ^ given) else ""
+            started, received = (" ".join(sorted(lines)) or "nothing" for lines in (kept - given, given - kept))
+            why = (
+                f" The rate of --schedule={flags.FLAGS.schedule} depends on --epochs." if _epochs(kept ^ given) else ""
+            )
             raise ValueError(
-                f"--resume needs the flags that {self.path} was begun with (--flagfile={self.flags} gives them)."
-                f"{over_all} It was begun with {begun}. Received instead: {received}"
+                f"--resume needs the flags that {self.path} was started with (--flagfile={self.flags} sets them)."
+                f"{why} It was started with {started}. Received instead: {received}"
             )
 
     def begin(self, text):
-        """Makes the directory and keeps the flags in it.
+        """Creates the directory and writes the flags to it.
 
         Raises:
-            ValueError: the directory cannot be written.
+            ValueError: if the directory cannot be written.
         """
         _begin(self, text)
 
     def load(self, checkpoint):
-        """The model of a checkpoint, compiled and with its optimizer.
+        """Loads the model of a checkpoint, compiled and with its optimizer.
 
         Raises:
-            ValueError: the file is missing or damaged.
+            ValueError: if the file is missing or damaged.
         """
         if not checkpoint.exists():
             raise ValueError(f"There is no checkpoint {checkpoint}. Train first (--mode=train).")
@@ -103,8 +107,8 @@ class RunDirectory(Run):
             raise ValueError(f"The checkpoint {checkpoint} cannot be read: {error}") from error
 
     def record(self, model, rows, is_best):
-        """Writes history.csv, last.keras and, if it is the best yet, best.keras; removes what was measured before."""
-        self.forget_measured()
+        """Writes history.csv, last.keras and, if it is the best so far, best.keras; removes outdated results."""
+        self.remove_results()
         with files.atomic_file(self.last) as unfinished:
             model.save(unfinished)
         if is_best:
@@ -112,23 +116,23 @@ class RunDirectory(Run):
                 shutil.copyfile(self.last, unfinished)
         self._write_rows(rows)
 
-    def forget_measured(self):
-        """Removes what was measured of the checkpoints."""
+    def remove_results(self):
+        """Removes the evaluation, diagnosis and gallery of the checkpoints."""
         for each in (self.evaluation, *map(self.predictions, ("best", "last")), self.diagnosis, self.gallery):
             each.unlink(missing_ok=True)
         files.remove(self.evaluating)
 
     def save(self, number, arrays, facts):
-        """Saves the state of the run, and with it the best checkpoint that belongs to it."""
+        """Saves the state of the run together with its current best checkpoint."""
         self.checkpoints.save(number, arrays, facts, {self.best.name: self.best} if self.best.exists() else {})
 
     def go_back(self, checkpoint):
-        """Makes the directory what it was when a state was saved; `None` for the beginning."""
-        self.checkpoints.path.mkdir(exist_ok=True)  # from now on, a run without it is one that lost it
+        """Resets the directory to the time when a state was saved; `None` for the start of the run."""
+        self.checkpoints.path.mkdir(exist_ok=True)  # from now on, a run without this folder has lost it
         self.checkpoints.remove_after(-1 if checkpoint is None else checkpoint.number)
         rows = [] if checkpoint is None else checkpoint.facts["progress"]["rows"]
         if len(self.rows()) > len(rows):
-            self.forget_measured()
+            self.remove_results()
         best = None if checkpoint is None else checkpoint.files.get(self.best.name)
         if best is None:
             self.best.unlink(missing_ok=True)
@@ -154,10 +158,10 @@ def _begin(run, text):
         raise ValueError(f"The run directory must be writable. Received: {run.path} ({error})") from error
 
 
-def _demanded(text):
-    """The lines of a flagfile in which a run that goes on must agree."""
-    lines = {line for line in text.splitlines() if line and not line.startswith(FREE)}
-    return lines | (_epochs(text.splitlines()) if flags.FLAGS.schedule in rules.OVER_ALL_EPOCHS else set())
+def _fixed_lines(text):
+    """Returns the lines of a flagfile that must not change when a run is resumed."""
+    lines = {line for line in text.splitlines() if line and not line.startswith(CHANGEABLE)}
+    return lines | (_epochs(text.splitlines()) if flags.FLAGS.schedule in rules.WHOLE_RUN_SCHEDULES else set())
 
 
 def _epochs(lines):
@@ -165,14 +169,14 @@ def _epochs(lines):
 
 
 def of_method(method):
-    """The run directory of a method: --workdir itself, or a folder in it where several methods are compared."""
+    """Returns the run directory of a method: --workdir, or a folder in it if several methods are compared."""
     root = root_path()
     several = len(flags.FLAGS.method) > 1 or (root / method / "flags.cfg").exists()
     return RunDirectory(root / method if several else root)
 
 
 def root_path():
-    """--workdir or its default."""
+    """Returns --workdir or its default."""
     kind, _, location = flags.FLAGS.dataset.partition(":")
     data = pathlib.Path(location).expanduser().resolve().stem if kind in ("npz", "folder") else location or kind
     model = flags.FLAGS.model

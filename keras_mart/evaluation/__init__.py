@@ -1,4 +1,4 @@
-"""How far a classifier holds: its accuracy under attacks, as a table; checks of the attacks; a report."""
+"""Robustness evaluation: accuracy under attacks, checks for false robustness, an HTML report."""
 
 from keras_mart.evaluation.accuracy import check, evaluate
 from keras_mart.evaluation.diagnose import Diagnosis, diagnose

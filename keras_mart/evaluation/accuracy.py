@@ -1,9 +1,11 @@
-"""Accuracy under attacks, stage by stage over a whole data set."""
+"""Accuracy under attacks, computed stage by stage over a whole data set."""
 
 import numbers
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -12,65 +14,70 @@ from keras_mart.attacks import Attack
 from keras_mart.attacks.base import as_seed
 from keras_mart.attacks.inference import network_of
 from keras_mart.attacks.survivors import CallableAttack, Examples, run_round
-from keras_mart.evaluation import examples, record
-from keras_mart.evaluation.books import Books, part_of, plan
+from keras_mart.evaluation import examples
 from keras_mart.evaluation.precision import precision_of, with_precision
 from keras_mart.evaluation.progress import Progress
-from keras_mart.evaluation.state import Nowhere, State
-from keras_mart.evaluation.table import RESERVED
+from keras_mart.evaluation.record import architecture_sha256, common_threat, data_sha256, versions, weights_sha256
+from keras_mart.evaluation.record import attack as attack_record
+from keras_mart.evaluation.results import Results, batch_arrays, plan
+from keras_mart.evaluation.state import NoState, State
+from keras_mart.evaluation.table import RESERVED, Table
 from keras_mart.randomness import example_seeds
+from keras_mart.typing import Data
 
 
 def evaluate(
-    model,
-    data,
-    attacks,
+    model: keras.Model,
+    data: Data | Iterable,
+    attacks: Mapping[str, Attack | Callable],
     *,
-    batch_size=128,
-    limit=None,
-    stop_early=False,
-    seed=0,
-    verbose=1,
-    state=None,
-    precision="float32",
-    class_names=None,
-):
-    """Natural accuracy and the accuracy under each attack, over all examples.
+    batch_size: int = 128,
+    limit: int | None = None,
+    stop_early: bool = False,
+    seed: int = 0,
+    verbose: int = 1,
+    state: str | os.PathLike | None = None,
+    precision: str | None = "float32",
+    class_names: Sequence[str] | None = None,
+) -> Table:
+    """Computes the natural accuracy and the accuracy under each attack.
 
-    All data are read and looked through first. Then each attack, and each stage and round of it, runs on all the
-    examples that are left to it, in full batches. A compound attack such as `AutoAttack` gets a row for each stage too,
-    `<attack>/<stage>`: the accuracy after it. Attacks in rounds (APGDT, FABT, Square, AutoAttack) leave alone what is
-    misclassified without them, and count it as misclassified; the others are run on every example.
+    All data are read and checked first. Then each attack, stage by stage and round by round, runs in full batches on
+    the examples that it still has to attack. A compound attack such as `AutoAttack` also gets a row for each stage,
+    `<attack>/<stage>`: the accuracy after that stage. Attacks in rounds (APGDT, FABT, Square, AutoAttack) skip examples
+    that are misclassified without an attack, and count them as misclassified; the others run on every example.
 
-    The table depends on the seed but, but for rounding, not on the batch size. Under a strategy that the model was made
-    in, every replica attacks its share of each batch. Several workers share the examples out, and each gets the whole
-    table: the one that a single process would get. All of them must call it, with the same data.
+    The table depends on the seed but, except for rounding, not on the batch size. If the model was created under a
+    distribution strategy, every replica attacks its share of each batch. Several workers divide the examples among
+    themselves, and each returns the whole table, the same that a single process would. Every worker must call this,
+    with the same data.
 
     Args:
         model: a Keras classifier that returns logits, wrapped or not.
         data: batches of (images, labels), as a `tf.data.Dataset` or any iterable; or a pair of arrays. They must fit
             in the machine's memory.
-        attacks: name to attack: a `keras_mart.Attack`, or a callable of (network, images, labels, seed), where the seed
-            is [2] integers, others for each batch.
-        batch_size: number of examples that are attacked at once.
-        limit: number of examples, the first ones (of a DistributedDataset, the first of each worker); all by default.
-        stop_early: `True` runs each attack only on what was classified correctly under all before it. That saves time
-            where the worst case is all that matters; an attack's row is then the accuracy under it and all before it.
+        attacks: mapping from names to attacks: a `keras_mart.Attack`, or a callable of (network, images, labels, seed),
+            where the seed is [2] integers that differ from batch to batch.
+        batch_size: number of examples attacked at once.
+        limit: number of examples to evaluate, from the start of the data (for a DistributedDataset, of each worker's
+            part); all by default.
+        stop_early: if `True`, each attack runs only on the examples classified correctly under all attacks before it.
+            This saves time when only the worst case matters; an attack's row then counts the attacks before it too.
         seed: integer; the same seed gives the same table.
-        verbose: 0 for silence, 1 for a line of progress, 2 for a line for each round.
-        state: folder in which each batch that is done is kept. Called again with the same arguments (another
-            `batch_size` will do), it goes on from there, and ends with the same table.
-        precision: "float32" judges and attacks a network of lower precision, such as mixed_bfloat16, as a copy that
-            computes in float32. `None` takes the network as it is.
+        verbose: 0 for silence, 1 for a progress line, 2 for a line per round.
+        state: folder in which each finished batch is saved. Called again with the same arguments (`batch_size` may
+            differ), the evaluation resumes from there and ends with the same table.
+        precision: "float32" evaluates a network of lower precision, such as mixed_bfloat16, through a copy that
+            computes in float32. `None` evaluates the network as it is.
         class_names: names of the classes, for the table.
 
     Returns:
         A `Table`.
 
     Raises:
-        ValueError: attacks that cannot be named so, a batch size or limit that is not positive, empty data, images
-            outside [0, 1], labels that do not fit, a model that does not return logits or that cannot be copied, or a
-            `state` that another process uses or that is of another evaluation.
+        ValueError: if an attack has an invalid name, the batch size or limit is not positive, the data are empty,
+            images lie outside [0, 1], labels do not fit, the model does not return logits or cannot be copied, or
+            `state` is in use by another process or belongs to another evaluation.
     """
     network = with_precision(network_of(model), precision)
     checks.positive_integer(batch_size, "batch_size")
@@ -82,51 +89,55 @@ def evaluate(
     classes = checks.classes(network, images)
     _check_task(network, images[:1], attacks)
     _check_class_names(class_names, labels)
-    said = _record(network, images, labels, attacks, seed, limit, stop_early)
+    record = _record(network, images, labels, attacks, seed, limit, stop_early)
 
     strategy = getattr(network, "distribute_strategy", None)
     worker, workers = distribution.worker(strategy)
-    if not isinstance(data, tf.distribute.DistributedDataset):  # of which each worker has its own part already
+    if not isinstance(data, tf.distribute.DistributedDataset):  # each worker already has only its part of one
         images, labels = images[worker::workers], labels[worker::workers]
-    places = np.arange(len(labels), dtype="int32") * workers + worker
-    own = Examples(images, labels, np.asarray(example_seeds(as_seed(seed), places)))
+    positions = np.arange(len(labels), dtype="int32") * workers + worker
+    own = Examples(images, labels, np.asarray(example_seeds(as_seed(seed), positions)))
 
-    books, steps = Books(labels, stop_early), plan(attacks, own.seeds, classes, images.shape)
-    kept = Nowhere() if state is None else State(_of_worker(state, worker, workers), said)
+    results, steps = Results(labels, stop_early), plan(attacks, own.seeds, classes, images.shape)
+    saved = NoState() if state is None else State(_worker_folder(state, worker, workers), record)
     size = max(min(batch_size, len(labels)), 1)
-    with kept.opened():
-        _run(network, own, steps, books, kept, size, Progress(len(labels), verbose))
-    return books.table(places, strategy, class_names, said)
+    with saved.opened():
+        _run(network, own, steps, results, saved, size, Progress(len(labels), verbose))
+    return results.table(positions, strategy, class_names, record)
 
 
-def _run(network, own, steps, books, kept, size, progress):
-    """Takes all steps that are not done yet, and keeps what is done after each batch."""
-    books.restore(kept.done())
-    for index in range(books.steps, len(steps)):
+def _run(network, own, steps, results, saved, size, progress):
+    """Runs all steps that are not done yet, and saves each batch when it is done."""
+    results.restore(saved.done())
+    for index in range(results.steps, len(steps)):
         step = steps[index]
-        books.begin(step, own.images.shape)
-        which = np.flatnonzero(books.standing.left)
-        for part in kept.parts(index):
-            books.take(step, part)
-            which = np.setdiff1d(which, part["rows"])
-        progress.begin(step, len(which))
-        start, candidates = time.perf_counter(), books.standing.candidates
+        results.begin(step, own.images.shape)
+        remaining = np.flatnonzero(results.standing.left)
+        for part in saved.parts(index):
+            results.add(step, part)
+            remaining = np.setdiff1d(remaining, part["rows"])
+        progress.begin(step, len(remaining))
+        start, candidates = time.perf_counter(), results.standing.candidates
         for found in run_round(
-            network, step.attack, own._replace(seeds=step.seeds), which, size, step.number, candidates
+            network, step.attack, own._replace(seeds=step.seeds), remaining, size, step.number, candidates
         ):
-            part = part_of(step, found)
+            part = batch_arrays(step, found)
             part["seconds"] = time.perf_counter() - start
-            books.take(step, part)
-            kept.add(index, found.rows[0], part)
+            results.add(step, part)
+            saved.add(index, found.rows[0], part)
             progress.batch(len(found.rows))
             start = time.perf_counter()
-        books.end(step)
-        progress.end(step, int(np.sum(books.standing.left)), books.seconds[step.row])
-        kept.finish(books.arrays)
+        results.end(step)
+        progress.end(step, int(np.sum(results.standing.left)), results.seconds[step.row])
+        saved.finish(results.arrays)
 
 
-def check(model, data, attacks):
-    """Raises ValueError where `evaluate` would, as far as arrays, or else the first batch, tell."""
+def check(model: keras.Model, data: Data | Iterable, attacks: Mapping[str, Attack | Callable]) -> None:
+    """Checks the arguments of `evaluate` without running it, on whole arrays or the first batch of other data.
+
+    Raises:
+        ValueError: as in `evaluate`; or if the data can be read only once.
+    """
     network = network_of(model)
     images, labels = examples.first(data)
     checks.batch(network, images, labels)
@@ -135,23 +146,23 @@ def check(model, data, attacks):
 
 
 def _record(network, images, labels, attacks, seed, limit, stop_early):
-    """What the evaluation is of, as `Table.record` says it."""
+    """Returns the description of an evaluation that `Table.record` keeps."""
     return {
-        "threat": record.common_threat(attacks.values()),
-        "attacks": {name: record.attack(attack) for name, attack in attacks.items()},
+        "threat": common_threat(attacks.values()),
+        "attacks": {name: attack_record(attack) for name, attack in attacks.items()},
         "precision": precision_of(network),
-        "tensor_float_32": tf.config.experimental.tensor_float_32_execution_enabled(),  # which only GPUs have
+        "tensor_float_32": tf.config.experimental.tensor_float_32_execution_enabled(),  # affects GPUs only
         "seed": int(seed),
         "limit": limit and int(limit),
         "stop_early": stop_early,
-        "versions": record.versions(),
-        "architecture_sha256": record.architecture_sha256(network),
-        "weights_sha256": record.weights_sha256(network),
-        "data_sha256": record.data_sha256(images, labels),
+        "versions": versions(),
+        "architecture_sha256": architecture_sha256(network),
+        "weights_sha256": weights_sha256(network),
+        "data_sha256": data_sha256(images, labels),
     }
 
 
-def _of_worker(state, worker, workers):
+def _worker_folder(state, worker, workers):
     return state if workers == 1 else f"{state}/{worker}-of-{workers}"
 
 
@@ -159,14 +170,17 @@ def _check_attacks(attacks, state=None):
     if not isinstance(attacks, Mapping):
         raise ValueError(f"`attacks` must map names to attacks. Received: {attacks!r}")
     for name, attack in attacks.items():
-        taken_name = not isinstance(name, str) or name in RESERVED or "/" in name
-        if taken_name or not callable(attack) or isinstance(attack, type):
+        invalid_name = not isinstance(name, str) or name in RESERVED or "/" in name
+        if invalid_name or not callable(attack) or isinstance(attack, type):
             raise ValueError(
-                f"`attacks` must map names to attacks; {', '.join(RESERVED)}, and names with a slash, are taken. "
+                f"`attacks` must map names to attacks; {', '.join(RESERVED)}, and names with a slash, are reserved. "
                 f"Received: {name!r}: {attack!r}"
             )
         if state is not None and not isinstance(attack, Attack):
-            raise ValueError(f"`state` needs attacks that are told by their parameters. Received: {name!r}: {attack!r}")
+            raise ValueError(
+                "`state` needs `keras_mart.Attack` objects, whose parameters it can compare. "
+                f"Received: {name!r}: {attack!r}"
+            )
 
 
 def _check_task(network, image, attacks):

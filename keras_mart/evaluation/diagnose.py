@@ -1,53 +1,58 @@
-"""Checks for false robustness: signs that an attack failed rather than that the network holds."""
+"""Checks for false robustness: signs that an attack failed although the network is not robust."""
 
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_mart.attacks import PGD, Attack, Noise, Square, Transfer
 from keras_mart.attacks.gradients import gradient_of, values_only
 from keras_mart.attacks.inference import network_of, traced
-from keras_mart.evaluation import examples, signs
+from keras_mart.evaluation import examples, false_robustness
 from keras_mart.evaluation.accuracy import evaluate
 from keras_mart.evaluation.precision import with_precision
 from keras_mart.losses import cross_entropy
 from keras_mart.threats import L2, Threat
+from keras_mart.typing import Data
 
-# The accuracy is measured at these multiples of epsilon, and at last in a ball that holds all images.
+# The accuracy is measured at these multiples of epsilon, and in a ball that contains every image.
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What the checks say of one classifier in one ball.
+    """The results of the checks for one classifier and one ball.
 
     Attributes:
         threat: the ball.
-        examples: number of examples looked at.
+        examples: number of examples that were checked.
         checks: tuple of `Check`.
-        curve: "epsilon" and "accuracy", two lists, and the "attack" that measured them.
+        curve: accuracy against epsilon: the lists "epsilon" and "accuracy", the number of "examples", and the "attack"
+            that measured them.
     """
 
-    threat: object
+    threat: Threat
     examples: int
-    checks: tuple
-    curve: dict
+    checks: tuple[false_robustness.Check, ...]
+    curve: dict[str, Any]
 
     @property
-    def passed(self):
-        """Whether nothing was flagged."""
+    def passed(self) -> bool:
+        """Whether no check was flagged."""
         return not self.flagged
 
     @property
-    def flagged(self):
-        """The names of the checks that were flagged."""
-        return [check.name for check in self.checks if check.verdict == signs.FLAGGED]
+    def flagged(self) -> list[str]:
+        """The names of the flagged checks."""
+        return [check.name for check in self.checks if check.verdict == false_robustness.FLAGGED]
 
-    def __getitem__(self, name):
-        """The check of that name."""
+    def __getitem__(self, name: str) -> false_robustness.Check:
+        """Returns the check with this name."""
         return {check.name: check for check in self.checks}[name]
 
     def __str__(self):
@@ -55,36 +60,47 @@ class Diagnosis:
         lines = [f"{self.threat!r}, {self.examples:,} examples"]
         for check in self.checks:
             lines += [f"{check.verdict:<7}  {check.name:<{width}}  {check.figure}"]
-            if check.verdict == signs.FLAGGED:
+            if check.verdict == false_robustness.FLAGGED:
                 lines += [f"{'':<9}{check.meaning}"]
         return "\n".join(lines)
 
-    def to_json(self):
-        """The diagnosis as a JSON object, indented."""
+    def to_json(self) -> str:
+        """Returns the diagnosis as an indented JSON object."""
         threat = {"norm": type(self.threat).__name__, "epsilon": self.threat.epsilon}
         return json.dumps({**dataclasses.asdict(self), "threat": threat}, indent=2)
 
 
-def diagnose(model, data, threat, source=None, *, batch_size=128, limit=200, seed=0, verbose=1, precision="float32"):
-    """Looks for signs that attacks on a classifier fail for other reasons than that it holds.
+def diagnose(
+    model: keras.Model,
+    data: Data | Iterable,
+    threat: Threat,
+    source: keras.Model | None = None,
+    *,
+    batch_size: int = 128,
+    limit: int | None = 200,
+    seed: int = 0,
+    verbose: int = 1,
+    precision: str | None = "float32",
+) -> Diagnosis:
+    """Checks a classifier for false robustness: attacks that fail although the classifier is not robust.
 
-    Runs PGD at growing epsilon, with more steps and with restarts, random noise, Square and, given a source, a
-    transfer attack, and looks at outputs and gradients themselves. A flag is a reason to look closer; that nothing is
-    flagged is no proof of robustness.
+    Runs PGD at increasing epsilon, with more steps and with restarts, random noise, Square and, if a source is given, a
+    transfer attack; and examines the classifier's outputs and gradients. A flagged check is a reason to investigate;
+    passing all checks does not prove robustness.
 
     Args:
         model: a Keras classifier that returns logits, wrapped or not.
         data: as in `keras_mart.evaluate`.
-        threat: the ball that the robustness is claimed for, of positive epsilon.
-        source: another classifier of the same task, trained independently, for the transfer check.
-        limit: number of examples, the first ones.
+        threat: the ball for which robustness is claimed, of positive epsilon.
+        source: an independently trained classifier for the same task, for the transfer check.
+        limit: number of examples to check, from the start of the data.
         batch_size, seed, verbose, precision: as in `keras_mart.evaluate`.
 
     Returns:
         A `Diagnosis`.
 
     Raises:
-        ValueError: an epsilon of 0, and where `keras_mart.evaluate` raises it.
+        ValueError: if epsilon is 0; or as in `keras_mart.evaluate`.
 
     Reference: Athalye et al., arXiv 1802.00420, section 3; Carlini et al., arXiv 1902.06705.
     """
@@ -92,47 +108,52 @@ def diagnose(model, data, threat, source=None, *, batch_size=128, limit=200, see
         raise ValueError(f"`threat` must be a ball of positive epsilon, such as Linf(8 / 255). Received: {threat!r}")
     network = with_precision(network_of(model), precision)
     images, labels = examples.read(network, data, limit)
-    ladder = _ladder(threat, images.shape[1:])
-    attacks = _attacks(threat, ladder, source, are_images=len(images.shape) == 4)
+    epsilons = _epsilons(threat, images.shape[1:])
+    attacks = _attacks(threat, epsilons, source, are_images=len(images.shape) == 4)
     table = evaluate(
         network, (images, labels), attacks, batch_size=batch_size, seed=seed, verbose=verbose, precision=None
     )
-    once = f"at {threat.epsilon:g}"
-    accuracies = [table["natural"], *(table[f"at {each:g}"] for each in ladder[1:])]
+    pgd = f"at {threat.epsilon:g}"
+    accuracies = [table["natural"], *(table[f"at {each:g}"] for each in epsilons[1:])]
     outputs, gradients = _probe(network, images, labels, batch_size)
     found = (
-        signs.deterministic(outputs, _probe(network, images, labels, batch_size)[0]),
-        signs.looks_like_logits(outputs),
-        signs.gradients(gradients),
-        signs.epsilon(ladder, accuracies),
-        signs.steps(table, once),
-        signs.restarts(table),
-        signs.noise(table, once),
-        signs.black_box(table, once, "square", f"Square with {signs.SQUARE_QUERIES:,} queries"),
-        signs.black_box(table, once, "transfer", "PGD on the source model"),
+        false_robustness.deterministic(outputs, _probe(network, images, labels, batch_size)[0]),
+        false_robustness.looks_like_logits(outputs),
+        false_robustness.gradients(gradients),
+        false_robustness.epsilon(epsilons, accuracies),
+        false_robustness.steps(table, pgd),
+        false_robustness.restarts(table),
+        false_robustness.noise(table, pgd),
+        false_robustness.black_box(table, pgd, "square", f"Square with {false_robustness.SQUARE_QUERIES:,} queries"),
+        false_robustness.black_box(table, pgd, "transfer", "PGD on the source model"),
     )
-    curve = {"epsilon": ladder, "accuracy": accuracies, "examples": table.examples, "attack": f"PGD-{signs.STEPS}"}
+    curve = {
+        "epsilon": epsilons,
+        "accuracy": accuracies,
+        "examples": table.examples,
+        "attack": f"PGD-{false_robustness.STEPS}",
+    }
     return Diagnosis(threat, table.examples, found, curve)
 
 
-def _attacks(threat, ladder, source, are_images):
-    attacks = {f"at {each:g}": _Rung(threat, PGD(threat, signs.STEPS), each) for each in ladder[1:]}
+def _attacks(threat, epsilons, source, are_images):
+    attacks = {f"at {each:g}": _AtEpsilon(threat, PGD(threat, false_robustness.STEPS), each) for each in epsilons[1:]}
     attacks |= {
-        "few": PGD(threat, signs.FEW_STEPS),
-        "many": PGD(threat, signs.MANY_STEPS),
-        "restarts": PGD(threat, signs.STEPS, restarts=signs.RESTARTS),
-        "noise": Noise(threat, signs.NOISE_SAMPLES),
+        "few": PGD(threat, false_robustness.FEW_STEPS),
+        "many": PGD(threat, false_robustness.MANY_STEPS),
+        "restarts": PGD(threat, false_robustness.STEPS, restarts=false_robustness.RESTARTS),
+        "noise": Noise(threat, false_robustness.NOISE_SAMPLES),
     }
     if are_images:
-        attacks["square"] = Square(threat, signs.SQUARE_QUERIES)
+        attacks["square"] = Square(threat, false_robustness.SQUARE_QUERIES)
     if source is not None:
-        attacks["transfer"] = Transfer(source, PGD(threat, signs.STEPS))
+        attacks["transfer"] = Transfer(source, PGD(threat, false_robustness.STEPS))
     return attacks
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rung(Attack):
-    """An attack at another epsilon, its step size scaled alike: traced once for all of them."""
+class _AtEpsilon(Attack):
+    """An attack at another epsilon, with its step size scaled to it; traced once for all epsilons."""
 
     attack: PGD
     epsilon: float
@@ -142,7 +163,7 @@ class _Rung(Attack):
         return self.attack.gradients
 
     def in_round(self, network, images, labels, seeds, number=0, candidates=None):
-        attack = self._traced(network, images, tf.TensorSpec([]), key=("rung", self.attack))
+        attack = self._traced(network, images, tf.TensorSpec([]), key=("at_epsilon", self.attack))
         return attack(images, labels, seeds, self.epsilon)
 
     def perturb(self, logits, images, labels, seed, epsilon):
@@ -152,15 +173,15 @@ class _Rung(Attack):
         return self.attack.maximise(objective, images, epsilon, seed)
 
 
-def _ladder(threat, shape):
-    """Growing epsilons: 0, multiples of the threat's, and one that leaves no image out of reach."""
+def _epsilons(threat, shape):
+    """Returns increasing epsilons: 0, multiples of the threat's, and one whose ball contains every image."""
     everything = math.sqrt(math.prod(shape)) if isinstance(threat, L2) else 1.0
     below = {threat.epsilon * multiple for multiple in MULTIPLES}
     return sorted({0.0, threat.epsilon, *(each for each in below if each < everything), everything})
 
 
 def _probe(network, images, labels, batch_size):
-    """([examples, classes] logits, [examples, ...] gradients of the cross-entropy as attacks see them)."""
+    """Returns [examples, classes] logits and [examples, ...] gradients of the cross-entropy, as attacks see them."""
     signature = [tf.TensorSpec([None, *images.shape[1:]]), tf.TensorSpec([None], "int32")]
     function = traced(network, "probe", _logits_and_gradients, signature, exact=True)
     parts = [

@@ -1,4 +1,4 @@
-"""The examples of an evaluation: read once, from whatever form the data have, and looked through as they come."""
+"""Reads and checks the examples of an evaluation, from data of any supported form."""
 
 import itertools
 from collections.abc import Mapping
@@ -11,15 +11,16 @@ from keras_mart import checks, distribution, losses
 
 
 def read(network, data, limit):
-    """Returns ([examples, ...] images, [examples] int32 labels) of data, as arrays.
+    """Returns [examples, ...] images and [examples] int32 labels, as arrays.
 
     Args:
-        network: the classifier that is to judge them.
+        network: the classifier to evaluate.
         data: as in `keras_mart.evaluate`.
-        limit: number of examples, the first ones, or `None`.
+        limit: number of examples, from the start of the data, or `None`.
 
     Raises:
-        ValueError: data that the network cannot be judged on, endless data without a limit, or none.
+        ValueError: if the network cannot be evaluated on the data, they are endless and there is no limit, or they are
+            empty.
     """
     if limit is not None:
         checks.positive_integer(limit, "limit")
@@ -37,13 +38,13 @@ def read(network, data, limit):
 
 
 def first(data):
-    """Returns the first (images, labels) of data: arrays are whole.
+    """Returns the first batch of the data as (images, labels), or whole arrays.
 
     Raises:
-        ValueError: there are none, or they can be read only once.
+        ValueError: if the data are empty or can be read only once.
     """
     if hasattr(data, "__next__"):
-        raise ValueError(f"`data` must be readable again and again. Received: {data!r}")
+        raise ValueError(f"`data` must be readable more than once. Received: {data!r}")
     found = data[:2] if _are_arrays(data) else next(_batches(data), None)
     if found is None:
         raise ValueError("The data must not be empty. Received: no batch.")
@@ -56,10 +57,10 @@ def _are_arrays(data):
 
 
 def _batches(data, limit=None):
-    """Pairs of (images, labels) as arrays, without indices and weights, of at most `limit` examples altogether."""
+    """Yields (images, labels) batches as arrays, without indices and weights, `limit` examples in all at most."""
     if limit is None and _is_endless(data):
-        raise ValueError("Endless data need a `limit`. Received: a dataset that repeats for ever.")
-    if isinstance(data, keras.utils.PyDataset):  # which ends only where it is asked how long it is
+        raise ValueError("Endless data need a `limit`. Received: a dataset that repeats forever.")
+    if isinstance(data, keras.utils.PyDataset):  # iterating over one does not end by itself
         count = data.num_batches
         data = map(data.__getitem__, itertools.count() if count is None else range(count))
     seen = 0

@@ -1,4 +1,4 @@
-"""Attacks by the names the papers give them, for the command line."""
+"""Attacks by name, such as "pgd20", for the command line."""
 
 import re
 
@@ -9,35 +9,35 @@ NAMED = {
     "fgsm": FGSM, "cw": CW, "apgd": APGDCE, "apgd-ce": APGDCE, "apgd-dlr": APGDDLR, "apgd-t": APGDT, "fab-t": FABT,
     "fmn": FMN, "square": Square, "autoattack": AutoAttack,
 }  # fmt: skip
-# Those that take a number of steps at the end of their name.
+# Attacks whose name may end in a number of steps.
 STEPPED = {"pgd": PGD, "cw": CW, "fmn": FMN}
-# PGD-20 and CW-30 step as in the MART paper's evaluation; others as `PGD` does by default.
+# PGD-20 and CW-30 take the step size of the MART paper's evaluation; others that of `PGD`.
 PAPER_STEP, PAPER_STEPS = 0.1, {"pgd": 20, "cw": 30}
-# Names of several at once: "paper" are the attacks of the MART paper's white-box table.
+# Names of several attacks: "paper" stands for those of the MART paper's white-box table.
 GROUPS = {"paper": ("fgsm", "pgd20", "cw")}
 TRANSFER = "transfer-"
 PRESETS = (*NAMED, "pgd10", "pgd20", "pgd40", "pgd100", *GROUPS)
 
 
 def presets(names, threat, source=None):
-    """Name to attack in a ball.
+    """Returns a dictionary from names to attacks in the given ball.
 
     Args:
-        names: each one of `PRESETS`, pgd<steps>, cw<steps> (cw has 30) or fmn<steps> (fmn has 100); after
-            "transfer-" the attack is run on the source. "paper" stands for fgsm, pgd20 and cw. pgd20 and cw take
-            steps of epsilon / 10, as in the paper's evaluation; with other numbers of steps they take
-            `keras_mart.PGD`'s default.
+        names: each is one of `PRESETS`, pgd<steps>, cw<steps> (30 by default) or fmn<steps> (100 by default);
+            "transfer-" in front runs the attack on the source. "paper" stands for fgsm, pgd20 and cw. pgd20 and cw take
+            steps of epsilon / 10, as in the MART paper's evaluation; with other numbers of steps they take the default
+            step size of `keras_mart.PGD`.
         threat: the ball.
-        source: the model on which transfer attacks are run.
+        source: the model on which transfer attacks run.
 
     Raises:
-        ValueError: an unknown name, or a transfer attack without a source.
+        ValueError: if a name is unknown, or a transfer attack has no source.
     """
-    spelled = (name for given in names for name in _members(given))
-    return {name: _preset(name, threat, source) for name in spelled}
+    expanded = (member for name in names for member in _expand(name))
+    return {name: _preset(name, threat, source) for name in expanded}
 
 
-def _members(name):
+def _expand(name):
     prefix = TRANSFER if name.startswith(TRANSFER) else ""
     bare = name.removeprefix(prefix)
     return [prefix + each for each in GROUPS.get(bare, (bare,))]

@@ -1,4 +1,4 @@
-"""What an evaluation was of: ball, attacks, precision, seed, versions, and checksums of weights and data."""
+"""The record of what was evaluated: ball, attacks, versions, and checksums of architecture, weights and data."""
 
 import dataclasses
 import hashlib
@@ -12,16 +12,15 @@ import tensorflow as tf
 
 from keras_mart.attacks import Attack, Transfer
 from keras_mart.attacks.inference import network_of
-from keras_mart.attacks.survivors import CallableAttack
 from keras_mart.threats import Threat
 from keras_mart.version import __version__
 
-# Images are summed in parts, so that no second copy of them is in memory.
+# Images are hashed in parts, so that they are never copied as a whole.
 PART = 1024
 
 
 def versions():
-    """Returns the versions of what computes, by name."""
+    """Returns the versions of Python and of the packages that compute, by name."""
     return {
         "python": platform.python_version(), "keras_mart": __version__, "keras": keras.__version__,
         "tensorflow": tf.__version__, "numpy": np.__version__,
@@ -29,19 +28,19 @@ def versions():
 
 
 def architecture_sha256(network):
-    """Returns the SHA-256 of a network's configuration, its layers' names left out; `None` where it has none."""
+    """Returns the SHA-256 of a network's configuration without the names of its layers, `None` if it has none."""
     try:
         text = json.dumps(network.get_config(), sort_keys=True, default=keras.saving.serialize_keras_object)
     except NotImplementedError:  # a subclassed network
         return None
-    # Names that Keras gives differ from process to process.
+    # Names that Keras generates differ between processes.
     numbers = {name: str(number) for number, name in enumerate(dict.fromkeys(re.findall(r'"name": ("[^"]*")', text)))}
     text = re.sub(r'"[^"]*"', lambda found: numbers.get(found[0], found[0]), text)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def weights_sha256(network):
-    """Returns the SHA-256 of a network's weights, in their order: of each the shape, the dtype and the bytes."""
+    """Returns the SHA-256 of a network's weights, in order: the shape, dtype and bytes of each."""
     sums = hashlib.sha256()
     for weight in network.weights:
         value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
@@ -65,17 +64,17 @@ def threat(ball):
 
 
 def attack(value):
-    """Returns an attack as a dictionary: its class, all its parameters, and the attacks that it is made of."""
+    """Returns an attack as a dictionary: its class, all its parameters, and its stages if it has several."""
     if isinstance(value, CallableAttack):
         return {"class": getattr(value.function, "__name__", type(value.function).__name__)}
     fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Transfer):
         source = network_of(value.source)
         fields = {"source": {"name": source.name, "weights_sha256": weights_sha256(source)}, "attack": value.attack}
-    said = {"class": type(value).__name__, **{name: _parameter(each) for name, each in fields.items()}}
+    entry = {"class": type(value).__name__, **{name: _parameter(each) for name, each in fields.items()}}
     if len(value.stages) > 1:
-        said["stages"] = {name: attack(stage) for name, stage in value.stages.items()}
-    return said
+        entry["stages"] = {name: attack(stage) for name, stage in value.stages.items()}
+    return entry
 
 
 def _parameter(value):
@@ -87,6 +86,6 @@ def _parameter(value):
 
 
 def common_threat(attacks):
-    """Returns the ball of all attacks, `None` where they have none or several."""
+    """Returns the ball that all attacks share, `None` if they have none or several."""
     balls = {getattr(each, "threat", None) for each in attacks}
     return threat(ball) if len(balls) == 1 and (ball := balls.pop()) is not None else None

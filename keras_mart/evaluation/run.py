@@ -1,4 +1,4 @@
-"""The run directory: which files it holds, and what they say."""
+"""The files of a run directory, and how to read them."""
 
 import csv
 import json
@@ -8,10 +8,10 @@ import pathlib
 class Run:
     """The files of one run of one method.
 
-    flags.cfg, history.csv, tensorboard/, best.keras, last.keras, checkpoints/, export/<version>/, and from the test set
-    evaluation.json, best.npz and last.npz (each checkpoint's predictions), diagnosis.json, gallery.npz, and evaluating/
-    as long as an evaluation is not finished. What is from the test set is of the checkpoints beside it: training that
-    goes on removes it.
+    Training writes flags.cfg, history.csv, tensorboard/, best.keras, last.keras and checkpoints/; export writes
+    export/<version>/. The test set gives evaluation.json, best.npz and last.npz (each checkpoint's predictions),
+    diagnosis.json, gallery.npz, and evaluating/ while an evaluation is unfinished. These results belong to the
+    checkpoints beside them: resumed training removes them.
 
     Args:
         path: the directory.
@@ -31,21 +31,21 @@ class Run:
         self.export = self.path / "export"
 
     def predictions(self, which):
-        """Where the predictions of the "best" or the "last" checkpoint lie, as `Table.save` wrote them."""
+        """Returns the path of the predictions of the "best" or "last" checkpoint, written by `Table.save`."""
         return self.path / f"{which}.npz"
 
     def rows(self):
-        """The rows of history.csv, one an epoch, as dictionaries of text."""
+        """Returns the rows of history.csv, one per epoch, as dictionaries of strings."""
         if not self.history.exists():
             return []
         with self.history.open(newline="") as file:
             return list(csv.DictReader(file))
 
     def read(self, path):
-        """What a JSON file of the run says, `None` where it is missing.
+        """Returns the content of a JSON file of the run, `None` if the file is missing.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: if the file is damaged.
         """
         if not path.exists():
             return None

@@ -1,4 +1,4 @@
-"""What an evaluation has done so far, in a folder: it goes on from there when its process was killed."""
+"""Saves the progress of an evaluation to a folder, so that an interrupted evaluation can be resumed."""
 
 import contextlib
 import json
@@ -17,15 +17,15 @@ PART = re.compile(r"part-(\d+)-\d+\.npz")
 class State:
     """The folder of one evaluation.
 
-    It holds `arguments.json`, what is evaluated; `done.npz`, how things stood after the last round that is finished;
-    and `part-<round>-<place>.npz`, each batch of the round that followed. Every file appears in one step.
+    It contains `arguments.json`, what is evaluated; `done.npz`, the results after the last finished round; and
+    `part-<round>-<row>.npz`, the finished batches of the current round. Every file is written atomically.
 
     Args:
-        path: str or path of the folder, which is made.
-        arguments: what the evaluation is of, a dictionary that JSON can say.
+        path: str or path of the folder, created if missing.
+        arguments: description of the evaluation, a dictionary that JSON can represent.
 
     Raises:
-        ValueError: another process works here, the folder is of another evaluation, or a file is damaged.
+        ValueError: if another process uses the folder, it belongs to another evaluation, or a file is damaged.
     """
 
     def __init__(self, path, arguments):
@@ -34,57 +34,57 @@ class State:
 
     @contextlib.contextmanager
     def opened(self):
-        """Keeps other processes out while the block runs."""
+        """Locks the folder against other processes while the block runs."""
         self.path.mkdir(parents=True, exist_ok=True)
         with files.locked(self.path / LOCK):
             files.remove_unfinished(self.path)
-            begun = self.path / ARGUMENTS
-            if begun.exists():
-                self._check(json.loads(begun.read_text()))
+            stored = self.path / ARGUMENTS
+            if stored.exists():
+                self._check(json.loads(stored.read_text()))
             else:
-                with files.atomic_file(begun) as unfinished:
+                with files.atomic_file(stored) as unfinished:
                     unfinished.write_text(json.dumps(self.arguments, indent=1))
             yield self
 
-    def _check(self, begun):
-        """Raises ValueError where the evaluation that was begun here is another one."""
-        names = [name for name in {**begun, **self.arguments} if begun.get(name) != self.arguments.get(name)]
+    def _check(self, stored):
+        """Raises ValueError if the folder belongs to another evaluation."""
+        names = [name for name in {**stored, **self.arguments} if stored.get(name) != self.arguments.get(name)]
         if names:
-            was, now = ({name: each.get(name) for name in names} for each in (begun, self.arguments))
+            was, now = ({name: each.get(name) for name in names} for each in (stored, self.arguments))
             raise ValueError(
-                f"An evaluation goes on with what it was begun with; remove {self.path} to begin anew. It was begun "
-                f"with other {', '.join(names)}: {was}. Received: {now}"
+                f"An evaluation must be resumed with the same arguments; remove {self.path} to start again. It was "
+                f"started with other {', '.join(names)}: {was}. Received: {now}"
             )
 
     def done(self):
-        """Returns the arrays that `finish` wrote last, `None` where no round is finished."""
+        """Returns the arrays that `finish` wrote last, `None` if no round is finished."""
         path = self.path / DONE
         return _read(path) if path.exists() else None
 
     def parts(self, number):
-        """Returns the arrays of the batches of a round that are done; removes what other rounds have left."""
-        kept = []
+        """Returns the arrays of a round's finished batches; removes those of other rounds."""
+        parts = []
         for path in sorted(self.path.glob("part-*.npz")):
             form = PART.fullmatch(path.name)
             if form and int(form[1]) == number:
-                kept.append(_read(path))
+                parts.append(_read(path))
             else:
                 path.unlink()
-        return kept
+        return parts
 
-    def add(self, number, place, arrays):
-        """Writes a batch of a round."""
-        _write(self.path / f"part-{number}-{place}.npz", arrays)
+    def add(self, number, row, arrays):
+        """Writes a finished batch of a round; `row` is its first example."""
+        _write(self.path / f"part-{number}-{row}.npz", arrays)
 
     def finish(self, arrays):
-        """Writes how things stand after a round, which `arrays()` gives, and removes the round's batches."""
+        """Writes the results after a round, which `arrays()` returns, and removes the round's batches."""
         _write(self.path / DONE, arrays())
         for path in self.path.glob("part-*.npz"):
             path.unlink()
 
 
-class Nowhere:
-    """Keeps nothing."""
+class NoState:
+    """Stands in for `State` where nothing is saved."""
 
     def opened(self):
         return contextlib.nullcontext(self)
@@ -95,7 +95,7 @@ class Nowhere:
     def parts(self, number):
         return ()
 
-    def add(self, number, place, arrays):
+    def add(self, number, row, arrays):
         pass
 
     def finish(self, arrays):
@@ -112,4 +112,4 @@ def _read(path):
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged; remove the folder to begin anew. Received: {error}") from error
+        raise ValueError(f"{path} is damaged; remove the folder to start again. Received: {error}") from error

@@ -1,76 +1,80 @@
-"""The result of an evaluation, to print and to keep."""
+"""The result of an evaluation, to print, save and compare."""
 
 import dataclasses
 import json
 import math
+import os
+from typing import Any, Self
 
 import numpy as np
 
 from keras_mart import files
 from keras_mart.threats import ROUNDING
+from keras_mart.typing import ArrayLike
 
 # The normal distribution's 97.5% quantile: intervals cover 95%.
 QUANTILE = 1.959963984540054
 WORST_CASE = "worst_case"
-CUMULATIVE = "Each attack ran on what was correct under all before it, and its figure counts them too."
-# The version of what `Table.summary` gives, which docs/evaluation.md describes.
+CUMULATIVE = "Each attack ran on the examples correct under all attacks before it; its accuracy counts those too."
+# The version of the format of `Table.summary`, which docs/evaluation.md describes.
 SCHEMA = 1
-DISTANCES = "distances//"  # begins an entry of the file, as no attack's name does
-# Names that no attack may have: rows, metrics and entries of the file have them.
+DISTANCES = "distances//"  # prefix of an entry in the file; names of attacks have no slash
+# Names that no attack may have: they are used for rows, metrics and entries in the file.
 RESERVED = ("natural", "adversarial", WORST_CASE, "labels", "record", "file", "allow_pickle")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
-    """What one classifier said to the same examples: natural, then under each attack.
+    """A classifier's predictions for the same examples without an attack and under each attack.
 
-    The stages of a compound attack have names of their own, `<attack>/<stage>`, and say how things stood after them.
+    A row is named "natural", or by an attack, or `<attack>/<stage>` for the results after a stage of a compound attack.
 
     Attributes:
         labels: [examples] integers.
-        predictions: name to [examples] predicted classes; "natural" comes first.
-        seconds: name to the time it took.
-        gradients: name to the number of gradients computed, each of one example; `None` where an attack does not say.
-        stop_early: whether an attack ran only on the examples that were classified correctly under all before it.
-        distances: name of an attack that looks for the nearest adversarial image, such as `FMN`, to [examples] how far
-            that is in the attack's norm: 0 where the natural image is misclassified, infinite where none was found.
+        predictions: row to [examples] predicted classes; "natural" comes first.
+        seconds: row to the time it took.
+        gradients: row to the number of gradients computed, each of one example; `None` if the attack does not state it.
+        stop_early: whether each attack ran only on the examples classified correctly under all attacks before it.
+        distances: name of an attack that looks for the nearest adversarial image, such as `FMN`, to the [examples]
+            distances of these images in the attack's norm: 0 if the natural image is misclassified, infinite if no
+            adversarial image was found.
         class_names: a name for each label, or `None`.
-        record: what was evaluated, as `summary` says it: the ball, the attacks with all parameters, the precision, the
-            seed, versions, and SHA-256 checksums of weights and data.
+        record: description of the evaluation: the ball, the attacks with all parameters, the precision, the seed,
+            versions, and SHA-256 checksums of weights and data. `summary` contains it.
     """
 
     labels: np.ndarray
-    predictions: dict
-    seconds: dict
-    gradients: dict
+    predictions: dict[str, np.ndarray]
+    seconds: dict[str, float]
+    gradients: dict[str, int | None]
     stop_early: bool = False
-    distances: dict = dataclasses.field(default_factory=dict)
-    class_names: tuple | None = None
-    record: dict = dataclasses.field(default_factory=dict)
+    distances: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
+    record: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def examples(self):
+    def examples(self) -> int:
         """Number of examples."""
         return len(self.labels)
 
     @property
-    def outcomes(self):
-        """Name to [examples] booleans, whether each was classified correctly; last "worst_case", under everything."""
+    def outcomes(self) -> dict[str, np.ndarray]:
+        """Row to [examples] booleans, `True` if classified correctly; last "worst_case", correct in every row."""
         correct = {name: predicted == self.labels for name, predicted in self.predictions.items()}
         return {**correct, WORST_CASE: np.logical_and.reduce(list(correct.values()))}
 
     @property
-    def accuracy(self):
-        """Name to the share of examples classified correctly, in [0, 1]."""
+    def accuracy(self) -> dict[str, float]:
+        """Row to the share of examples classified correctly, in [0, 1]."""
         return {name: float(np.mean(correct)) for name, correct in self.outcomes.items()}
 
     @property
-    def intervals(self):
-        """Name to the accuracy's 95% Wilson interval, (low, high)."""
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Row to the 95% Wilson interval of its accuracy, (low, high)."""
         return {name: wilson(accuracy, self.examples) for name, accuracy in self.accuracy.items()}
 
     @property
-    def class_accuracy(self):
+    def class_accuracy(self) -> dict[str, dict[str, Any]]:
         """Name of each class that occurs to {"label", "examples", "natural", "worst_case"}: number and accuracies."""
         outcomes, found = self.outcomes, {}
         for label in map(int, np.unique(self.labels)):
@@ -80,34 +84,35 @@ class Table:
         return found
 
     @property
-    def worst_class(self):
-        """The name of the class with the lowest accuracy in the worst case, and of several with the lowest natural."""
+    def worst_class(self) -> str:
+        """Name of the class with the lowest worst-case accuracy; ties go to the lowest natural accuracy."""
         classes = self.class_accuracy
         return min(classes, key=lambda name: (classes[name][WORST_CASE], classes[name]["natural"]))
 
-    def class_name(self, label):
-        """The name of a class, its number where it has no name, and both where another class has the same name."""
+    def class_name(self, label: int) -> str:
+        """Returns the name of a class: its number if it has no name, both if another class has the same name."""
         names = self.class_names or ()
         if not 0 <= label < len(names):
             return str(label)
         return names[label] if names.count(names[label]) == 1 else f"{names[label]} ({label})"
 
-    def curve(self, name, epsilons=None):
-        """Accuracy against epsilon, from one run of an attack that looks for the nearest adversarial image.
+    def curve(self, name: str, epsilons: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Returns accuracy against epsilon, from one run of an attack that looks for the nearest adversarial image.
 
         Args:
-            name: the attack's.
-            epsilons: sizes of the ball, in the attack's norm; by default 0 and each at which the accuracy changes.
+            name: name of the attack.
+            epsilons: sizes of the ball, in the attack's norm; by default 0 and every size at which the accuracy
+                changes.
 
         Returns:
-            (epsilons, accuracies), two arrays: an example is counted as correct at all epsilons below its distance.
+            (epsilons, accuracies), two arrays: an example counts as correct at every epsilon below its distance.
 
         Raises:
-            ValueError: an attack without distances.
+            ValueError: if the attack has no distances.
         """
         if name not in self.distances:
             known = ", ".join(self.distances) or "none"
-            raise ValueError(f"`name` must be of an attack with distances (here: {known}). Received: {name!r}")
+            raise ValueError(f"`name` must be that of an attack with distances (here: {known}). Received: {name!r}")
         distances = np.sort(self.distances[name]).astype("float64")
         if epsilons is None:
             epsilons = np.unique([0.0, *distances[np.isfinite(distances)]])
@@ -115,8 +120,8 @@ class Table:
         within = np.searchsorted(distances, epsilons * (1 + ROUNDING), side="right")  # as the attack's row counts
         return epsilons, (self.examples - within) / self.examples
 
-    def __getitem__(self, name):
-        """The accuracy under the attack of that name, "natural", or "worst_case"."""
+    def __getitem__(self, name: str) -> float:
+        """Returns the accuracy in the row of this name, such as "natural", an attack's, or "worst_case"."""
         return self.accuracy[name]
 
     def __str__(self):
@@ -139,12 +144,12 @@ class Table:
             lines.append(CUMULATIVE)
         return "\n".join(lines)
 
-    def to_json(self):
-        """`summary` as a JSON object, indented; docs/evaluation.md describes it."""
+    def to_json(self) -> str:
+        """Returns `summary` as an indented JSON object; docs/evaluation.md describes it."""
         return json.dumps(self.summary(), indent=2)
 
-    def summary(self):
-        """All but the single examples, which `save` keeps, as a dictionary."""
+    def summary(self) -> dict[str, Any]:
+        """Returns the table without the results of single examples, which `save` writes, as a dictionary."""
         return {
             "schema": SCHEMA,
             **self.record,
@@ -158,21 +163,22 @@ class Table:
             "classes": self.class_accuracy,
         }
 
-    def save(self, path):
-        """Writes each example's outcome to an npz file: `labels`, the predicted classes under each name, distances.
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the results of each example to an npz file: `labels`, the predicted classes of each row, distances.
 
-        It is written whole or not at all, in the place of an older one.
+        The file is written atomically and replaces an older one.
         """
         names = ("seconds", "gradients", "stop_early", "class_names", "record")
         record = {name: getattr(self, name) for name in names}
         distances = {DISTANCES + name: values for name, values in self.distances.items()}
-        # Given a name, NumPy would add ".npz" to it.
+        arrays: dict[str, Any] = {"labels": self.labels, "record": json.dumps(record), **distances, **self.predictions}
+        # An open file, because NumPy would append ".npz" to a path.
         with files.atomic_file(path) as unfinished, unfinished.open("wb") as file:
-            np.savez_compressed(file, labels=self.labels, record=json.dumps(record), **distances, **self.predictions)
+            np.savez_compressed(file, **arrays)
 
     @classmethod
-    def load(cls, path):
-        """The table that `save` wrote."""
+    def load(cls, path: str | os.PathLike) -> Self:
+        """Reads a table that `save` wrote."""
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         labels, record = arrays.pop("labels"), json.loads(str(arrays.pop("record")))
@@ -182,8 +188,26 @@ class Table:
 
 
 def wilson(accuracy, examples):
-    """(low, high) of the 95% Wilson interval of an accuracy that so many examples gave."""
+    """Returns the 95% Wilson interval (low, high) of an accuracy measured on the given number of examples."""
     spread = QUANTILE**2 / examples
     centre = (accuracy + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (accuracy * (1 - accuracy) + spread / 4)) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def side_by_side(tables):
+    """Returns the accuracies of several tables as text, one row per table, without stages of compound attacks.
+
+    Args:
+        tables: row name to `Table`; all must have the same attacks.
+    """
+    attacks = [name for name in next(iter(tables.values())).accuracy if "/" not in name]
+    first = max(map(len, ["method", *tables]))
+    widths = [max(len(attack), len("100.00%")) for attack in attacks]
+    lines = ["  ".join([f"{'method':<{first}}", *map("{:>{}}".format, attacks, widths)])]
+    for name, table in tables.items():
+        cells = [f"{table[attack]:>{width}.2%}" for attack, width in zip(attacks, widths, strict=True)]
+        lines.append("  ".join([f"{name:<{first}}", *cells]))
+    if any(table.stop_early for table in tables.values()):
+        lines.append(CUMULATIVE)
+    return "\n".join(lines)

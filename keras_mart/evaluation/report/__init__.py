@@ -1,6 +1,8 @@
-"""The report: one or several runs on a page of their own."""
+"""The HTML report on one or several runs."""
 
+import os
 import pathlib
+from collections.abc import Iterable, Mapping
 
 from keras_mart import files
 from keras_mart.evaluation.report import page, read
@@ -8,25 +10,27 @@ from keras_mart.evaluation.report import page, read
 __all__ = ["report"]
 
 
-def report(runs, path):
-    """Writes what is known of one or several runs to one HTML file that needs nothing else, not even a network.
+def report(
+    runs: str | os.PathLike | Iterable[str | os.PathLike] | Mapping[str, str | os.PathLike], path: str | os.PathLike
+) -> pathlib.Path:
+    """Writes a report on one or several runs to a self-contained HTML file, which can be viewed offline.
 
-    It shows training curves, accuracy under attacks with 95% intervals, of each class and against epsilon, the gap
+    It shows training curves, accuracy under attacks with 95% intervals, accuracy per class and against epsilon, the gap
     between PGD-20 and AutoAttack, the checks for false robustness, the confusions under the strongest attack,
-    adversarial examples, and each run's flags and versions. A part whose data are missing says which command measures
-    them.
+    adversarial examples, and each run's flags and versions. A section whose data are missing names the command that
+    measures them.
 
     Args:
-        runs: a run directory, a list of them, or a mapping of titles to them; by default a run's title is its method. A
-            directory in which several methods were run stands for all of them (but not in a mapping).
-        path: where the file goes. It is written whole or not at all, in the place of an older one.
+        runs: a run directory, a list of them, or a mapping from titles to them; by default a run's title is its method.
+            A directory in which several methods were run stands for all of them (except in a mapping).
+        path: path of the HTML file. It is written atomically and replaces an older one.
 
     Returns:
-        The file's `pathlib.Path`.
+        The `pathlib.Path` of the file.
 
     Raises:
-        ValueError: no run, a directory that holds none or several, a damaged file in it, or a path that cannot be
-            written.
+        ValueError: if there is no run, a directory contains none or several, one of its files is damaged, or `path`
+            cannot be written.
     """
     subjects = read.subjects(runs)
     path = pathlib.Path(path)

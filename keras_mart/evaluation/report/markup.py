@@ -1,4 +1,4 @@
-"""HTML and SVG elements: text is escaped where it goes in, and only there."""
+"""HTML and SVG elements. Text is escaped once, when it is put into an element."""
 
 import html
 
@@ -7,16 +7,17 @@ VOID = ("img", "meta")
 
 
 class Markup(str):
-    """Text that is HTML already. Joining or formatting it gives plain text again, which is escaped."""
+    """Text that already is HTML. Joining or formatting it returns plain text, which is escaped again."""
 
 
 def tag(name, /, *children, **attributes):
-    """An element.
+    """Returns an element.
 
     Args:
-        name: such as "p".
-        children: `Markup` stays as it is, lists are gone through, `None` is left out, everything else is escaped.
-        attributes: `None` is left out; `class_` stands for class, and "_" for "-" in all names.
+        name: name of the element, such as "p".
+        children: its content: `Markup` is inserted unchanged, lists are flattened, `None` is left out, everything else
+            is escaped.
+        attributes: its attributes: `None` is left out; `class_` stands for class, and "_" for "-" in all names.
     """
     given = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
@@ -27,7 +28,7 @@ def tag(name, /, *children, **attributes):
 
 
 def join(*children):
-    """The children of `tag`, one after the other."""
+    """Returns the children of `tag`, concatenated."""
     return Markup("".join(map(_text, children)))
 
 

@@ -1,19 +1,19 @@
-"""The page round the report's sections."""
+"""The HTML document that contains the report's sections."""
 
 import pathlib
 
-from keras_mart.evaluation.report import words
+from keras_mart.evaluation.report import formatting
 from keras_mart.evaluation.report.markup import Markup, join, tag
 from keras_mart.evaluation.report.sections import SECTIONS
 
 STYLE = pathlib.Path(__file__).with_name("style.css")
-# The browser itself then refuses whatever lies outside the file.
+# Makes the browser refuse to load anything from outside the file.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def page(subjects):
-    """The HTML document about the subjects."""
-    titles = words.listing(subject.title for subject in subjects)
+    """Returns the HTML document on the subjects."""
+    titles = formatting.listing(subject.title for subject in subjects)
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -29,7 +29,7 @@ def page(subjects):
 
 
 def _header(subjects, titles):
-    threats = dict.fromkeys(words.threat(*subject.threat) for subject in subjects if subject.threat)
+    threats = dict.fromkeys(formatting.threat(*subject.threat) for subject in subjects if subject.threat)
     examples = dict.fromkeys(f"{subject.examples:,} test examples" for subject in subjects if subject.examples)
     links = [tag("li", tag("a", name.capitalize(), href=f"#{name}")) for name in _names()]
     return tag(
@@ -37,7 +37,7 @@ def _header(subjects, titles):
         tag("p", "keras_mart · robustness report", class_="eyebrow"),
         tag("h1", titles),
         tag("p", " · ".join([*threats, *examples]), class_="facts"),
-        tag("nav", tag("ul", links), aria_label="Parts"),
+        tag("nav", tag("ul", links), aria_label="Sections"),
     )
 
 
@@ -46,12 +46,9 @@ def _names():
 
 
 def _footer():
-    intervals = "Accuracies are those of the best checkpoint, chosen on held-out training data, on the test set. "
-    return tag(
-        "footer",
-        tag(
-            "p",
-            intervals,
-            "Intervals are 95% Wilson intervals: they count chance in the examples drawn, not in training.",
-        ),
+    accuracies = "Accuracies are measured on the test set, on the best checkpoint, chosen on held-out training data. "
+    intervals = (
+        "Intervals are 95% Wilson intervals: they account for the choice of test examples, not for the randomness of "
+        "training."
     )
+    return tag("footer", tag("p", accuracies, intervals))

@@ -1,4 +1,4 @@
-"""Reads the runs that the report is about."""
+"""Reads the runs of a report."""
 
 import collections
 import math
@@ -15,10 +15,10 @@ from keras_mart.evaluation.table import Table
 
 
 def subjects(runs):
-    """The `Subject` of each run.
+    """Returns the `Subject` of each run.
 
     Raises:
-        ValueError: see `report`.
+        ValueError: as in `report`.
     """
     if isinstance(runs, (str, os.PathLike)):
         runs = [runs]
@@ -34,7 +34,7 @@ def subjects(runs):
 
 
 def _of_each_method(path):
-    """The run directories in that of several methods; of one method's the directory itself."""
+    """Returns the run directories inside the directory of several methods, or the directory itself if it has one."""
     file = Run(path).flags
     methods = (flag(file.read_text().splitlines(), "method") or "").split(",") if file.is_file() else []
     return [path / method for method in methods] if len(methods) > 1 else [path]
@@ -43,17 +43,17 @@ def _of_each_method(path):
 def _flags(path):
     file = Run(path).flags
     if not file.is_file():
-        raise ValueError(f"A run directory must hold flags.cfg. Received: {path}, which does not.")
+        raise ValueError(f"A run directory must contain flags.cfg. Received: {path}, which does not.")
     lines = [line for line in file.read_text().splitlines() if line.strip()]
     methods = (flag(lines, "method") or "").split(",")
     if len(methods) > 1:
         within = ", ".join(str(path / method) for method in methods)
-        raise ValueError(f"A run must be of one method. Received: {path}, which holds {within}.")
+        raise ValueError(f"A run must be of one method. Received: {path}, which contains {within}.")
     return lines
 
 
 def _titles(paths, flags):
-    """The methods; where two have the same, with the folder's name, and where that is the same too, its path."""
+    """Returns the methods as titles; equal ones get the folder's name, or its path if the names are equal too."""
     methods = [flag(lines, "method") or path.resolve().name for path, lines in zip(paths, flags, strict=True)]
     titles = methods
     for label in (lambda path: path.resolve().name, str):
@@ -79,7 +79,7 @@ def _subject(title, number, path, flags):
 def _object(run, path):
     content = run.read(path)
     if not isinstance(content, dict | None):
-        raise ValueError(f"{path} holds no JSON object")
+        raise ValueError(f"{path} does not contain a JSON object")
     return content or {}
 
 
@@ -91,6 +91,6 @@ def _arrays(path):
 
 
 def _number(cell):
-    """A cell of history.csv; `None` where it is empty or, as after a training that diverged, not finite."""
+    """Returns a cell of history.csv as a number, `None` if it is empty or, as when training diverged, not finite."""
     value = float(cell) if cell else math.nan
     return value if math.isfinite(value) else None

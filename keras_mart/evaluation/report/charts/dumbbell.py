@@ -1,20 +1,20 @@
-"""Two figures a row, and the gap between them."""
+"""A dumbbell chart: two values per row, and the gap between them."""
 
 import dataclasses
 
-from keras_mart.evaluation.report import words
+from keras_mart.evaluation.report import formatting
 from keras_mart.evaluation.report.charts import svg
 from keras_mart.evaluation.report.charts.marks import colour, shape
 from keras_mart.evaluation.report.markup import tag
 
 SIDE, ROW, FIRST = 10, 54, 16
-# What the figures at the right end of a row take.
+# Width reserved for the figures at the right end of a row.
 FIGURES = 150
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A row: what it is called, its run's number, and two shares of which the second is drawn filled."""
+    """A row: its title, its run's number, and two shares, drawn as an open and a filled marker."""
 
     title: str
     number: int
@@ -23,11 +23,11 @@ class Pair:
 
     @property
     def figures(self):
-        return f"{words.percent(self.open)} → {words.percent(self.filled)}"
+        return f"{formatting.percent(self.open)} → {formatting.percent(self.filled)}"
 
 
 def dumbbell(label, pairs, axis, *, width):
-    """A row for each `Pair` over one axis from 0 to 100% with the title `axis`."""
+    """Returns a chart with a row for each `Pair`, over one axis from 0 to 100% with the title `axis`."""
     x = svg.Scale(0, 1, SIDE, width - SIDE)
     bottom = FIRST + ROW * len(pairs) - 8
     levels = [

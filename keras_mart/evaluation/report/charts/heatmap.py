@@ -1,4 +1,4 @@
-"""A confusion matrix as a heat map: with counts for few classes, without for many."""
+"""Draws a confusion matrix as a heat map, with counts in the cells if there are few classes."""
 
 import dataclasses
 
@@ -7,33 +7,33 @@ import numpy as np
 from keras_mart.evaluation.report.charts import svg
 from keras_mart.evaluation.report.markup import tag
 
-# With more classes a count no longer fits into its cell.
+# With more classes, counts do not fit into the cells.
 COUNTED = 12
 LARGEST_CELL = 64
 LEFT, TOP, RIGHT = 46, 44, 6
-# What a long name takes beside the cells, and above them, where it is turned.
+# Space for a long name beside the cells and, rotated, above them.
 NAME = 90
-# A share takes the first level that reaches it. There is none between 0.55 and 0.9, where neither dark nor light text
-# would stand out from the cell.
+# (share, opacity): a cell gets the opacity of the first level that reaches its share. There is none between 0.55 and
+# 0.9, where neither dark nor light text would be legible.
 LEVELS = ((0.02, 0.12), (0.05, 0.2), (0.1, 0.28), (0.2, 0.36), (0.35, 0.44), (0.6, 0.55), (0.85, 0.9), (1.0, 1.0))
 TEXT_TURNS = 0.7
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Where the cells lie: the corner, and a cell's side."""
+    """The position of the cells: the upper left corner and a cell's side."""
 
     left: float
     top: float
     cell: float
 
     def corner(self, row, column):
-        """(x, y) of a cell's corner."""
+        """Returns the (x, y) of a cell's upper left corner."""
         return self.left + column * self.cell, self.top + row * self.cell
 
 
 def heatmap(label, counts, names, *, width):
-    """[labels, predicted] counts of named classes; the colour is the share of its row, the diagonal has its own."""
+    """Draws [labels, predicted] counts of named classes; a cell's opacity shows its share of the row."""
     classes = len(counts)
     named = _named(classes)
     shown = {index: svg.shorten(names[index], NAME) for index in named}
@@ -56,12 +56,12 @@ def heatmap(label, counts, names, *, width):
 
 
 def level(share):
-    """The opacity of a cell with that share of its row."""
+    """Returns the opacity of a cell with this share of its row."""
     return 0.0 if share == 0 else next(opacity for limit, opacity in LEVELS if share <= limit + 1e-9)
 
 
 def _named(classes):
-    """The classes whose names stand at the axes."""
+    """Returns the classes whose names are shown at the axes."""
     step = 1 if classes <= COUNTED else int(svg.ticks(0, classes - 1, 6, least=1)[1])
     return range(0, classes, step)
 
@@ -94,7 +94,7 @@ def _counted(counts, shares, grid):
 
 
 def _compact(counts, shares, grid):
-    """One path for the cells of a colour: thousands of elements would be slow to show."""
+    """Draws all cells of one colour as one path: thousands of elements would render slowly."""
     paths, cell = {}, grid.cell
     for row, column in zip(*map(np.ndarray.tolist, np.nonzero(counts)), strict=True):
         x, y = grid.corner(row, column)

@@ -1,11 +1,11 @@
-"""A run's colour and shape, which are the same in all charts, and the keys that explain lines."""
+"""The colour and shape of each run, the same in all charts, and the keys of legends."""
 
 from keras_mart.evaluation.report.charts.svg import number
 from keras_mart.evaluation.report.markup import tag
 
-# style.css has so many colours. More runs than that take them again, in another shape.
+# The number of colours in style.css. Further runs reuse them with other shapes.
 COLOURS = 8
-# Corners of a circle of radius 1; no corners: the circle itself. Colour alone would not tell runs apart for everybody.
+# Corners of a shape of radius 1; none for a circle. Not everybody can distinguish runs by colour only.
 SHAPES = (
     (),
     ((-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)),
@@ -16,12 +16,12 @@ SHAPES = (
 
 
 def colour(index):
-    """The CSS class of a run's colour."""
+    """Returns the CSS class of a run's colour."""
     return f"run-{index % COLOURS}"
 
 
 def shape(index, x, y, radius, class_="dot"):
-    """A run's shape round a point."""
+    """Returns a run's shape, centred on a point."""
     corners = SHAPES[index % len(SHAPES)]
     if not corners:
         return tag("circle", cx=number(x), cy=number(y), r=number(radius), class_=class_)
@@ -30,18 +30,18 @@ def shape(index, x, y, radius, class_="dot"):
 
 
 def swatch(index):
-    """A run's shape in its colour, to stand before its name."""
+    """Returns a run's shape in its colour, the key to its title."""
     return _small(shape(index, 7, 7, 5.5), colour(index))
 
 
 def key(style, class_):
-    """A piece of a line, to stand before what it means."""
+    """Returns a piece of a line, a key in a legend."""
     piece = tag("path", d="M2 6H26", class_=f"line {style}")
     return tag("svg", piece, viewBox="0 0 28 12", class_=f"key {class_}", aria_hidden="true")
 
 
 def end(class_):
-    """A dumbbell's end, to stand before what it means."""
+    """Returns a marker of a dumbbell chart, a key in a legend."""
     return _small(shape(0, 7, 7, 5, class_), "accent")
 
 

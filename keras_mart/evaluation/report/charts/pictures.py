@@ -1,4 +1,4 @@
-"""Images of [height, width, channels] values as PNG within the page."""
+"""Embeds images as PNG in the page."""
 
 import base64
 
@@ -7,12 +7,15 @@ import tensorflow as tf
 
 from keras_mart.evaluation.report.markup import tag
 
-# Smaller images are enlarged with their pixels kept; larger ones may be smoothed.
+# Smaller images are enlarged without smoothing.
 PIXELATED = 96
 
 
 def picture(values, alt):
-    """The image element of values in [0, 1]; without three channels they are shown as their mean, in grey."""
+    """Returns the image element of [height, width, channels] values in [0, 1].
+
+    Unless there are three channels, their mean is shown in grey.
+    """
     values = np.asarray(values, "float32")
     if values.shape[-1] != 3:
         values = values.mean(axis=-1, keepdims=True)

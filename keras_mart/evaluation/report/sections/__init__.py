@@ -1,4 +1,4 @@
-"""The parts of the report, one file each: a function from all subjects to a section."""
+"""The sections of the report: one file each, with a function from all subjects to the section."""
 
 from keras_mart.evaluation.report.sections.attacks import attacks
 from keras_mart.evaluation.report.sections.checks import checks

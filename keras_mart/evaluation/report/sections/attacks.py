@@ -2,21 +2,24 @@
 
 import itertools
 
-from keras_mart.evaluation.report import words
+from keras_mart.evaluation.report import formatting
 from keras_mart.evaluation.report.markup import tag
 from keras_mart.evaluation.report.sections import costs, differences, frame
 from keras_mart.evaluation.table import WORST_CASE
 
 LEAD = (
-    "The best checkpoint's accuracy on the test set, with its 95% interval; last, the last checkpoint's. An indented "
-    "row is a stage of the attack above it and says how things stood after it."
+    'Accuracy of the best checkpoint on the test set, with its 95% interval; "last" is the accuracy of the last '
+    "checkpoint. An indented row is a stage of the attack above it and gives the accuracy after that stage."
 )
-EARLY = "Each attack of {} ran only on what was classified correctly under all before it, and is counted with them."
+EARLY = (
+    "Each attack on {} ran only on the examples classified correctly under all attacks before it; its accuracy counts "
+    "those attacks too."
+)
 SAME = "The last checkpoint of {} is its best."
 
 
 def attacks(subjects):
-    """A table of accuracies, what the attacks cost, and their parameters."""
+    """Returns the section with the accuracies, costs and parameters of the attacks."""
     measured = [subject for subject in subjects if subject.accuracy()]
     absent = [frame.missing(each, "The accuracy", "evaluate") for each in subjects if each not in measured]
     content = [differences.notes(measured), _tables(measured)] if measured else []
@@ -25,17 +28,17 @@ def attacks(subjects):
 
 def _tables(subjects):
     names = _names(subjects)
-    rows = [(frame.kind(name), [words.attack(name), *(_cell(each, name) for each in subjects)]) for name in names]
+    rows = [(frame.kind(name), [formatting.attack(name), *(_cell(each, name) for each in subjects)]) for name in names]
     accuracies = frame.table("Accuracy under attacks", ["attack", *map(frame.title, subjects)], rows)
     return [accuracies, _footnotes(subjects), costs.costs(names, subjects), costs.parameters(names, subjects)]
 
 
 def _names(subjects):
-    """Natural, the attacks in the order met, each with its stages behind it, the worst case."""
-    met = list(dict.fromkeys(name for subject in subjects for name in subject.accuracy()))
-    attacks = dict.fromkeys(name.partition("/")[0] for name in met if name not in words.NAMES)
-    names = [[attack, *(name for name in met if name.startswith(f"{attack}/"))] for attack in attacks]
-    return ["natural", *itertools.chain(*names), *([WORST_CASE] if WORST_CASE in met else [])]
+    """Returns the rows: natural, the attacks in their order, each followed by its stages, and the worst case."""
+    found = list(dict.fromkeys(name for subject in subjects for name in subject.accuracy()))
+    attacks = dict.fromkeys(name.partition("/")[0] for name in found if name not in formatting.NAMES)
+    names = [[attack, *(name for name in found if name.startswith(f"{attack}/"))] for attack in attacks]
+    return ["natural", *itertools.chain(*names), *([WORST_CASE] if WORST_CASE in found else [])]
 
 
 def _cell(subject, name):
@@ -44,9 +47,9 @@ def _cell(subject, name):
     accuracy, interval = subject.accuracy()[name], subject.interval(name)
     last = subject.accuracy("last").get(name)
     figures = [
-        tag("strong", words.percent(accuracy)),
-        tag("small", words.interval(interval)),
-        None if subject.one_checkpoint or last is None else tag("small", f"last {words.percent(last)}"),
+        tag("strong", formatting.percent(accuracy)),
+        tag("small", formatting.interval(interval)),
+        None if subject.one_checkpoint or last is None else tag("small", f"last {formatting.percent(last)}"),
     ]
     return [tag("div", figures, class_="inline"), frame.strip(subject, accuracy, interval)]
 
@@ -55,7 +58,7 @@ def _footnotes(subjects):
     early = [each.title for each in subjects if each.stopped_early]
     same = [each.title for each in subjects if each.one_checkpoint]
     return [
-        tag("p", text.format(words.listing(titles)), class_="footnote")
+        tag("p", text.format(formatting.listing(titles)), class_="footnote")
         for text, titles in ((EARLY, early), (SAME, same))
         if titles
     ]

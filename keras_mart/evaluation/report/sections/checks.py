@@ -1,18 +1,18 @@
 """The checks for false robustness."""
 
-from keras_mart.evaluation.report import words
+from keras_mart.evaluation.report import formatting
 from keras_mart.evaluation.report.markup import tag
 from keras_mart.evaluation.report.sections import frame
 
 LEAD = (
-    "Signs that an attack failed where the network did not hold. A flag is a reason to look closer, and passing all is "
-    "no proof."
+    "Signs that an attack failed although the network is not robust. A flagged check is a reason to investigate; "
+    "passing all checks does not prove robustness."
 )
-SIGNS = {"passed": "✓", "flagged": "!", "skipped": "-"}
+ICONS = {"passed": "✓", "flagged": "!", "skipped": "-"}
 
 
 def checks(subjects):
-    """A row for each check: its name and meaning, then each run's verdict and figure."""
+    """Returns the section with a row per check: its name and meaning, then each run's verdict and figure."""
     measured = [subject for subject in subjects if subject.diagnosis.get("checks")]
     absent = [frame.missing(each, "The checks", "report") for each in subjects if each not in measured]
     found = {subject: {check["name"]: check for check in subject.diagnosis["checks"]} for subject in measured}
@@ -26,14 +26,14 @@ def _count(subjects):
     for subject in subjects:
         verdicts = [check["verdict"] for check in subject.diagnosis["checks"]]
         counts.append(f"{subject.title}: {verdicts.count('flagged')} of {len(verdicts)} flagged")
-    examples = words.grouped((each.title, each.diagnosis.get("examples")) for each in subjects)
-    looked = ", ".join(
+    examples = formatting.grouped((each.title, each.diagnosis.get("examples")) for each in subjects)
+    checked = ", ".join(
         f"{number:,} examples" + (f" of {titles}" if len(examples) > 1 else "") for number, titles in examples.items()
     )
-    balls = words.grouped((each.title, each.diagnosed and words.threat(*each.diagnosed)) for each in subjects)
+    balls = formatting.grouped((each.title, each.diagnosed and formatting.threat(*each.diagnosed)) for each in subjects)
     where = "; ".join(ball + (f" for {titles}" if len(balls) > 1 else "") for ball, titles in balls.items())
-    told = ", ".join(filter(None, (f"on {looked}" if looked else "", where)))
-    return tag("p", "; ".join(counts), f" ({told})." if told else ".", class_="footnote")
+    basis = ", ".join(filter(None, (f"on {checked}" if checked else "", where)))
+    return tag("p", "; ".join(counts), f" ({basis})." if basis else ".", class_="footnote")
 
 
 def _row(name, found):
@@ -42,8 +42,8 @@ def _row(name, found):
 
 
 def _meaning(name, found):
-    """What the check means; where that depends on the run, each with their names."""
-    meanings = words.grouped((each.title, checks_.get(name, {}).get("meaning")) for each, checks_ in found.items())
+    """Returns the meaning of a check; meanings that differ between runs are labelled with the runs' titles."""
+    meanings = formatting.grouped((each.title, checks_.get(name, {}).get("meaning")) for each, checks_ in found.items())
     several = len(meanings) > 1
     return [tag("p", tag("b", f"{titles}: ") if several else None, text) for text, titles in meanings.items()]
 
@@ -52,6 +52,6 @@ def _verdict(check):
     if check is None:
         return tag("span", "not run", class_="empty")
     verdict = check["verdict"]
-    sign = tag("span", SIGNS.get(verdict, "?"), aria_hidden="true")
-    badge = tag("span", sign, " ", verdict, class_=f"badge {verdict if verdict in SIGNS else 'skipped'}")
+    icon = tag("span", ICONS.get(verdict, "?"), aria_hidden="true")
+    badge = tag("span", icon, " ", verdict, class_=f"badge {verdict if verdict in ICONS else 'skipped'}")
     return [badge, tag("small", check.get("figure", ""))]

@@ -1,15 +1,15 @@
 """The flags and versions of each run."""
 
-from keras_mart.evaluation.report import words
+from keras_mart.evaluation.report import formatting
 from keras_mart.evaluation.report.markup import tag
 from keras_mart.evaluation.report.sections import frame
 
-LEAD = "The flags as each run's flags.cfg holds them; all others have their defaults. "
-MARKED = "What not all runs share is marked."
+LEAD = "The flags in each run's flags.cfg; all others have their default values. "
+MARKED = "Flags that not all runs share are highlighted."
 
 
 def configuration(subjects):
-    """A card for each run."""
+    """Returns the section with a card per run."""
     shared = set.intersection(*(set(subject.flags) for subject in subjects))
     lead = LEAD + (MARKED if len(subjects) > 1 else "")
     absent = [frame.missing(each, "The versions", "evaluate") for each in subjects if not _versions(each)]
@@ -25,7 +25,7 @@ def _flags(subject, shared):
     lines = [[line if line in shared else tag("mark", line), "\n"] for line in subject.flags]
     seed = subject.record.get("seed")
     facts = [
-        f"{words.threat(*subject.threat)}" if subject.threat else None,
+        f"{formatting.threat(*subject.threat)}" if subject.threat else None,
         f"seed {seed}" if seed is not None else None,
         *(f"{name} {version}" for name, version in (_versions(subject) or {}).items()),
     ]

@@ -1,29 +1,31 @@
-"""What the attacks cost, and which they are: a part of the section on attacks."""
+"""The costs and parameters of the attacks, two parts of the section on attacks."""
 
-from keras_mart.evaluation.report import words
+from keras_mart.evaluation.report import formatting
 from keras_mart.evaluation.report.markup import tag
 from keras_mart.evaluation.report.sections import differences, frame
 
 
 def costs(names, subjects):
-    """A table of seconds and gradients; nothing where neither was recorded."""
+    """Returns a table of seconds and gradients, `None` if they were not recorded."""
     names = [name for name in names if any(_seconds(each, name) is not None for each in subjects)]
-    rows = [(frame.kind(name), [words.attack(name), *(_effort(each, name) for each in subjects)]) for name in names]
-    table = frame.table("What the attacks cost", ["attack", *map(frame.title, subjects)], rows)
-    return [tag("h3", "What they cost"), table] if names else None
+    rows = [
+        (frame.kind(name), [formatting.attack(name), *(_effort(each, name) for each in subjects)]) for name in names
+    ]
+    table = frame.table("Cost of the attacks", ["attack", *map(frame.title, subjects)], rows)
+    return [tag("h3", "Cost of the attacks"), table] if names else None
 
 
 def parameters(names, subjects):
-    """What each attack is; where runs were judged under different ones, each with their names."""
+    """Returns the parameters of each attack; those that differ between runs are labelled with the runs' titles."""
     entries = []
     for name in names:
-        attacks = words.grouped((each.title, differences.parameters(each).get(name)) for each in subjects)
+        attacks = formatting.grouped((each.title, differences.parameters(each).get(name)) for each in subjects)
         several = len(attacks) > 1
         texts = [
             tag("dd", f"{titles}: " if several else None, tag("code", attack)) for attack, titles in attacks.items()
         ]
         entries.append([tag("dt", name), texts] if attacks else None)
-    return [tag("h3", "Their parameters"), tag("dl", entries)] if any(entries) else None
+    return [tag("h3", "Parameters of the attacks"), tag("dl", entries)] if any(entries) else None
 
 
 def _seconds(subject, name):
@@ -35,5 +37,5 @@ def _effort(subject, name):
     if seconds is None:
         return frame.NOT_MEASURED
     gradients = subject.checkpoint("best").get("gradients", {}).get(name)
-    counted = tag("small", f"{words.count(gradients)} gradients") if gradients else None
+    counted = tag("small", f"{formatting.count(gradients)} gradients") if gradients else None
     return tag("div", tag("span", f"{seconds:,.{0 if seconds >= 1000 else 1}f} s"), counted, class_="inline")

@@ -1,17 +1,17 @@
-"""How accuracy and loss went over the epochs."""
+"""Accuracy and loss over the epochs."""
 
-from keras_mart.evaluation.report import words
+from keras_mart.evaluation.report import formatting
 from keras_mart.evaluation.report.charts import lines, marks, svg
 from keras_mart.evaluation.report.markup import tag
 from keras_mart.evaluation.report.sections import frame
 from keras_mart.evaluation.report.subject import flag
 
 LEAD = (
-    "Accuracy and loss over the epochs, on the training and on the validation examples. Where training accuracy rises "
-    "and adversarial validation accuracy falls, the network overfits to the attack."
+    "Accuracy and loss over the epochs, on the training and validation examples. If the training accuracy rises while "
+    "the adversarial validation accuracy falls, the network overfits to the attack."
 )
 RUN, NATURAL = "accent", "natural"
-# Column of history.csv, style, whether in the neutral colour of natural images.
+# Column of history.csv, line style, colour.
 ACCURACY = (
     ("natural_accuracy", "dashed", NATURAL),
     ("val_natural_accuracy", "solid", NATURAL),
@@ -29,7 +29,7 @@ HEIGHT, LOSS_HEIGHT = 190, 120
 
 
 def curves(subjects):
-    """Two charts for each run."""
+    """Returns the section with two charts per run."""
     measured = [subject for subject in subjects if _lines(subject, ACCURACY + LOSS)]
     absent = [_missing(subject) for subject in subjects if subject not in measured]
     shown = [_legend(measured), frame.cards(measured, _charts)] if measured else None
@@ -38,12 +38,17 @@ def curves(subjects):
 
 def _missing(subject):
     if flag(subject.flags, "model"):
-        return tag("p", tag("b", subject.title), " comes from elsewhere: it was not trained here.", class_="missing")
-    return frame.missing(subject, "The training", "train", f"--flagfile={subject.run.flags}", "--resume")
+        return tag(
+            "p",
+            tag("b", subject.title),
+            " was not trained by this package: there are no training curves.",
+            class_="missing",
+        )
+    return frame.missing(subject, "The training curve", "train", f"--flagfile={subject.run.flags}", "--resume")
 
 
 def _legend(subjects):
-    """One for all runs: what is adversarial has the run's own colour, here that of the text where there are several."""
+    """Returns one legend for all runs: adversarial lines have the run's colour, for several runs the text's."""
     own = marks.colour(subjects[0].number) if len(subjects) == 1 else "accent"
     classes = {NATURAL: NATURAL, RUN: own}
     present = [row for row in ACCURACY if any(subject.series(row[0]) for subject in subjects)]
@@ -73,13 +78,13 @@ def _epochs(drawn):
 def _accuracy(subject, drawn):
     axis = lines.Axis("", 0, 1, [(share / 4, f"{share / 4:.0%}") for share in range(5)])
     last = ", ".join(
-        f"{MEANING[column]} {words.percent(subject.series(column)[-1][1], 1)}"
+        f"{MEANING[column]} {formatting.percent(subject.series(column)[-1][1], 1)}"
         for column, *_ in ACCURACY
         if subject.series(column)
     )
     label = f"Accuracy of {subject.title} over the epochs. At the end: {last}."
     chart = lines.line_chart(label, drawn, _epochs(drawn), axis, width=svg.NARROW, height=HEIGHT)
-    return _figure("Accuracy, in % of the examples", chart)
+    return _figure("Accuracy (% of the examples)", chart)
 
 
 def _loss(subject, drawn):
@@ -93,5 +98,5 @@ def _loss(subject, drawn):
 
 
 def _figure(caption, chart):
-    """The caption stands above, as the title of the axis."""
+    """Returns a figure with its caption above, where it serves as the title of the y axis."""
     return tag("figure", tag("figcaption", caption), chart)

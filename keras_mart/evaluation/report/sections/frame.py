@@ -1,6 +1,6 @@
-"""What the sections share: their frame, names of runs, tables, and what stands where data are missing."""
+"""Elements that the sections share: headings, run titles, cards, tables, and notes on missing data."""
 
-from keras_mart.evaluation.report import words
+from keras_mart.evaluation.report import formatting
 from keras_mart.evaluation.report.charts import marks
 from keras_mart.evaluation.report.markup import tag
 from keras_mart.evaluation.table import WORST_CASE
@@ -9,38 +9,38 @@ NOT_MEASURED = tag("span", "not measured", class_="empty")
 
 
 def section(name, heading, lead, *content):
-    """A part of the page: its id, its heading, and a sentence or two on what it shows."""
+    """Returns a section with its id, heading and introduction."""
     return tag("section", tag("h2", heading), tag("p", lead, class_="lead"), *content, id=name)
 
 
 def title(subject):
-    """A run's name behind its mark."""
+    """Returns a run's title with its coloured marker."""
     return tag("span", marks.swatch(subject.number), tag("span", subject.title, title=subject.title), class_="run")
 
 
 def card(subject, *content):
-    """A box about one run."""
+    """Returns a box about one run."""
     return tag("article", tag("h3", title(subject)), *content, class_="card")
 
 
 def cards(subjects, show, *, wide=False):
-    """A box for each run, with what `show` makes of it."""
+    """Returns a box for each run with the content that `show` returns for it."""
     return tag("div", [card(each, show(each)) for each in subjects], class_="cards wide" if wide else "cards")
 
 
 def missing(subject, what, mode, *flags):
-    """One line: what was not measured, and the command that measures it."""
-    command = words.command(subject.run.path, mode, *flags)
+    """Returns a line on what was not measured, with the command that measures it."""
+    command = formatting.command(subject.run.path, mode, *flags)
     line = [f"{what} of ", tag("b", subject.title), ": not measured. Run ", tag("code", command)]
     return tag("p", line, class_="missing")
 
 
 def table(label, head, rows):
-    """A table that scrolls in its own box where it is too wide; `head` and `rows` are lists of cells.
+    """Returns a table that scrolls horizontally if it is too wide.
 
-    Each row is (CSS class or None, cells); its first cell is its header.
+    `head` is a list of cells. Each row is (CSS class or None, list of cells); its first cell is its header.
     """
-    # Equal widths, so that what is drawn in the cells compares.
+    # Equal widths make the strips in the cells comparable.
     width = f"width:{80 / (len(head) - 1):.3g}%"
     header = tag(
         "tr", [tag("th", cell, scope="col", style=width if place else None) for place, cell in enumerate(head)]
@@ -55,17 +55,17 @@ def table(label, head, rows):
 
 
 def kind(name):
-    """The CSS class of an attack's row."""
+    """Returns the CSS class of an attack's row."""
     return "stage" if "/" in name else "total" if name == WORST_CASE else None
 
 
 def figure(caption, *content):
-    """Content with a caption below."""
+    """Returns content with a caption below."""
     return tag("figure", *content, tag("figcaption", caption))
 
 
 def strip(subject, accuracy, interval):
-    """An accuracy and its interval on a line from 0 to 100%."""
+    """Returns an accuracy and its interval drawn on a line from 0 to 100%."""
     low, high = interval
     spread = tag("i", style=f"left:{low:.2%};right:{1 - high:.2%}")
     dot = tag("b", style=f"left:{accuracy:.2%}")
@@ -73,5 +73,5 @@ def strip(subject, accuracy, interval):
 
 
 def legend(*entries):
-    """(key, text) pairs that explain a chart's lines."""
+    """Returns a chart's legend, of (key, text) pairs."""
     return tag("ul", [tag("li", key, tag("span", text)) for key, text in entries], class_="legend")

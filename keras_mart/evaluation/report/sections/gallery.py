@@ -1,22 +1,22 @@
-"""Adversarial examples to look at."""
+"""A gallery of adversarial examples."""
 
 import numpy as np
 
-from keras_mart.evaluation.report import words
+from keras_mart.evaluation.report import formatting
 from keras_mart.evaluation.report.charts.pictures import picture
 from keras_mart.evaluation.report.markup import tag
 from keras_mart.evaluation.report.sections import frame
 
 LEAD = (
-    "The natural image, the perturbation magnified (grey is no change, lighter is brighter, darker is darker), and the "
-    "adversarial image, with what the best checkpoint predicts for the first and the last."
+    "For each example: the natural image, the magnified perturbation (grey: no change, lighter: brighter, darker: "
+    "darker), and the adversarial image, with the best checkpoint's predictions for both images."
 )
-# So many examples are shown.
+# The largest number of examples shown.
 SHOWN = 8
 
 
 def gallery(subjects):
-    """Some examples of each run."""
+    """Returns the section with some examples per run."""
     measured = [subject for subject in subjects if subject.gallery and len(subject.gallery["images"])]
     absent = [frame.missing(each, "The gallery", "report") for each in subjects if each not in measured]
     shown = frame.cards(measured, _examples, wide=True) if measured else None
@@ -35,14 +35,14 @@ def _examples(subject):
     caption = [
         "The perturbation is magnified ",
         tag("b", f"{factor:g} times"),
-        f"; epsilon is {words.epsilon(size)}. ",
+        f"; epsilon is {formatting.epsilon(size)}. ",
         tag("code", attack),
     ]
     return frame.figure(caption, tag("div", examples, class_="examples"))
 
 
 def magnification(perturbations):
-    """By how much the largest change may grow until it is black or white, to two digits."""
+    """Returns the factor that magnifies the largest change to black or white, to two digits."""
     largest = float(np.max(np.abs(perturbations)))
     return float(f"{0.5 / largest:.2g}") if largest > 0 else 1.0
 

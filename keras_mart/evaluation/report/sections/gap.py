@@ -1,20 +1,20 @@
-"""What PGD-20 leaves and AutoAttack takes."""
+"""The gap between the accuracies under PGD-20 and AutoAttack."""
 
 from keras_mart.evaluation.presets import TRANSFER
-from keras_mart.evaluation.report import words
+from keras_mart.evaluation.report import formatting
 from keras_mart.evaluation.report.charts import dumbbell, marks, svg
 from keras_mart.evaluation.report.charts.dumbbell import Pair
 from keras_mart.evaluation.report.sections import frame
 
 WEAK, STRONG = "pgd20", "autoattack"
 LEAD = (
-    "AutoAttack tries several losses, adapts its steps, and ends with an attack that needs no gradient. A large gap "
-    "means that PGD-20 flatters: it fails to find adversarial examples that are there. Believe the lower figure."
+    "AutoAttack uses several losses, adapts its step sizes, and ends with an attack that needs no gradients. A large "
+    "gap means that PGD-20 overestimates robustness: it misses adversarial examples that exist. Trust the lower figure."
 )
 
 
 def gap(subjects):
-    """A row for each run."""
+    """Returns the section with a row per run."""
     measured = [each for each in subjects if {WEAK, STRONG} <= set(each.accuracy()) and not each.stopped_early]
     absent = [_missing(subject) for subject in subjects if subject not in measured]
     shown = _figure([_pair(subject) for subject in measured]) if measured else None
@@ -22,11 +22,14 @@ def gap(subjects):
 
 
 def _missing(subject):
-    """With the attacks measured already, since an evaluation replaces the one before; transfer needs its source."""
+    """Returns the note on a missing attack; its command repeats the other attacks, as an evaluation replaces the last.
+
+    Transfer attacks are left out, because they need --source.
+    """
     own = [name for name in subject.attacks if not name.startswith(TRANSFER)]
     attacks = ",".join(dict.fromkeys([*own, WEAK, STRONG]))
     absent = [name for name, key in (("PGD-20", WEAK), ("AutoAttack", STRONG)) if key not in subject.accuracy()]
-    what = " and ".join(absent) or "PGD-20 and AutoAttack, each by itself,"
+    what = " and ".join(absent) or "PGD-20 and AutoAttack, each on all examples,"
     return frame.missing(subject, what, "evaluate", f"--attacks={attacks}")
 
 
@@ -37,8 +40,8 @@ def _pair(subject):
 def _figure(pairs):
     gaps = [f"{pair.title} loses {100 * (pair.open - pair.filled):.2f} points" for pair in pairs]
     label = "Accuracy under PGD-20 and AutoAttack. " + "; ".join(
-        f"{pair.title}: {words.percent(pair.open)} and {words.percent(pair.filled)}" for pair in pairs
+        f"{pair.title}: {formatting.percent(pair.open)} and {formatting.percent(pair.filled)}" for pair in pairs
     )
     legend = frame.legend((marks.end("ring"), "PGD-20"), (marks.end("dot"), "AutoAttack"))
     chart = svg.both(lambda width: dumbbell.dumbbell(label, pairs, "accuracy", width=width))
-    return frame.figure(f"From PGD-20 to AutoAttack {words.listing(gaps)}.", legend, chart)
+    return frame.figure(f"From PGD-20 to AutoAttack, {formatting.listing(gaps)}.", legend, chart)

@@ -1,18 +1,18 @@
-"""The headline of each run."""
+"""The main results of each run."""
 
-from keras_mart.evaluation.report import words
+from keras_mart.evaluation.report import formatting
 from keras_mart.evaluation.report.markup import tag
 from keras_mart.evaluation.report.sections import differences, frame
 from keras_mart.evaluation.table import WORST_CASE
 
 LEAD = (
-    "Natural accuracy, and what is left of it when each image may be changed within the ball. The worst case counts an "
-    "example only if it is classified correctly as it is and under every attack."
+    "Accuracy on natural images, and on images that attacks may change within the ball. The worst case counts an "
+    "example only if it is classified correctly without an attack and under every attack."
 )
 
 
 def summary(subjects):
-    """A card for each run with two figures and a sentence."""
+    """Returns the section with a card per run: two figures and a sentence."""
     measured = [subject for subject in subjects if subject.hardest]
     lines = [frame.missing(subject, "The accuracy", "evaluate") for subject in subjects if not subject.hardest]
     shown = frame.cards(measured, _headline) if measured else None
@@ -27,9 +27,9 @@ def _headline(subject):
 
 def _figure(subject, name):
     accuracy = subject.accuracy()[name]
-    label = words.attack(name) if name in words.NAMES else f"under {name}"
+    label = formatting.attack(name) if name in formatting.NAMES else f"under {name}"
     strip = frame.strip(subject, accuracy, subject.interval(name))
-    return tag("div", tag("span", label), tag("strong", words.percent(accuracy)), strip)
+    return tag("div", tag("span", label), tag("strong", formatting.percent(accuracy)), strip)
 
 
 def _sentence(subject):
@@ -39,11 +39,12 @@ def _sentence(subject):
     if "natural" in accuracy:
         precision = subject.record.get("precision")
         within = f" in {precision}" if precision else ""
-        yield f"{words.percent(accuracy['natural'])} of the {subject.examples:,} test images correctly{within}, and "
-    yield f"{words.percent(accuracy[name])} (95% interval {words.interval(subject.interval(name))}) "
+        yield f"{formatting.percent(accuracy['natural'])} of the {subject.examples:,} test images "
+        yield f"correctly{within}, and "
+    yield f"{formatting.percent(accuracy[name])} (95% interval {formatting.interval(subject.interval(name))}) "
     if name != WORST_CASE:
         yield f"under {name}, the strongest attack measured; the worst case over all attacks was not recorded."
     elif len(subject.attacks) == 1:
-        yield f"in the worst case, with {subject.attacks[0]} alone measured."
+        yield f"in the worst case; {subject.attacks[0]} is the only attack measured."
     else:
         yield f"in the worst case over {len(subject.attacks)} attacks."

@@ -1,13 +1,13 @@
-"""The steps of an evaluation, and what is known of the examples after each of them."""
+"""The steps of an evaluation, and its results after each of them."""
 
 import dataclasses
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from keras_mart import distribution
-from keras_mart.attacks.survivors import AttackState, CallableAttack, stages
+from keras_mart.attacks.survivors import AttackState, stages
 from keras_mart.evaluation.table import Table
 from keras_mart.threats import ROUNDING
 
@@ -15,22 +15,23 @@ NATURAL = "natural"
 
 
 class Step(NamedTuple):
-    """A round of an attack, or the natural predictions.
+    """One round of an attack, or the natural predictions.
 
     Attributes:
-        name: of the attack, a row of the table.
-        row: that of the stage, where the attack is made of several.
-        attack: that of the stage.
+        name: name of the attack, a row of the table.
+        row: name of the stage's row; equal to `name` if the attack has only one stage.
+        attack: the attack that the stage runs.
         seeds: [examples, 2] integers.
-        number, rounds: which round of the stage it is, from 0, and how many there are.
-        is_first: whether the attack begins with it.
-        spares: whether the attack leaves alone what is misclassified without it.
-        epsilon: what counts as found, for an attack that looks for the nearest adversarial image in the widest ball.
+        number, rounds: index of the round in its stage, from 0, and the stage's number of rounds.
+        is_first: whether this is the attack's first round.
+        spares: whether the attack skips examples that are misclassified without it.
+        epsilon: for an attack that looks for the nearest adversarial image in the widest ball: the distance up to
+            which an adversarial image counts.
     """
 
     name: str
     row: str
-    attack: object
+    attack: Any
     seeds: np.ndarray
     number: int = 0
     rounds: int = 1
@@ -43,34 +44,36 @@ def plan(attacks, seeds, classes, shape):
     """Returns the steps of an evaluation, in order.
 
     Args:
-        attacks: name to `Attack` or `CallableAttack`.
+        attacks: mapping from names to `Attack` or `CallableAttack`.
         seeds: [examples, 2] integers.
         classes: number of classes.
-        shape: [examples, ...] of the images.
+        shape: shape of the images, [examples, ...].
     """
-    steps = [Step(NATURAL, NATURAL, CallableAttack(_unchanged), seeds)]
+    steps = [Step(NATURAL, NATURAL, CallableAttack(_Unchanged()), seeds)]
     for name, attack in attacks.items():
-        for place, (stage, part, part_seeds) in enumerate(stages(attack, seeds)):
+        for index, (stage, part, part_seeds) in enumerate(stages(attack, seeds)):
             step = Step(name, f"{name}/{stage}" if stage else name, part, part_seeds, spares=attack.skips_misclassified)
             if part.minimises:
                 widest = dataclasses.replace(part, threat=part.threat.widest(shape))
                 step = step._replace(attack=widest, spares=True, epsilon=part.threat.epsilon)
             rounds = part.rounds(classes)
             for number in range(rounds):
-                steps.append(step._replace(number=number, rounds=rounds, is_first=place == number == 0))
+                steps.append(step._replace(number=number, rounds=rounds, is_first=index == number == 0))
     return steps
 
 
-def _unchanged(network, images, labels, seed):
-    return images
+class _Unchanged:
+    """Returns the natural images."""
+
+    gradients = 0
+
+    def __call__(self, network, images, labels, seed):
+        return images
 
 
-_unchanged.gradients = 0
-
-
-def part_of(step, found):
-    """What a batch has come to, as arrays."""
-    part = {"rows": found.rows, "predicted": found.predictions.predicted}
+def batch_arrays(step, found):
+    """Returns the results of a batch as a dictionary of arrays."""
+    part = {"rows": found.rows, "predicted": found.judged.predicted}
     if step.epsilon is not None:
         part["distances"] = np.asarray(step.attack.threat.distance(found.found, found.images))
     if step.attack.reuses_candidates:
@@ -78,13 +81,13 @@ def part_of(step, found):
     return part
 
 
-class Books:
-    """What is known of the examples after so many `steps`.
+class Results:
+    """The results of all examples after the first `steps` steps.
 
     Attributes:
         predictions, seconds, gradients, distances: as in `Table`.
-        standing: the examples under the attack that is being run.
-        worst: [examples] what each was taken for when it was first misclassified, otherwise its label.
+        standing: the state of the examples under the current attack.
+        worst: [examples] the class each was predicted as when it was first misclassified, otherwise its label.
     """
 
     def __init__(self, labels, stop_early):
@@ -93,25 +96,25 @@ class Books:
         self.standing, self.worst = None, labels.copy()
 
     def begin(self, step, shape):
-        """Prepares a round: the first of an attack finds the examples that it is to attack."""
+        """Prepares a round; an attack's first round selects the examples to attack."""
         everything = np.ones(len(self.labels), bool)
         if step.name == NATURAL:
             self.standing = AttackState(self.labels, self.labels.copy(), everything)
         elif step.is_first:
             before = self.worst if self.stop_early and step.epsilon is None else self.predictions[NATURAL]
-            left = before == self.labels if self.stop_early or step.spares else everything
+            left = before == self.labels if self.stop_early or step.skips_misclassified else everything
             self.standing = AttackState(self.labels, before.copy(), left)
             self.predictions[step.name], self.seconds[step.name], self.gradients[step.name] = before, 0.0, 0
         if step.number == 0:
             self.seconds[step.row] = 0.0
             self.gradients[step.row] = None if step.attack.gradients is None else 0
-            # Of memory that nothing is written to, none is used.
-            self.standing.candidates = np.empty(shape, "float32") if step.attack.reuses_candidates else None
+            # `empty` allocates lazily: rows that are never written take no memory.
+            self.standing.candidates = np.empty(shape, "float32") if step.attack.carries else None
             if step.epsilon is not None:
                 self.distances[step.row] = np.where(self.standing.left, np.inf, 0.0).astype("float32")
 
-    def take(self, step, part):
-        """Takes in what a batch has come to."""
+    def add(self, step, part):
+        """Adds the results of a batch, as `batch_arrays` returns them."""
         rows, predicted = part["rows"], part["predicted"]
         if step.epsilon is not None:
             fooled = predicted != self.labels[rows]
@@ -124,7 +127,7 @@ class Books:
             self.gradients[step.row] += int(step.attack.gradients) * len(rows)
 
     def end(self, step):
-        """Notes how things stand after a round."""
+        """Ends a round; after a stage's last one, records its predictions."""
         self.steps += 1
         if step.number + 1 < step.rounds:
             return
@@ -140,7 +143,7 @@ class Books:
             self.gradients[step.name] = None if None in costs else sum(costs)
 
     def arrays(self):
-        """All of it, as arrays by name."""
+        """Returns all results as a dictionary of arrays."""
         facts = {name: getattr(self, name) for name in ("steps", "seconds", "gradients")}
         standing = self.standing
         candidates = {} if standing.candidates is None else {"candidates": standing.candidates[standing.left]}
@@ -152,7 +155,7 @@ class Books:
         }  # fmt: skip
 
     def restore(self, arrays):
-        """Takes what `arrays` gave; `None` for nothing."""
+        """Restores what `arrays` returned; does nothing for `None`."""
         if arrays is None:
             return
         for name, value in json.loads(str(arrays.pop("facts"))).items():
@@ -160,20 +163,20 @@ class Books:
         self.worst = arrays.pop("worst")
         self.standing = AttackState(self.labels, arrays.pop("predicted"), arrays.pop("left"))
         if "candidates" in arrays:
-            some = arrays.pop("candidates")
-            self.standing.candidates = np.empty((len(self.labels), *some.shape[1:]), "float32")
-            self.standing.candidates[self.standing.left] = some
+            remaining = arrays.pop("candidates")
+            self.standing.candidates = np.empty((len(self.labels), *remaining.shape[1:]), "float32")
+            self.standing.candidates[self.standing.left] = remaining
         for key, values in arrays.items():
             kind, _, name = key.partition("/")
             getattr(self, kind)[name] = values
 
-    def table(self, places, strategy, class_names, said):
-        """The `Table` of the examples of all workers, in their order."""
-        mine = (places, self.labels, self.predictions, self.seconds, self.gradients, self.distances)
-        places, labels, predictions, seconds, gradients, distances = zip(
-            *distribution.all_gather(mine, strategy), strict=True
+    def table(self, positions, strategy, class_names, record):
+        """Returns the `Table` of all workers' examples, sorted by their positions in the data."""
+        own = (positions, self.labels, self.predictions, self.seconds, self.gradients, self.distances)
+        positions, labels, predictions, seconds, gradients, distances = zip(
+            *distribution.all_gather(own, strategy), strict=True
         )
-        order = np.argsort(np.concatenate(places))
+        order = np.argsort(np.concatenate(positions))
 
         def joined(parts):
             return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
@@ -183,6 +186,6 @@ class Books:
 
         return Table(
             np.concatenate(labels)[order], joined(predictions), total(seconds), total(gradients), self.stop_early,
-            distances=joined(distances), record=said,
+            distances=joined(distances), record=record,
             class_names=None if class_names is None else tuple(map(str, class_names)),
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""How the accuracy of a run falls as the ball grows: measured at some epsilons, or known at each from distances."""
+"""A run's accuracy against epsilon: measured at some epsilons, or computed at every epsilon from distances."""
 
 import dataclasses
 
@@ -7,25 +7,25 @@ import numpy as np
 from keras_mart.evaluation.report.sections import differences
 from keras_mart.evaluation.report.subject import Subject, ball
 
-# What is known at each epsilon is drawn at so many, and its table has these multiples of the evaluated one.
+# A curve from distances is drawn at this number of points; its table has these multiples of the evaluated epsilon.
 DRAWN = 200
 MULTIPLES = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4)
-# The last size measured reaches every image. One more than so many times as large as the one before stands in the
-# table alone: drawn, it would squeeze the others together.
-LEAP = 1.5
-# Sizes that differ by less are one.
+# The ball of the last measured epsilon contains every image. If it is more than this factor larger than the one before,
+# it is only in the table: drawn, it would squeeze the others together.
+LARGEST_GAP = 1.5
+# Epsilons that agree to this number of digits count as equal.
 DIGITS = 9
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Accuracy at some epsilons, as the diagnosis measured it."""
+    """Accuracy at some epsilons, measured by the diagnosis."""
 
     subject: Subject
 
     @property
     def norm(self):
-        """Of the ball, or `None`."""
+        """Norm of the ball, or `None`."""
         ball_ = self.subject.diagnosed or self.subject.threat
         return ball_ and ball_[0]
 
@@ -45,32 +45,32 @@ class Measured:
     def end(self):
         """The largest epsilon drawn."""
         *below, last = self.sizes
-        return below[-1] if below and 0 < LEAP * below[-1] < last else last
+        return below[-1] if below and 0 < LARGEST_GAP * below[-1] < last else last
 
     @property
     def examples(self):
-        """How many were attacked."""
+        """Number of examples that were attacked."""
         return self.subject.diagnosis["curve"].get("examples") or self.subject.diagnosis["examples"]
 
     @property
     def basis(self):
-        """What it was measured on and how."""
+        """Describes the examples and the attack, as text."""
         attack = self.subject.diagnosis["curve"].get("attack")
         under = f" under {attack}, at each epsilon" if attack else ""
         return f"on {self.examples:,} test examples{under}"
 
     def at(self, sizes):
-        """Epsilon to accuracy, of those sizes where it is known."""
+        """Returns a dictionary from those of the epsilons that were measured to accuracies."""
         return {size: self.shares[size] for size in sizes if size in self.shares}
 
     def drawn(self, end):
-        """(epsilon, accuracy) pairs of the line."""
+        """Returns the (epsilon, accuracy) pairs of the line."""
         return [point for point in self.shares.items() if point[0] <= end]
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
-    """Accuracy at each epsilon, from the distances of the nearest adversarial images."""
+class FromDistances:
+    """Accuracy at every epsilon, from the distances of the nearest adversarial images."""
 
     subject: Subject
 
@@ -80,7 +80,7 @@ class Known:
 
     @property
     def norm(self):
-        """Of the ball."""
+        """Norm of the ball."""
         return self._ball[0]
 
     @property
@@ -90,32 +90,32 @@ class Known:
 
     @property
     def end(self):
-        """The largest epsilon drawn: where all are fooled that ever are, but twice the evaluated one at least."""
+        """The largest epsilon drawn: the largest finite distance, but at least twice the evaluated epsilon."""
         return max(2 * self._ball[1], float(self.subject.table.curve(self.subject.nearest)[0][-1]))
 
     @property
     def examples(self):
-        """How many were attacked."""
+        """Number of examples that were attacked."""
         return self.subject.table.examples
 
     @property
     def basis(self):
-        """What it was measured on and how."""
-        said = differences.parameters(self.subject)[self.subject.nearest]
+        """Describes the examples and the attack, as text."""
+        attack = differences.parameters(self.subject)[self.subject.nearest]
         return (
-            f"on {self.examples:,} test examples, from the distances of the nearest adversarial images found ({said})"
+            f"on {self.examples:,} test examples, from the distances of the nearest adversarial images found ({attack})"
         )
 
     def at(self, sizes):
-        """Epsilon to accuracy, at all sizes."""
+        """Returns a dictionary from the epsilons to accuracies."""
         return dict(zip(sizes, self.subject.table.curve(self.subject.nearest, sizes)[1].tolist(), strict=True))
 
     def drawn(self, end):
-        """(epsilon, accuracy) pairs of the line."""
+        """Returns the (epsilon, accuracy) pairs of the line."""
         return list(self.at(np.linspace(0, end, DRAWN).tolist()).items())
 
 
-def falls(subjects):
-    """Each subject's `Known`, where it has distances, or `Measured`; without those that have neither."""
-    kinds = ((each, Known if each.nearest else Measured) for each in subjects)
+def epsilon_curves(subjects):
+    """Returns a curve for each subject that has distances (`FromDistances`) or a measured curve (`Measured`)."""
+    kinds = ((each, FromDistances if each.nearest else Measured) for each in subjects)
     return [kind(each) for each, kind in kinds if each.nearest or (each.diagnosis.get("curve") or {}).get("epsilon")]
