@@ -1,9 +1,9 @@
-"""Trains methods for a few steps and writes the results, to compare devices and workers.
+"""Trains methods a little and writes what came out, so that runs on other devices and workers can be compared.
 
     python tests/agreement.py OUT STRATEGY CASE...
 
-Writes the weights, the logs and a table of each case to OUT-<worker>.npz. STRATEGY is "replicas" for two devices of one
-process, or a name that `distribution.strategy` accepts.
+OUT-<worker>.npz gets the weights, the logs and a table of each case; STRATEGY is "replicas" for two devices of one
+process, or what `distribution.strategy` takes.
 """
 
 import sys
@@ -34,7 +34,7 @@ def main(out, name, *cases):
 
 
 def replace_random_numbers(setattr=setattr):
-    """Replaces random starts and noise by a fixed function of the image, which is the same on any worker."""
+    """Every random start or noise becomes one fixed function of the image, the same wherever the image lies."""
 
     def start(threat, images, seed, epsilon=None):
         return threat.project(images + 0.05 * keras.ops.cos(50 * images), images, epsilon)
@@ -50,16 +50,16 @@ def run(case, strategy):
     random = np.random.default_rng(0)
     images = random.uniform(size=(EXAMPLES, *SHAPE)).astype("float32")
     labels, weights = random.integers(CLASSES, size=EXAMPLES), np.linspace(0, 2, EXAMPLES).astype("float32")
-    # 20 steps: batches of 7, which no number of workers divides, and a last one of 3, so some workers have no examples.
-    batch = 6 if case == "mart-batch-norm" else 7  # parts of equal size, since statistics are per part
-    if case == "clp-original":  # its pairs stay together only if each worker's part is even
+    # 20 steps: batches of 7, which no number of workers divides, and a last one of 3, which leaves some with nothing.
+    batch = 6 if case == "mart-batch-norm" else 7  # parts of equal size: their statistics are their own
+    if case == "clp-original":  # whose pairs stay together only where each worker's part is an even number
         images, labels, weights, batch = images[:60], labels[:60], weights[:60], 12
     inputs = (images, np.arange(len(images))) if model.needs_index else images
     data = tf.data.Dataset.from_tensor_slices((inputs, labels, weights)).batch(batch)
     if variant == "mix":
         data = km.datasets.mix(data, (images[::-1], labels), fraction=0.3, weight=0.5, epoch=lambda: 0)
     epochs = -(-20 // int(data.cardinality()))
-    # As users pass data: with AutoShardPolicy.AUTO.
+    # In a strategy's own words, as users have them: AutoShardPolicy.AUTO.
     history = model.fit(data, epochs=epochs, validation_data=(images[:23], labels[:23]), verbose=0).history
     table = km.evaluate(
         model, (images, labels), {"pgd": model.attack or km.PGD(km.Linf(0.1), 2)}, batch_size=9, verbose=0
@@ -72,7 +72,7 @@ def run(case, strategy):
 
 
 def teacher():
-    """Returns a network with weights different from the student's."""
+    """A network that has other weights than those that it teaches."""
     initializer = keras.initializers.RandomNormal(seed=2)
     head = keras.layers.Dense(CLASSES, kernel_initializer=initializer)
     return keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), head])

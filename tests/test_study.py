@@ -110,7 +110,7 @@ def test_finished_stages_are_skipped(frame):
 def test_results_of_other_flags_are_not_overwritten(frame):
     frame().run([run()])
     before = results(frame())
-    with pytest.raises(SystemExit, match=r"other flags: one\. Give another --root"):
+    with pytest.raises(SystemExit, match=r"other flags: one\. Use another --root"):
         frame().run([run(epochs=3)])
     assert results(frame()) == before
 
