@@ -31,7 +31,7 @@ lint: .venv/installed
 wheel:
 	PYTHON=$(PYTHON) tests/wheel.sh
 
-# The core tests with other versions: docs/compatibility.md.
+# The core of the tests with other versions: docs/compatibility.md.
 compatibility:
 	$(PYTHON) tests/compatibility.py $(VERSIONS)
 
