@@ -2,9 +2,9 @@ PYTHON ?= python3
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 BIN := .venv/bin
 
-# Where the experiments find their data and write what came out, and how many runs share the cores:
+# The experiments' data, folder of results, and number of simultaneous runs, which share the cores:
 # make reproduce-mnist MNIST=npz:mnist.npz JOBS=2
-# and after how many seconds all is saved and the command ends:
+# SECONDS saves and stops after that time; the same command resumes:
 # make reproduce-cifar CIFAR10=npz:cifar10.npz SECONDS=540
 MNIST ?= tfds:mnist
 CIFAR10 ?= tfds:cifar10
@@ -15,7 +15,7 @@ STUDY := $(BIN)/python -m experiments
 .PHONY: quickstart test lint wheel compatibility clean
 .PHONY: reproduce reproduce-cifar reproduce-mnist reproduce-figures reproduce-unlabelled reproduce-large
 
-# --resume, so that it can be interrupted and repeated.
+# --resume, so that the target can be interrupted and repeated.
 quickstart: .venv/installed
 	$(BIN)/python -m keras_mart.main --flagfile=configs/digits.cfg --resume
 
@@ -35,8 +35,8 @@ wheel:
 compatibility:
 	$(PYTHON) tests/compatibility.py $(VERSIONS)
 
-# The paper's experiments (docs/reproduction.md): each resumes where it was, and does again nothing that is done.
-# Two CPU cores are enough for all but reproduce-cifar, which needs a GPU and is no part of them.
+# The paper's experiments (docs/reproduction.md). Each target resumes and skips finished runs.
+# Two CPU cores are enough for all except reproduce-cifar, which needs a GPU and is not part of `reproduce`.
 reproduce: reproduce-mnist reproduce-figures reproduce-unlabelled reproduce-large
 
 reproduce-cifar: .venv/installed
@@ -62,7 +62,7 @@ reproduce-large: .venv/installed
 	$(STUDY).wide_resnet --dataset=$(CIFAR10) --precision=mixed_bfloat16 --results=$(RESULTS)
 	$(STUDY).report --results=$(RESULTS) --docs=$(RESULTS)
 
-# requirements.txt pins what pyproject.toml asks for.
+# requirements.txt pins the versions of pyproject.toml's dependencies.
 .venv/installed: pyproject.toml requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[docs,test]'

@@ -1,18 +1,18 @@
-"""How fast evaluation is: python -m benchmarks.attacks --network=resnet18 --batch_size=128 --examples=64
+"""Measures the speed of evaluation: python -m benchmarks.attacks --network=resnet18 --batch_size=128 --examples=64
 
-The variants are the package as it is (`keras_mart`), without its fast views of networks (`unfolded`), and for PGD-20
-the usual loop in Keras (`plain`). Each measurement is a process of its own, the variants take turns.
+The variants are the package (`keras_mart`), the package without its fast views of networks (`unfolded`), and for PGD-20
+the usual loop in Keras (`plain`). Each measurement runs in its own process; the variants alternate.
 
-PGD-20 attacks one batch of random images on a network with random weights, which costs as much as any other. AutoAttack
-leaves alone what is fooled, so it needs a trained classifier: without `--model` it attacks digits on a WideResNet that
-is adversarially trained for some seconds first.
+PGD-20 attacks one batch of random images on a network with random weights, whose cost is the same as of real ones.
+AutoAttack skips misclassified images, so it needs a trained classifier: without `--model` it attacks digits on a
+WideResNet that is adversarially trained for some seconds first.
 
-    images               how many the attack, or the stage of AutoAttack, had to deal with
-    images/s, low, high  of those; at the median run, the slowest and the fastest
-    gradients/s          of single images
-    left                 accuracy after it
-    first s              what the first run takes longer than a later one
-    vs unfolded, vs plain  how many times faster than that variant, for each image; the median over the rounds
+    images               number of images that the attack, or the stage of AutoAttack, ran on
+    images/s, low, high  in the median run, the slowest and the fastest
+    gradients/s          gradients of single images per second
+    left                 accuracy after the attack
+    first s              additional time of the first run over a later one
+    vs unfolded, vs plain  speed per image relative to that variant; the median over the rounds
 """
 
 import argparse
@@ -39,17 +39,17 @@ COLUMNS = (
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--attacks", type=measure.names, default=list(ATTACKS))
-    parser.add_argument("--network", default="resnet18", help="of the zoo, for PGD-20")
-    parser.add_argument("--model", help="a saved classifier, for all attacks; its precision is its own")
-    parser.add_argument("--dataset", default="digits", help="of the classifier, for keras_mart.datasets.load")
-    parser.add_argument("--epsilon", type=fractions.Fraction, default="0.15", help="0.15 or 8/255, say")
+    parser.add_argument("--network", default="resnet18", help="name in the zoo, for PGD-20")
+    parser.add_argument("--model", help="a saved classifier, for all attacks; keeps its precision")
+    parser.add_argument("--dataset", default="digits", help="the classifier's, for keras_mart.datasets.load")
+    parser.add_argument("--epsilon", type=fractions.Fraction, default="0.15", help="such as 0.15 or 8/255")
     parser.add_argument("--examples", type=measure.positive, default=64, help="test images for AutoAttack")
     parser.add_argument("--batch_size", type=measure.positive, default=64)
     parser.add_argument("--precisions", type=measure.names, default=["float32"])
     parser.add_argument("--variants", type=measure.names, default=list(VARIANTS))
     parser.add_argument("--repeats", type=measure.positive, default=3, help="timed runs of PGD-20 in a process")
-    parser.add_argument("--rounds", type=measure.positive, default=3, help="processes of each variant")
-    parser.add_argument("--json", help="file to keep the figures and all samples in")
+    parser.add_argument("--rounds", type=measure.positive, default=3, help="processes for each variant")
+    parser.add_argument("--json", help="file for the figures and all samples")
     given = parser.parse_args()
     for name, known in (("attacks", ATTACKS), ("variants", VARIANTS)):
         if unknown := set(getattr(given, name)) - set(known):
@@ -58,7 +58,7 @@ def arguments():
 
 
 def jobs_of(given, weights):
-    """The variants of one configuration come next to one another."""
+    """Returns the jobs; the variants of a configuration are adjacent."""
     shared = {"task": "evaluate", "batch_size": given.batch_size, "repeats": given.repeats}
     shared |= {"epsilon": float(given.epsilon), "model": given.model and str(pathlib.Path(given.model).resolve())}
     jobs = []
@@ -77,11 +77,11 @@ def jobs_of(given, weights):
 
 
 def figures(job, answers):
-    """The rows of the table, one for the attack and one for each stage, from the answers of all rounds."""
+    """Yields a row for the attack and one for each of its stages, from the answers of all rounds."""
     for rounds in zip(*(answer["rows"] for answer in answers), strict=True):
         samples = [[each / row["images"] for each in row["seconds"]] for row in rounds]
         if not all(samples):
-            continue  # a stage that found nothing left to attack
+            continue  # a stage without images to attack
         first, seconds = rounds[0], list(itertools.chain(*samples))
         median = statistics.median(seconds)
         yield {
@@ -98,7 +98,7 @@ def figures(job, answers):
 
 
 def measured(given, folder):
-    """The answers to all jobs, after training the classifier that AutoAttack needs where none is given."""
+    """Returns all jobs and their answers; first trains the classifier that AutoAttack needs if none is given."""
     weights = None
     if "autoattack" in given.attacks and not given.model:
         weights = str(pathlib.Path(folder) / "digits.weights.h5")

@@ -1,17 +1,17 @@
-"""AutoAttack beside the official code: python -m benchmarks.autoattack --dataset=npz:mnist.npz --official=auto-attack
+"""Compares AutoAttack with the official code: python -m benchmarks.autoattack --dataset=npz:mnist.npz --official=<dir>
 
 The official code is a checkout of github.com/fra31/auto-attack. Both attack the same images and the same network, whose
-weights are copied to PyTorch, with the same number of threads, each in processes of its own that take turns: one
-for each seed. The networks are trained first, unless `--weights` has them from an earlier run.
+weights are copied to PyTorch, with the same number of threads. They alternate in separate processes, one for each seed.
+The networks are trained first, unless `--weights` contains them from an earlier run.
 
     left          accuracy in percent after the stage, for each seed
-    official      seconds of the official code as it is shipped, by its own log: the median over the seeds
-    first, again  seconds of `evaluate`, with tracing or compiling and a second time
+    official      seconds of the unmodified official code, from its own log: the median over the seeds
+    first, again  seconds of `evaluate`: the first time, with tracing or compiling, and the second time
     ratio         keras_mart's seconds over the official code's, first and again: the median over the seeds
 
-`whole` is all of an evaluation, the natural accuracy and the checks of the official code included. PyTorch's threads
-wait for one another without sleeping: with anything else on the cores the official code takes several times as long,
-and the figures say nothing. On a GPU:
+`whole` is a complete evaluation, including the natural accuracy and the official code's checks. PyTorch's threads wait
+for each other without sleeping: if anything else runs on the cores, the official code takes several times as long, and
+the figures are meaningless. On a GPU:
 
     python -m benchmarks.autoattack --official=auto-attack --dataset=npz:cifar10.npz --network=resnet18 \\
         --cases=adversarial:Linf:8/255 --examples=1000 --batch_size=1000 --epochs=3 --seeds=0
@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from benchmarks import measure
 
-# In these balls each stage finds something left to do on `strided_cnn`, trained on MNIST for `--epochs`.
+# With these epsilons each stage has examples to attack on `strided_cnn`, trained on MNIST for `--epochs`.
 CASES = "plain:Linf:0.09,plain:L2:1.2,adversarial:Linf:0.23,adversarial:L2:2.1"
 WHOLE = "whole"
 TRAININGS = ("plain", "adversarial")
@@ -39,7 +39,7 @@ COLUMNS = (
 
 
 class Case(NamedTuple):
-    """How the network was trained, and the ball that it is attacked in."""
+    """The training of the network, and the norm and epsilon of the attack."""
 
     training: str
     norm: str
@@ -47,13 +47,14 @@ class Case(NamedTuple):
 
 
 class Network(NamedTuple):
-    """What both sides attack.
+    """The network and data that both sides attack.
 
-    name: of `networks.build` and `official.build`.
-    dataset: for `keras_mart.datasets.load`.
-    examples: the number of test images, the first ones.
-    batch_size: of the attacks.
-    precision: a dtype policy, for keras_mart.
+    Attributes:
+        name: for `networks.build` and `official.build`.
+        dataset: for `keras_mart.datasets.load`.
+        examples: number of test images, the first ones.
+        batch_size: batch size of the attacks.
+        precision: dtype policy for keras_mart.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Network(NamedTuple):
 
 
 def case(text):
-    """`<training>:<norm>:<epsilon>`, as argparse takes its type."""
+    """Parses `<training>:<norm>:<epsilon>` for argparse."""
     training, norm, epsilon = text.split(":")
     if training not in TRAININGS or norm not in ("Linf", "L2"):
         raise ValueError(text)
@@ -78,26 +79,30 @@ def cases(text):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--official", required=True, type=os.path.abspath, help="a checkout of the official code")
-    parser.add_argument("--torch", help="a Python that has PyTorch; by default this one or /usr/bin/python3")
+    parser.add_argument("--torch", help="a Python with PyTorch; by default this one or /usr/bin/python3")
     parser.add_argument("--dataset", required=True, help="for keras_mart.datasets.load, such as npz:mnist.npz")
-    parser.add_argument("--network", default="strided_cnn", help="or resnet18, wide_resnet_<depth>_<width>")
-    parser.add_argument("--cases", type=cases, default=CASES, help="<training>:<norm>:<epsilon>, several by commas")
+    parser.add_argument("--network", default="strided_cnn", help="strided_cnn, resnet18 or wide_resnet_<depth>_<width>")
+    parser.add_argument("--cases", type=cases, default=CASES, help="comma-separated <training>:<norm>:<epsilon>")
     parser.add_argument("--examples", type=measure.positive, default=500, help="test images, the first ones")
     parser.add_argument("--batch_size", type=measure.positive, default=500)
-    parser.add_argument("--precision", default="float32", help="of keras_mart's network")
+    parser.add_argument("--precision", default="float32", help="dtype policy of keras_mart's network")
     parser.add_argument("--seeds", type=measure.names, default="0,1,2")
     parser.add_argument("--threads", type=measure.positive, default=os.cpu_count())
-    parser.add_argument("--weights", type=os.path.abspath, help="folder of the trained weights, kept there")
-    parser.add_argument("--train_epsilon", type=fractions.Fraction, default="0.2", help="of adversarial training, Linf")
-    parser.add_argument("--epochs", type=measure.positive, default=2, help="adversarial ones after a plain one")
-    parser.add_argument("--steps", type=measure.positive, help="batches of a training epoch, all by default")
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="of Adam")
-    parser.add_argument("--json", help="file to keep the figures and all samples in; written after each seed")
+    parser.add_argument(
+        "--weights", type=os.path.abspath, help="folder in which the trained weights are saved and reused"
+    )
+    parser.add_argument(
+        "--train_epsilon", type=fractions.Fraction, default="0.2", help="for adversarial training, Linf"
+    )
+    parser.add_argument("--epochs", type=measure.positive, default=2, help="adversarial epochs, after a plain one")
+    parser.add_argument("--steps", type=measure.positive, help="batches in a training epoch, all by default")
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="Adam's learning rate")
+    parser.add_argument("--json", help="file for the figures and all samples; written after each seed")
     return parser.parse_args()
 
 
 def prepare(run, network, training, folder, epsilon, epochs, **options):
-    """The paths of the weights and of the file for PyTorch; trains the network where the folder has no weights."""
+    """Returns the paths of the weights and of the file for PyTorch; trains the network if there are no weights."""
     stem = f"{network.name}-{training}"
     weights, exported = folder / f"{stem}.weights.h5", folder / f"{stem}.npz"
     shared = {"network": network.name, "dataset": network.dataset}
@@ -110,22 +115,27 @@ def prepare(run, network, training, folder, epsilon, epochs, **options):
     return str(weights), str(exported)
 
 
-def ours(run, network, case, weights, seed, **options):
-    """What `evaluation.autoattack` answers."""
+def run_ours(run, network, case, weights, seed, **options):
+    """Runs `evaluation.autoattack` and returns its answer."""
     job = {"task": "evaluate", "attack": "autoattack", "variant": "keras_mart", "precision": network.precision}
     job |= {"network": network.name, "model": None, "weights": weights, "dataset": network.dataset, "seed": seed}
     job |= {"examples": network.examples, "batch_size": network.batch_size}
     return run("evaluation", {**job, "norm": case.norm, "epsilon": case.epsilon}, **options)
 
 
-def officials(run, network, case, exported, checkout, seed, **options):
-    """What `official_autoattack.attack` answers."""
+def run_official(run, network, case, exported, checkout, seed, **options):
+    """Runs `official_autoattack.attack` and returns its answer."""
     job = {"checkout": checkout, "path": exported, "network": network.name, "norm": case.norm, "epsilon": case.epsilon}
     return run("official_autoattack", {**job, "batch_size": network.batch_size, "seed": seed}, **options)
 
 
 def rows(case, pairs):
-    """A row for each stage and for the whole, from the answers of both sides for each seed; `None` for no answer."""
+    """Yields a row for each stage and for the whole evaluation.
+
+    Args:
+        case: the `Case`.
+        pairs: (our answer, the official code's) for each seed; `None` for no answer.
+    """
     samples = [(_stages(mine), _stages(their)) for mine, their in pairs]
     names = dict.fromkeys(name for pair in samples for found in pair for name in found)
     for name in names:
@@ -142,7 +152,7 @@ def rows(case, pairs):
 
 
 def _stages(answer):
-    """Stage to seconds of the first run and the second, and what it left."""
+    """Returns {stage: seconds of the first and second run, accuracy after it}."""
     if not answer:
         return {}
     runs = [answer.get("first_rows", answer["rows"]), answer["rows"]]
@@ -169,13 +179,13 @@ def _median(values):
 
 
 def environment(threads, environ=os.environ):
-    """Environment variables with which TensorFlow and PyTorch use so many threads."""
+    """Returns environment variables that set the number of threads of TensorFlow and PyTorch."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
     return {**environ, **dict.fromkeys(names, str(threads))}
 
 
 def compared(given, folder, torch):
-    """The rows of all cases; printed after each seed of each."""
+    """Returns the rows of all cases, and prints those so far after each seed."""
     network = Network(given.network, given.dataset, given.examples, given.batch_size, given.precision)
     training = {"epochs": given.epochs, "steps": given.steps, "adam": given.learning_rate}
     mine = {"environment": environment(given.threads)}
@@ -190,8 +200,8 @@ def compared(given, folder, torch):
         for each in given.cases:
             weights, exported = paths[each.training]
             pairs[each].append((
-                ours(measure.run, network, each, weights, seed, **mine),
-                officials(measure.run, network, each, exported, given.official, seed, **theirs),
+                run_ours(measure.run, network, each, weights, seed, **mine),
+                run_official(measure.run, network, each, exported, given.official, seed, **theirs),
             ))  # fmt: skip
             found = list(rows(each, pairs[each]))
             print(f"seed {seed}", flush=True)
@@ -204,7 +214,7 @@ def main():
     given = arguments()
     torch = measure.torch(given.torch)
     if torch is None:
-        raise SystemExit("No Python with PyTorch was found: --torch names one.")
+        raise SystemExit("No Python with PyTorch was found. Give one as --torch.")
     print(measure.line(measure.machine()), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(given.weights or folder)

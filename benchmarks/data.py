@@ -1,21 +1,21 @@
-"""Data larger than memory: images/s and peak resident memory of each way to read them, each in a process of its own.
+"""Measures reading data larger than memory: images/s and peak resident memory, each way in its own process.
 
     python -m benchmarks.data                                    # some minutes on 2 cores, 12 GB of disk
-    python -m benchmarks.data --images=300 --extra_images=20000  # to try it
+    python -m benchmarks.data --images=300 --extra_images=20000  # a quick trial
     python -m benchmarks.data --augment=none,crop_flip,idbh      # only augmentations of random 32x32 images, batch 128
 
-A folder of JPEG files of 256x256 pixels is read in training's order: decoded as needed, decoded into a new cache, and
-out of that cache; as they are, and resized to 224 at random (augment="crop_flip"). The pictures are random but smooth,
-coarse noise enlarged with a little fine noise, so that a file has about as many bytes as a photograph's of that size;
-each of 1,000 is written several times. Then extra images of 32x32 pixels are mixed with black labelled ones, half of
-each batch: out of an npz file that is mapped into memory, and out of a compressed one, which is read. They are 8 images
-over and over, which compress quickly.
+A folder of JPEG files of 256x256 pixels is read in training order: decoded on demand, decoded into a new cache, and
+from that cache; each at the original size and resized to 224 at random (augment="crop_flip"). The images are random but
+smooth (enlarged coarse noise plus a little fine noise), so that a file is about as large as a photograph of that size;
+1,000 distinct images are written several times each. Then extra images of 32x32 pixels are mixed with black labelled
+ones, half of each batch: from a memory-mapped npz file, and from a compressed one, which is read into memory. They
+repeat 8 images, which compress quickly.
 
-Seconds to open are up to where the first batch could be asked for; images/s are of the pass behind it, without anything
-else done. Of less than 1 GiB of decoded images, which are decoded when they are opened, the passes tell little. Peak
-memory counts mapped pages of files, which the system takes back when it needs them: those held at the end are named
-beside it (libraries are among them), as is what the process had before it opened the data. CPU us are the microseconds
-of one core that an image of the pass took.
+"open s" is the time until the first batch can be requested; images/s is measured over the following pass, with nothing
+else running. Data whose decoded images take less than 1 GiB are decoded when opened, so their passes show little. Peak
+memory includes mapped pages of files, which the system can reclaim: "mapped" is their size at the end (including
+libraries), "before" the memory of the process before it opened the data. "CPU us" are the microseconds of one core for
+each image of the pass.
 """
 
 import argparse
@@ -37,7 +37,7 @@ COLUMNS = (
 
 
 def pictures(folder, images):
-    """Makes the folder of JPEG files, of two classes; returns the bytes of a file, on average."""
+    """Writes the folder of JPEG files in two classes, and returns the average bytes of a file."""
     import numpy as np
     import tensorflow as tf
 
@@ -55,7 +55,7 @@ def pictures(folder, images):
 
 
 def extra(path, images, compressed):
-    """Makes the npz file of extra images."""
+    """Writes the npz file of extra images."""
     import numpy as np
 
     distinct = np.random.default_rng(0).integers(0, 256, [EXTRA_DISTINCT, EXTRA_SIDE, EXTRA_SIDE, 3], dtype=np.uint8)
@@ -64,7 +64,7 @@ def extra(path, images, compressed):
 
 
 def folder_pass(folder, **options):
-    """One pass over the folder's training images."""
+    """Measures a pass over the folder's training images."""
     import keras_mart as km
 
     augment = {"augment": "crop_flip"} if options.get("image_size") else {}
@@ -72,7 +72,7 @@ def folder_pass(folder, **options):
 
 
 def extra_pass(path, batches):
-    """So many batches of labelled and extra images."""
+    """Measures a pass over batches of labelled and extra images."""
     import tensorflow as tf
 
     import keras_mart as km
@@ -83,7 +83,7 @@ def extra_pass(path, batches):
 
 
 def augment_pass(path, augment):
-    """One pass over random images of 32x32 pixels; the first also makes their npz file."""
+    """Measures a pass over random images of 32x32 pixels; the first call also writes their npz file."""
     import numpy as np
 
     import keras_mart as km
@@ -97,7 +97,7 @@ def augment_pass(path, augment):
 
 
 def passed(load):
-    """What a process answers that opens data and reads them once."""
+    """Opens data, reads them once, and returns the measurements."""
     before, begin = measure.resident(), time.perf_counter()
     data = load()
     opened, used, images = time.perf_counter(), time.process_time(), 0
@@ -116,12 +116,12 @@ TASKS = {each.__name__: each for each in (pictures, extra, folder_pass, extra_pa
 
 
 def run(task, **job):
-    """What a process of its own answers."""
+    """Runs a task in its own process and returns its answer."""
     return measure.run("data", {"task": task, **job})
 
 
 def rows(given, root):
-    """Makes the data and reads them; one row of the table after the other."""
+    """Writes the data and reads them; yields the rows of the table."""
     if given.augment:
         for augment in given.augment.split(","):
             answer = run("augment_pass", path=str(root / "images.npz"), augment=augment)
@@ -144,10 +144,10 @@ def rows(given, root):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=measure.positive, default=20000, help="JPEG files")
-    parser.add_argument("--extra_images", type=measure.positive, default=1000000, help="of the npz files")
-    parser.add_argument("--augment", help="augmentations to measure instead; one + another are one after the other")
-    parser.add_argument("--folder", help="where to make a temporary folder, by default as Python does")
-    parser.add_argument("--json", help="file to keep the figures in")
+    parser.add_argument("--extra_images", type=measure.positive, default=1000000, help="images in the npz files")
+    parser.add_argument("--augment", help="augmentations to measure instead, separated by commas; + combines them")
+    parser.add_argument("--folder", help="parent of the temporary folder, by default Python's")
+    parser.add_argument("--json", help="file for the figures")
     given = parser.parse_args()
     found = []
     with tempfile.TemporaryDirectory(dir=given.folder) as root:
@@ -164,4 +164,4 @@ def child(task, **job):
 
 
 if __name__ == "__main__":
-    measure.answer(child) if sys.argv[1:] and sys.argv[1].startswith("{") else main()
+    measure.serve(child) if sys.argv[1:] and sys.argv[1].startswith("{") else main()

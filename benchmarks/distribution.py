@@ -1,17 +1,19 @@
-"""What several workers cost, and what saving costs: python -m benchmarks.distribution --workers=2
+"""Measures the cost of several workers and of saving: python -m benchmarks.distribution --workers=2
 
-Workers are processes on this machine that `km.launch` starts, each with its part of the cores. What is compared takes
-turns in the same processes, after a round that compiles; workers begin each turn together, and it lasts until the
-slowest is done. Medians, least and most of all rounds:
+Workers are processes on this machine started by `km.launch`, each with its share of the cores. Compared functions
+alternate in the same processes, after a round that compiles; workers start each turn together, and it lasts until the
+slowest is done. Medians, minima and maxima over all rounds:
 
-all-reduce  a training step of MART on `--batch_size` images divided among the workers; the step of each by itself on
-            its part, all at the same time (a second model in each process, outside the strategy); their difference,
-            round by round: messages and waiting. Then a step's messages by themselves, and the one that the command
-            line adds. MiB are what a worker sends: 2 (n - 1) / n of the values. No input pipeline.
-input       a batch of `--recipe_batch` images (32x32x3, cropped and flipped), over epochs in which nothing else is
-            done: distributed as `fit` does it, and not. Shares of both are of a step together of as many images.
-saving      in one process, in TMPDIR: the state to go on from, which holds a copy of best.keras too, and what the end
-            of an epoch writes. MiB are of new files. Shares are of 351 steps, CIFAR-10's epoch, on `--recipe_batch`.
+all-reduce  a training step of MART on `--batch_size` images divided among the workers ("together"); the step of each
+            worker separately on its part, all at the same time ("alone": a second model in each process, outside the
+            strategy); their difference in each round, which is messages and waiting. Then a step's messages by
+            themselves, and the message that the command line adds. MiB are what a worker sends: 2 (n - 1) / n of the
+            values. No input pipeline.
+input       a batch of `--recipe_batch` images (32x32x3, cropped and flipped), in epochs that only read data:
+            distributed as in `fit`, and not distributed. Shares of both are of a step together on as many images.
+saving      in one process, in TMPDIR: the state for resuming, which also contains a copy of best.keras, and the files
+            written at the end of an epoch. MiB are of new files. Shares are of 351 steps, CIFAR-10's epoch, on
+            `--recipe_batch`.
 """
 
 import argparse
@@ -42,23 +44,23 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", type=measure.names, default=list(PARTS))
     parser.add_argument("--workers", type=measure.positive, default=2)
-    parser.add_argument("--network", default="resnet18", help="that the workers train")
-    parser.add_argument("--networks", type=measure.names, default=["small_cnn", "resnet18"], help="that are saved")
+    parser.add_argument("--network", default="resnet18", help="network that the workers train")
+    parser.add_argument("--networks", type=measure.names, default=["small_cnn", "resnet18"], help="networks to save")
     parser.add_argument("--precision", default="float32")
-    parser.add_argument("--batch_size", type=measure.positive, default=32, help="of all workers together")
-    parser.add_argument("--recipe_batch", type=measure.positive, default=128, help="of the input and beside saving")
+    parser.add_argument("--batch_size", type=measure.positive, default=32, help="batch size of all workers together")
+    parser.add_argument("--recipe_batch", type=measure.positive, default=128, help="batch size for input and saving")
     parser.add_argument("--attack_steps", type=measure.positive, default=10)
     parser.add_argument("--rounds", type=measure.positive, default=7)
-    parser.add_argument("--json", help="file to keep the figures and all samples in")
-    parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)  # of a worker: part, network, folder for its answer
+    parser.add_argument("--json", help="file for the figures and all samples")
+    parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)  # a worker's part, network, folder for its answer
     given = parser.parse_args()
     if not set(given.parts) <= set(PARTS) or given.workers < 2 or given.batch_size % given.workers:
-        parser.error(f"--parts are {', '.join(PARTS)}; --workers must be at least 2 and divide --batch_size")
+        parser.error(f"--parts must be among {', '.join(PARTS)}; --workers must be at least 2 and divide --batch_size")
     return given
 
 
-def in_turn(functions, rounds, strategy):
-    """Name to the seconds of each round, the first left out."""
+def alternated(functions, rounds, strategy):
+    """Returns {name: seconds of each round} without the first round, in which functions compile."""
     seconds = {name: [] for name in functions}
     for _ in range(1 + rounds):
         for name, function in functions.items():
@@ -68,47 +70,49 @@ def in_turn(functions, rounds, strategy):
 
 
 def training_step(given, network, batch_size):
-    """A model and the training step that `fit` would do, on one batch that stays the same."""
+    """Returns a model and a function that runs the training step of `fit` on one fixed batch."""
     model, _ = step.compiled_model("keras_mart", "mart", network, batch_size, given.attack_steps)
     images, labels = next(iter(step.batches(model, batch_size, 1)))
-    model.train_on_batch(images, labels)  # itself not timed: it resets the metrics, in a cluster for as long as a step
+    model.train_on_batch(images, labels)  # not timed: it resets the metrics, which in a cluster takes as long as a step
     return model, lambda: float(model.train_function(iter([(images, labels)]))["loss"])
 
 
 def all_reduce(given, strategy, network, folder):
+    """Measures steps and their messages; returns {name: seconds} and {name: MiB}."""
     local = given.batch_size // given.workers
     with strategy.scope():
         _, together = training_step(given, network, local)
     model, alone = training_step(given, network, local)
-    agreed, metrics = sent(model, local)
-    messages = {"messages of a step": [*agreed, *metrics]}
-    messages |= {"message: what is agreed on": agreed, "messages: metrics": metrics}
+    reduced, metrics = sent(model, local)
+    messages = {"messages of a step": [*reduced, *metrics]}
+    messages |= {"message: all-reduce of the step": reduced, "messages: metrics": metrics}
     functions = {"step together": together, "step alone": alone}
     functions |= {name: summing(each, strategy) for name, each in messages.items()}
     functions["command line's message"] = lambda: distribution.any_across_workers(False, strategy)
     ring = 2 * (given.workers - 1) / given.workers / 2**20
     sizes = {name: ring * sum(t.numpy().nbytes for t in tf.nest.flatten(each)) for name, each in messages.items()}
-    return in_turn(functions, given.rounds, strategy), sizes
+    return alternated(functions, given.rounds, strategy), sizes
 
 
 def sent(model, local):
-    """The messages of a step, lists of zeros: what replicas agree on (`methods/model.py`), and the metrics."""
+    """Returns zeros in the shapes of a step's messages: the all-reduce of `methods/model.py`, and the metrics."""
     logits, zero, count = tf.zeros([local, model.network.output_shape[-1]]), tf.zeros([]), tf.zeros([], "int64")
     terms = model.loss_terms(tf.zeros([local], "int32"), Outputs(logits, logits, 0.0))
     states = [each for each in model.network.non_trainable_variables if each.value.dtype.is_floating]
     zeros = [tf.zeros_like(each.value) for each in [*states, *model.trainable_variables]]
     ranges = tf.zeros([tf.distribute.get_strategy().num_replicas_in_sync, 3, 2])
-    # Statistics and gradients; the loss and its parts; the ranges of the data and the number of examples.
+    # Statistics and gradients; the loss and its terms; the ranges of the data and the number of examples.
     return [[*zeros, *[zero] * (1 + len(terms)), ranges, zero]], 3 * [[zero], [count]]
 
 
 def summing(messages, strategy):
-    """A function that adds each message over all workers, as a step does."""
+    """Returns a function that sums each message over all workers, as a step does."""
     function = tf.function(lambda: strategy.run(lambda: [*map(distribution.all_reduce_sum, messages)]), autograph=False)
     return lambda: tf.nest.flatten(function())[0].numpy()
 
 
 def sharding(given, strategy, network, folder):
+    """Measures the input pipelines; returns {name: seconds} and no sizes."""
     plain = km.datasets.load(f"npz:{folder}/images.npz", batch_size=given.recipe_batch, augment="crop_flip")
     distributed = strategy.experimental_distribute_dataset(distribution.with_default_options(plain, strategy))
     batch = tf.function(lambda iterator: next(iterator), autograph=False)
@@ -123,11 +127,12 @@ def sharding(given, strategy, network, folder):
         "plain, by one worker": lambda: distribution.is_chief(strategy) and epoch(plain),
         "plain, by each worker": lambda: epoch(plain),
     }
-    seconds = in_turn(functions, given.rounds, strategy)
+    seconds = alternated(functions, given.rounds, strategy)
     return {name: [each / len(plain) for each in samples] for name, samples in seconds.items()}, {}
 
 
 def saving(given, strategy, network, folder):
+    """Measures saving; returns {name: seconds} and {name: MiB}."""
     model, train = training_step(given, network, given.recipe_batch)
     run, rows = RunDirectory(folder / network), [{"epoch": 1, "loss": 0.0}]
     run.path.mkdir()
@@ -137,7 +142,7 @@ def saving(given, strategy, network, folder):
         "last.keras": lambda: run.record(model, rows, False),
         "state": lambda: run.save(int(model.step), state.arrays(model), {"rows": rows}),
     }
-    seconds = in_turn(functions, given.rounds, strategy)
+    seconds = alternated(functions, given.rounds, strategy)
     new = list(max(run.checkpoints.path.iterdir()).iterdir())
     files = {"best.keras, last.keras": [run.best, run.last], "last.keras": [run.last], "state": new}
     return seconds, {name: sum(path.stat().st_size for path in paths) / 2**20 for name, paths in files.items()}
@@ -147,7 +152,7 @@ PARTS = {"all-reduce": all_reduce, "input": sharding, "saving": saving}
 
 
 def measured(part, network, workers, folder):
-    """Name to seconds, of the slowest worker in each round; name to MiB."""
+    """Returns {name: seconds of the slowest worker in each round} and {name: MiB}."""
     command = [sys.executable, "-m", "benchmarks.distribution", *sys.argv[1:], "--job", part, network, folder]
     if status := km.launch(command, workers):
         sys.exit(status)
@@ -156,7 +161,7 @@ def measured(part, network, workers, folder):
 
 
 def work(given, part, network, folder):
-    """In a worker: leaves what it measured in the folder."""
+    """Runs in a worker: writes its measurements to the folder."""
     strategy = distribution.strategy("auto")
     keras.config.set_dtype_policy(given.precision)
     keras.utils.set_random_seed(0)
@@ -165,6 +170,7 @@ def work(given, part, network, folder):
 
 
 def rows(given, folder):
+    """Yields the rows of the table."""
     together = None
     jobs = [(part, name) for part in given.parts for name in (given.networks if part == "saving" else [given.network])]
     for part, network in jobs:

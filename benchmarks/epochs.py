@@ -1,4 +1,4 @@
-"""A child process: how long each epoch of a training by the command line takes."""
+"""A child process that measures the epochs of a training by the command line."""
 
 import itertools
 import subprocess
@@ -9,14 +9,14 @@ from benchmarks import measure
 
 
 def epochs(flags):
-    """Seconds before the first epoch, and of each epoch with its validation and what it saves."""
+    """Returns the seconds before the first epoch, and of each epoch including validation and saving."""
     command = [sys.executable, "-u", "-m", "keras_mart.main", "--mode=train", *flags]
     begins = [time.perf_counter()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as training:
         for line in training.stdout:
             if line.startswith("Epoch "):
                 begins.append(time.perf_counter())
-                measure.say(spans(begins))  # for who does not wait for the last
+                measure.send(spans(begins))  # the answer if time runs out before the last epoch
     if training.returncode:
         sys.exit(training.returncode)
     return spans([*begins, time.perf_counter()])
@@ -28,4 +28,4 @@ def spans(begins):
 
 
 if __name__ == "__main__":
-    measure.answer(epochs)
+    measure.serve(epochs)

@@ -1,6 +1,6 @@
-"""A child process: PGD-20 or AutoAttack against one classifier; or what is needed for it.
+"""A child process that measures PGD-20 or AutoAttack on one classifier, or prepares it.
 
-That is the short training of the classifier, and the same network, images and labels as files for PyTorch.
+Preparations are the short training of the classifier, and exporting network, images and labels for PyTorch.
 """
 
 import time
@@ -15,8 +15,8 @@ from keras_mart import distribution, folding, losses
 from keras_mart.attacks.inference import network_of
 
 PGD_STEPS = 20
-SMALL = 0.01
-# Adversarial training, so that AutoAttack's later stages find something left to attack.
+NOISE = 0.01  # scale of the noise that is added to untrained weights
+# Of adversarial training, which leaves examples for AutoAttack's later stages to attack.
 EPOCHS, TRAINING_STEPS, BATCH_SIZE, LEARNING_RATE = 4, 5, 64, 0.1
 
 
@@ -24,13 +24,16 @@ def train(
     path, epsilon, network="digits", dataset="digits", epochs=EPOCHS, plain_epochs=0, steps=None,
     adam=None,
 ):  # fmt: skip
-    """Trains a network for some seconds and keeps its weights.
+    """Trains a network for some seconds and saves its weights.
 
     Args:
-        epsilon: radius of the Linf ball of the adversarial training.
-        epochs: number of those.
-        plain_epochs: so many epochs without an adversary come before, without which some networks learn nothing.
-        steps: the number of batches of an epoch, at most; all by default.
+        path: path of the weights.
+        epsilon: Linf epsilon of the adversarial training.
+        network: name for `networks.build`.
+        dataset: name for `keras_mart.datasets.load`.
+        epochs: number of adversarial epochs.
+        plain_epochs: number of epochs without an attack before them; some networks do not start to learn otherwise.
+        steps: maximal number of batches in an epoch; all by default.
         adam: learning rate of Adam; SGD with momentum by default.
     """
     keras.utils.set_random_seed(0)
@@ -49,27 +52,27 @@ def train(
 
 
 def classifier(model, weights, network):
-    """A saved classifier, or a network by name with trained weights or with random ones."""
+    """Returns a saved classifier, or a network by name with trained or random weights."""
     if model:
         return network_of(keras.saving.load_model(model))
     network = networks.build(network)
     if weights:
         network.load_weights(weights)
         return network
-    for weight in network.trainable_variables:  # where the last layer starts as 0, there would be no gradient
-        weight.assign_add(SMALL * keras.random.normal(weight.shape))
+    for weight in network.trainable_variables:  # a last layer of zeros would give no gradient
+        weight.assign_add(NOISE * keras.random.normal(weight.shape))
     return network
 
 
 def export(path, network, weights, dataset, examples):
-    """Writes what `official_autoattack` needs: images, labels, the network's logits and its weights."""
-    with tf.device("CPU"):  # a GPU may round more
+    """Writes the images, labels, logits and weights that `official_autoattack` needs."""
+    with tf.device("CPU"):  # a GPU's convolutions may be less precise
         network = classifier(None, weights, network)
         images, labels = batch(network, dataset, examples)
         logits = network(images, training=False)
     arrays = {
         f"{number}_{place}": array
-        for number, layer in enumerate(networks.in_pytorch(network))
+        for number, layer in enumerate(networks.pytorch_weights(network))
         for place, array in enumerate(layer)
     }
     images = np.moveaxis(images, -1, 1)
@@ -78,9 +81,9 @@ def export(path, network, weights, dataset, examples):
 
 
 def batch(network, dataset, examples):
-    """The first test images of a data set and their labels; where none is named, random ones.
+    """Returns the first test images of a dataset and their labels; without a dataset, seeded random images.
 
-    Random images are seeded, and their labels are what the network takes them for, so that all are left to attack.
+    Random images are labelled by the network's predictions, so that all are classified correctly and attacked.
     """
     if dataset:
         return next(iter(km.datasets.load(dataset, "test", batch_size=examples)))
@@ -89,19 +92,19 @@ def batch(network, dataset, examples):
 
 
 def pgd(variant, network, images, labels, threat, repeats):
-    """PGD-20 on one batch, several times after a first one that compiles."""
+    """Measures PGD-20 on one batch, several times after a first run that compiles."""
     attack = km.PGD(threat, steps=PGD_STEPS, start="gaussian")
-    found, seconds = _plain(network, labels, attack) if variant == "plain" else None, []
+    plain_attack, seconds = _plain(network, labels, attack) if variant == "plain" else None, []
     for _ in range(1 + repeats):
         begin = time.perf_counter()
-        np.asarray(found(images) if found else attack(network, images, labels, seed=0))
+        np.asarray(plain_attack(images) if plain_attack else attack(network, images, labels, seed=0))
         seconds.append(time.perf_counter() - begin)
     row = {"attack": "pgd20", "images": len(labels), "gradients": PGD_STEPS * len(labels), "seconds": seconds[1:]}
     return {"rows": [row], "first": seconds[0] - float(np.median(seconds[1:]))}
 
 
 def _plain(network, labels, attack):
-    """The attack written the usual way, compiled."""
+    """Returns the attack written the usual way, compiled."""
     network = plain.keras_only(network)
 
     def objective(candidates):
@@ -113,7 +116,7 @@ def _plain(network, labels, attack):
 
 
 def autoattack(network, images, labels, threat, batch_size, seed):
-    """AutoAttack and its stages, after a first run of all of it that compiles."""
+    """Measures AutoAttack and its stages in a first run, which compiles, and a second one."""
     data, attacks, seconds = (images.numpy(), labels.numpy()), {"autoattack": km.AutoAttack(threat)}, []
 
     def run():
@@ -123,14 +126,15 @@ def autoattack(network, images, labels, threat, batch_size, seed):
         return table
 
     first = run()
-    measure.say({"rows": stages(first), "first_rows": stages(first), "first": None, "whole": seconds})  # may be all
+    # The answer if time runs out before the second run ends.
+    measure.send({"rows": stages(first), "first_rows": stages(first), "first": None, "whole": seconds})
     table = run()
     compiling = first.seconds["autoattack"] - table.seconds["autoattack"]
     return {"rows": stages(table), "first_rows": stages(first), "first": compiling, "whole": seconds}
 
 
 def stages(table):
-    """A row for AutoAttack, and one for each stage of it."""
+    """Returns a row for AutoAttack, and one for each of its stages."""
     rows, left = [], table["natural"]
     for name in (each for each in table.predictions if each.startswith("autoattack")):
         whole = name == "autoattack"
@@ -147,7 +151,7 @@ def evaluate(
     attack, variant, precision, network, model, weights, dataset, examples, batch_size, epsilon, repeats=1,
     norm="Linf", seed=0,
 ):  # fmt: skip
-    """For the attack, or each stage of it: images and gradients, and seconds of each run."""
+    """Measures an attack: returns images, gradients and the seconds of each run, for it and each of its stages."""
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(0)
     if variant == "unfolded":
@@ -165,4 +169,4 @@ def main(task, **job):
 
 
 if __name__ == "__main__":
-    measure.answer(main)
+    measure.serve(main)

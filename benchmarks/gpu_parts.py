@@ -1,4 +1,4 @@
-"""The parts of `benchmarks/gpu.py`: each runs its children and makes rows, columns and notes of what they answer."""
+"""The parts of `benchmarks/gpu.py`: each runs child processes and returns rows, columns and notes."""
 
 import dataclasses
 import functools
@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable
 
-from benchmarks import autoattack as beside
+from benchmarks import autoattack as comparison
 
 FULL = {
     "network": "resnet18", "deep": "wide_resnet_34_10", "batch_size": 128, "large": 512, "attack_steps": 10,
@@ -16,13 +16,13 @@ SMALL = {
     "network": "wide_resnet_10_1", "deep": "wide_resnet_16_1", "batch_size": 8, "large": 16, "attack_steps": 2,
     "steps": 3, "traced": 2, "examples": 2, "test_images": 20, "epochs": 1, "batches": 5,
 }  # fmt: skip
-HARMLESS = 1 / 2550  # so small a ball holds no adversarial example: each stage of AutoAttack has all images to attack
-CASE = beside.Case("adversarial", "Linf", 8 / 255)
-ADAM = 1e-3  # the learning rate of the short training
+HARMLESS = 1 / 2550  # too small an epsilon for adversarial examples, so each stage of AutoAttack attacks all images
+CASE = comparison.Case("adversarial", "Linf", 8 / 255)
+ADAM = 1e-3  # learning rate of the short training
 CONFIG = ("--flagfile=configs/cifar.cfg", "--precision=mixed_bfloat16", "--epochs=3")
 SMALL_DATA = ("--dataset=digits", "--augment=none", "--network=wide_resnet", "--depth=10", "--width=1", "--steps=2")
 BFLOAT16 = "keras_mart, bfloat16"
-NAME_LENGTH = 80  # an operation's name may be longer than a line
+NAME_LENGTH = 80  # at which names of operations are cut
 
 STEPS = (
     ("what", "name", ""), ("network", "network", ""), ("batch", "batch_size", ""),
@@ -39,36 +39,41 @@ SPANS = (("what", "name", ""), ("s", "seconds", ".1f"))
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A function of the `Bench` that returns rows, columns and notes; and its share of the time."""
+    """A part of the benchmark.
+
+    Attributes:
+        run: function of the `Bench` that returns rows, columns and notes.
+        share: relative share of the time.
+    """
 
     run: Callable
     share: int
 
 
 def keras_steps(bench, name, cached=False, **changes):
-    """The row of a job of `benchmarks/step.py`."""
+    """Runs a job of `benchmarks/step.py` and returns its row."""
     job = {"variant": "keras_mart", "method": "mart", "precision": "mixed_bfloat16", "attack_alone": False}
     job |= {key: bench.size[key] for key in ("network", "batch_size", "attack_steps", "steps")} | changes
     return row(name, job, bench.run(name, "step", job, cached=cached))
 
 
 def main_steps(bench):
-    """The row that several parts look at: MART in bfloat16, compiled by XLA, which keeps what it compiled in a cache.
+    """Returns the row that several parts use: MART in bfloat16, compiled by XLA with a cache of its programs.
 
-    Should the cache be what fails, it is measured without one.
+    If this fails, the cache may be the cause: measures again without one.
     """
     found = keras_steps(bench, BFLOAT16, cached=True, jit_compile=True)
     return found if "milliseconds" in found else keras_steps(bench, BFLOAT16, jit_compile=True)
 
 
 def main_steps_again(bench):
-    """The same in another process, with what the cache has, and the longest operations of some steps after those."""
+    """Returns the same row from another process with the filled cache, and traces some further steps."""
     traced = bench.size["traced"]
     return keras_steps(bench, f"{BFLOAT16}, again", cached=True, jit_compile=True, traced=traced)
 
 
 def torch_steps(bench, variant, **changes):
-    """The row of a job of `benchmarks/official.py`."""
+    """Runs a job of `benchmarks/official.py` and returns its row."""
     job = {"variant": variant} | {key: bench.size[key] for key in ("network", "batch_size", "attack_steps", "steps")}
     job |= changes
     name = f"official, {variant}"
@@ -76,7 +81,7 @@ def torch_steps(bench, variant, **changes):
 
 
 def row(name, job, answer):
-    """A row of the table of steps; without an answer, one of dashes."""
+    """Returns a row of the table of steps; without an answer, it prints as dashes."""
     found = {"name": name, **{key: job[key] for key in ("network", "batch_size")}}
     if not answer:
         return found
@@ -97,7 +102,7 @@ def row(name, job, answer):
 
 
 def table(bench):
-    """MART in this package and in PyTorch; what matters most comes first, should the time not be enough for all."""
+    """Measures MART in this package and in PyTorch, the most important first, as time may run out."""
     large, deep = {"batch_size": bench.size["large"]}, {"network": bench.size["deep"]}
     jobs = [main_steps, lambda bench: keras_steps(bench, BFLOAT16, **large)]
     if bench.torch:
@@ -118,7 +123,7 @@ def table(bench):
 
 
 def comparisons(rows):
-    """How many times as fast as the official code this package is in bfloat16, for each network and batch."""
+    """Yields the speed of this package in bfloat16 relative to the official code, for each network and batch."""
     measured = [each for each in rows if "milliseconds" in each]
     ours = {(each["network"], each["batch_size"]): each for each in measured if each["name"] == BFLOAT16}
     for each in measured:
@@ -129,19 +134,21 @@ def comparisons(rows):
 
 
 def startup(bench):
-    """The first process writes the cache as well, the second one reads it."""
+    """Measures the first step of a process that writes the cache, and of one that reads it."""
     rows = [
         {**main_steps(bench), "name": "empty cache"},
         {**main_steps_again(bench), "name": "cache of that run"},
     ]
     files = [path for path in bench.cache.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files) / 2**20
-    notes = [f"the first step besides one: {each['first']:.1f} s, {each['name']}" for each in rows if "first" in each]
-    return rows, STEPS, [*notes, f"the cache holds {len(files)} files, {size:.1f} MiB"]
+    notes = [
+        f"additional time of the first step: {each['first']:.1f} s, {each['name']}" for each in rows if "first" in each
+    ]
+    return rows, STEPS, [*notes, f"the cache contains {len(files)} files, {size:.1f} MiB"]
 
 
 def profile(bench):
-    """The longest operations of the steps that followed the timed ones."""
+    """Lists the longest operations of steps after the timed ones."""
     trace = main_steps_again(bench).get("trace")
     if not trace:
         return [], OPERATIONS, ["no trace"]
@@ -160,7 +167,7 @@ def profile(bench):
 
 
 def replicas(bench):
-    """Both are compiled by XLA, on a CPU too."""
+    """Compares one device with two logical ones, both compiled by XLA (also on a CPU)."""
     rows = [
         {**main_steps(bench), "name": "one device"},
         keras_steps(bench, "two logical devices", jit_compile=True, replicas=2),
@@ -169,7 +176,7 @@ def replicas(bench):
 
 
 def float16(bench):
-    """The losses that are counted are means since the first step: after one that is not finite, none is."""
+    """Measures float16 with loss scaling; losses are means since the first step, so none is finite after a bad one."""
     found = keras_steps(bench, "keras_mart, float16", precision="mixed_float16")
     if "milliseconds" not in found:
         return [found], STEPS, ["nothing was measured"]
@@ -177,7 +184,7 @@ def float16(bench):
 
 
 def autoattack(bench):
-    """The second run of two; the first one, should the time be over then."""
+    """Measures AutoAttack in the second of two runs, or in the first if time runs out."""
     job = {"task": "evaluate", "attack": "autoattack", "variant": "keras_mart", "precision": "mixed_bfloat16"}
     job |= {"network": bench.size["network"], "model": None, "weights": None, "dataset": None, "repeats": 1}
     job |= {"examples": bench.size["examples"], "batch_size": bench.size["examples"], "epsilon": HARMLESS}
@@ -190,33 +197,33 @@ def autoattack(bench):
 
 
 def official(bench):
-    """AutoAttack and the official code on the same images of `--cifar` and one network that is trained first."""
+    """Compares AutoAttack with the official code on images of `--cifar`, on a network that is trained first."""
     size, checkout = bench.size, bench.given.official
     if not (checkout and bench.given.cifar and bench.torch):
-        return [], beside.COLUMNS, ["left out: it needs --official, --cifar and a Python with PyTorch"]
+        return [], comparison.COLUMNS, ["skipped: needs --official, --cifar and a Python with PyTorch"]
     run = functools.partial(bench.run, "AutoAttack")
-    network = beside.Network(size["network"], f"npz:{bench.given.cifar}", size["test_images"], size["test_images"])
+    network = comparison.Network(size["network"], f"npz:{bench.given.cifar}", size["test_images"], size["test_images"])
     options = {"epochs": size["epochs"], "steps": size["batches"], "adam": ADAM}
-    weights, exported = beside.prepare(run, network, CASE.training, bench.folder, CASE.epsilon, **options)
+    weights, exported = comparison.prepare(run, network, CASE.training, bench.folder, CASE.epsilon, **options)
     pair = (
-        beside.ours(run, network, CASE, weights, seed=0),
-        beside.officials(run, network, CASE, exported, checkout, seed=0, **bench.torch),
+        comparison.run_ours(run, network, CASE, weights, seed=0),
+        comparison.run_official(run, network, CASE, exported, checkout, seed=0, **bench.torch),
     )
-    rows = list(beside.rows(CASE, [pair]))
+    rows = list(comparison.rows(CASE, [pair]))
     notes = [
         " ".join(f"{key} {row[key]:.1f}" for key in ("official", "first", "again") if row[key]) + " s"
-        for row in rows if row["stage"] == beside.WHOLE
+        for row in rows if row["stage"] == comparison.WHOLE
     ]  # fmt: skip
-    return rows, beside.COLUMNS, [f"AutoAttack on {network.examples} images: {note}" for note in notes]
+    return rows, comparison.COLUMNS, [f"AutoAttack on {network.examples} images: {note}" for note in notes]
 
 
 def epochs(bench):
-    """Training by the command line, on digits with `--small`."""
+    """Measures training by the command line, on digits with `--small`."""
     data = [f"--dataset=npz:{bench.given.cifar}"] if bench.given.cifar else []
     if bench.given.small and not data:
         data = list(SMALL_DATA)
     if not data:
-        return [], SPANS, ["left out: there is no --cifar"]
+        return [], SPANS, ["skipped: needs --cifar"]
     flags = [*CONFIG, *data, f"--workdir={bench.folder / 'run'}"]
     answer = bench.run("command line", "epochs", {"flags": flags})
     if not answer:

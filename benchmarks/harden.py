@@ -1,8 +1,8 @@
-"""What `keras_mart.harden` makes of somebody's network: python -m benchmarks.harden --dataset=npz:cifar10.npz
+"""Measures `keras_mart.harden` on an ordinary Keras classifier: python -m benchmarks.harden --dataset=npz:cifar10.npz
 
-The network is MobileNetV2 for images of 64x64 in [-1, 1], with a softmax at its end, trained by Keras alone on the data
-enlarged to that size; `--classifier` names its file, which is made where it is missing. `harden` then trains it on, on
-the data as they are, in a ball of 4/255, and AutoAttack judges both on test images chosen at random.
+The classifier is MobileNetV2 for images of 64x64 in [-1, 1], with a softmax at its end, trained only with Keras on the
+data enlarged to that size. `--classifier` is its file, which is created if it does not exist. `harden` then trains it
+further on the data in their original size, with epsilon 4/255, and AutoAttack evaluates both on random test images.
 """
 
 import argparse
@@ -22,7 +22,7 @@ BATCH_NORM_MOMENTUM = 0.97
 
 
 def classifier(dataset, classes, epochs):
-    """Trains the network that is to be hardened."""
+    """Trains the network to be hardened."""
     network = keras.applications.MobileNetV2(input_shape=(SIZE, SIZE, 3), weights=None, classes=classes)
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -45,13 +45,15 @@ def main():
     parser.add_argument("--classifier", type=pathlib.Path, default=pathlib.Path("classifier.keras"))
     parser.add_argument("--natural_epochs", type=int, default=8)
     parser.add_argument(
-        "--images", type=int, default=45000, help="training images in an epoch of `harden`, others in each"
+        "--images", type=int, default=45000, help="training images in an epoch of `harden`, different in each"
     )
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--epsilon", type=fractions.Fraction, default=fractions.Fraction(4, 255))
     parser.add_argument("--learning_rate", type=float)
     parser.add_argument("--measured", type=int, default=1000, help="test images for PGD-20")
-    parser.add_argument("--autoattack", type=int, default=200, help="test images for AutoAttack, the first of those")
+    parser.add_argument(
+        "--autoattack", type=int, default=200, help="test images for AutoAttack, the first of --measured"
+    )
     flags = parser.parse_args()
 
     keras.utils.set_random_seed(0)
@@ -71,8 +73,11 @@ def main():
     hardened = km.harden(
         network, train, validation, test=test, threat=threat, epochs=flags.epochs, preprocessing="tf", verbose=2, **rate
     )
-    minutes, of_cpu = (time.perf_counter() - start) / 60, time.process_time() / 60
-    print(f"{hardened}\nharden took {minutes:.1f} minutes; CPU time since the start: {of_cpu:.1f} minutes", flush=True)
+    minutes, cpu_minutes = (time.perf_counter() - start) / 60, time.process_time() / 60
+    print(
+        f"{hardened}\nharden took {minutes:.1f} minutes; CPU time since the start: {cpu_minutes:.1f} minutes",
+        flush=True,
+    )
     start = time.perf_counter()
     few = tuple(each[: flags.autoattack] for each in test)
     before, _ = km.networks.adapted(network, few[0].shape[1:], preprocessing="tf")

@@ -1,6 +1,6 @@
-"""What the benchmarks share: child processes that take turns, tables, and a description of the machine.
+"""Functions that the benchmarks share: alternating child processes, tables, and a description of the machine.
 
-This side of a benchmark imports no TensorFlow: on Linux a child's peak memory counts from that of its parent.
+The parent process imports no TensorFlow: on Linux a child's peak memory starts from its parent's.
 """
 
 import json
@@ -16,34 +16,33 @@ import sys
 from importlib import metadata
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# So much of a failed child's complaint is shown.
-LAST_CHARACTERS = 3000
-# Begins the lines of a child's output that are answers.
-ANSWER = "answer: "
-PATHS = ("PYTHONPATH", "LD_LIBRARY_PATH")  # which may lead to another Python's packages and libraries
+LAST_CHARACTERS = 3000  # shown of a failed child's errors
+ANSWER = "answer: "  # prefix of the lines of a child's output that are answers
+PATHS = ("PYTHONPATH", "LD_LIBRARY_PATH")  # may lead to another Python's packages and libraries
 
 
 def names(text):
-    """A comma-separated list, as argparse takes its type."""
+    """Parses a comma-separated list for argparse."""
     return [each.strip() for each in text.split(",") if each.strip()]
 
 
 def numbers(text):
-    """A comma-separated list of positive integers, as argparse takes its type."""
+    """Parses a comma-separated list of positive integers for argparse."""
     return [positive(each) for each in names(text)]
 
 
 def positive(text):
-    """An integer of at least 1, as argparse takes its type."""
+    """Parses a positive integer for argparse."""
     if int(text) < 1:
         raise ValueError(text)
     return int(text)
 
 
 class Failed(SystemExit):
-    """A child that failed or ran over its time: ends the benchmark with its message where nobody catches it.
+    """Raised if a child failed or exceeded its time; ends the benchmark with its message unless it is caught.
 
-    `answer` is what the child had answered by then, `None` for nothing.
+    Attributes:
+        answer: the child's last answer, or `None`.
     """
 
     def __init__(self, message, answer):
@@ -52,42 +51,44 @@ class Failed(SystemExit):
 
 
 def run(module, job, *, timeout=None, interpreter=sys.executable, environment=os.environ):
-    """What `python -m benchmarks.<module>` answers to a job: a child process of its own, and the last of its answers.
+    """Runs a job by `python -m benchmarks.<module>` in a child process, and returns its last answer.
 
     Raises:
-        Failed: a child that failed, or took longer than `timeout` seconds.
+        Failed: if the child failed, or took longer than `timeout` seconds.
     """
     command = [interpreter, "-m", f"benchmarks.{module}", json.dumps(job)]
-    status, printed, complaint = _ended(command, {"TF_CPP_MIN_LOG_LEVEL": "2", **environment}, timeout)
-    answers = [line for line in printed.splitlines() if line.startswith(ANSWER)]
-    answered = json.loads(answers[-1].removeprefix(ANSWER)) if answers else None
+    status, output, errors = _completed(command, {"TF_CPP_MIN_LOG_LEVEL": "2", **environment}, timeout)
+    answers = [line for line in output.splitlines() if line.startswith(ANSWER)]
+    answer = json.loads(answers[-1].removeprefix(ANSWER)) if answers else None
     if status is None:
-        raise Failed(f"benchmarks.{module} took longer than {timeout:.0f} seconds for {job}", answered)
+        raise Failed(f"benchmarks.{module} took longer than {timeout:.0f} seconds for {job}", answer)
     if status:
-        raise Failed(f"benchmarks.{module} failed for {job}:\n{complaint[-LAST_CHARACTERS:]}", answered)
-    return answered
+        raise Failed(f"benchmarks.{module} failed for {job}:\n{errors[-LAST_CHARACTERS:]}", answer)
+    return answer
 
 
-def _ended(command, environment, timeout):
-    """The exit status of a command, `None` where it was killed after `timeout` seconds, its output and its errors."""
+def _completed(command, environment, timeout):
+    """Returns a command's exit status (`None` if it was killed after `timeout` seconds), output and errors."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes) as child:
         try:
-            printed, complaint = child.communicate(timeout=timeout)
+            output, errors = child.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)  # the processes that it started, too
+            os.killpg(child.pid, signal.SIGKILL)  # also ends the processes that it started
             return None, *child.communicate()
         except BaseException:
             os.killpg(child.pid, signal.SIGKILL)
             raise
-    return child.returncode, printed, complaint
+    return child.returncode, output, errors
 
 
 def torch(python=None):
-    """What `run` needs for a child with PyTorch: a Python and the environment without paths; `None` for neither.
+    """Returns arguments of `run` for a child with PyTorch: a Python, and the environment without `PATHS`.
+
+    Returns `None` if no Python has PyTorch.
 
     Args:
-        python: the Python to take; by default this one or /usr/bin/python3, whichever has PyTorch.
+        python: the Python to use; by default this one or /usr/bin/python3, whichever has PyTorch.
     """
     environment = {key: value for key, value in os.environ.items() if key not in PATHS}
     for each in [python] if python else [sys.executable, "/usr/bin/python3"]:
@@ -98,20 +99,20 @@ def torch(python=None):
     return None
 
 
-def say(answered):
-    """In the child: prints an answer, as `run` reads it; a later one takes its place."""
-    print(f"\n{ANSWER}{json.dumps(answered)}", flush=True)
+def send(answer):
+    """Called in a child: prints an answer for `run`, which replaces earlier ones."""
+    print(f"\n{ANSWER}{json.dumps(answer)}", flush=True)
 
 
-def answer(function):
-    """In the child: says what the function makes of the job."""
-    say(function(**json.loads(sys.argv[1])))
+def serve(function):
+    """Called in a child: calls the function with the job's values and sends the result as the answer."""
+    send(function(**json.loads(sys.argv[1])))
 
 
 def alternate(jobs, rounds):
-    """The answers to each (module, job), one a round.
+    """Returns the answers to each (module, job), one for each round.
 
-    Every round runs all jobs in turn, so that what slows the machine down for a while slows all of them down.
+    Each round runs all jobs, so that a temporary slowdown of the machine affects all of them.
     """
     answers = [[] for _ in jobs]
     for number in range(rounds):
@@ -122,10 +123,10 @@ def alternate(jobs, rounds):
 
 
 def compare(rows, keys, base):
-    """Adds `vs_<base>` to the rows: how many times faster they are than that variant at the same values of the keys.
+    """Adds `vs_<base>` to the rows, their speed relative to the variant `base` with the same values of the keys.
 
-    It is the median over the rounds of the ratio of the median `samples` (a row's seconds, a list for each round): two
-    processes that ran one after the other met about the same machine.
+    It is the median over the rounds of the ratio of the median `samples` (a row's seconds, a list for each round). The
+    ratios are within a round, in which the state of the machine is about the same.
     """
     bases = {tuple(row[key] for key in keys): row["samples"] for row in rows if row["variant"] == base}
     for row in rows:
@@ -138,7 +139,7 @@ def compare(rows, keys, base):
 
 
 def print_table(rows, columns):
-    """Prints rows (dictionaries) in columns of (heading, key, format); what a row lacks is a dash."""
+    """Prints rows (dictionaries) in columns of (heading, key, format); missing values are dashes."""
     lines = [[heading for heading, _, _ in columns]]
     for row in rows:
         cells = ((row.get(key), form) for _, key, form in columns)
@@ -151,19 +152,19 @@ def print_table(rows, columns):
 
 
 def machine():
-    """What the figures were measured on."""
+    """Describes the machine and the versions of packages."""
     versions = {package: _version(package) for package in ("tensorflow", "keras", "numpy", "keras_mart")}
     gpu = {"gpu": name} if (name := _gpu()) else {}
     return {"cpu": _cpu(), "cores": os.cpu_count(), **gpu, "python": platform.python_version(), **versions}
 
 
 def resident():
-    """Bytes: the largest resident set of this process so far (Linux counts in KiB)."""
+    """Returns the peak resident set size of this process in bytes (Linux counts in KiB)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def line(described):
-    """A dictionary on one line."""
+    """Formats a dictionary on one line."""
     return ", ".join(f"{key} {value}" for key, value in described.items())
 
 
@@ -188,6 +189,6 @@ def _version(package):
 
 
 def write(path, **contents):
-    """Keeps the figures and the samples they come from as JSON, where a path was given."""
+    """Writes figures and samples as JSON if a path is given."""
     if path:
         pathlib.Path(path).write_text(json.dumps(contents, indent=1) + "\n")

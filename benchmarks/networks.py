@@ -1,4 +1,4 @@
-"""Networks by name, and what they cost to compute."""
+"""Networks by name, and their floating-point operations."""
 
 import math
 import re
@@ -9,17 +9,17 @@ from keras import layers
 
 from keras_mart import zoo
 
-# Layers whose every output position costs one multiplication and addition for each weight of the kernel.
+# Layers that need one multiplication and addition per output position for each weight of the kernel.
 COUNTED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
-# Evaluation forwards of an attack besides its gradients': TRADES's of the natural images; MMA's of the natural images
-# and the ten of its bisection.
+# Forwards of an attack besides those of its gradients: TRADES's of the natural images; MMA's of the natural images and
+# the ten of its bisection.
 EXTRA_FORWARDS = {"trades": 1, "mma": 11}
 
 
 def build(name):
-    """A network of the zoo with its default arguments; `wide_resnet_34_10` is the one of depth 34 and width 10.
+    """Builds a network of the zoo with its default arguments, `wide_resnet_<depth>_<width>`, `digits` or `strided_cnn`.
 
-    Besides, `digits`, a WideResNet for the images of that data set, and `strided_cnn`.
+    `digits` is a WideResNet for the images of that dataset.
     """
     wide = re.fullmatch(r"wide_resnet_(\d+)_(\d+)", name)
     if wide:
@@ -32,7 +32,7 @@ def digits():
 
 
 def strided_cnn():
-    """Two convolutions of stride 2 and two dense layers, for MNIST: the network of Wong and Kolter (1711.00851)."""
+    """Builds Wong and Kolter's network for MNIST (1711.00851): two convolutions of stride 2 and two dense layers."""
     return keras.Sequential([
         keras.Input((28, 28, 1)),
         layers.Conv2D(16, 4, 2, "same", activation="relu"),
@@ -43,20 +43,20 @@ def strided_cnn():
     ])  # fmt: skip
 
 
-def in_pytorch(network):
-    """The arrays of each layer that has weights, as PyTorch lays them out and in the order of `official.build`."""
+def pytorch_weights(network):
+    """Returns the arrays of each layer with weights, in PyTorch's layout and in the order of `official.build`."""
     blocks, found, before = {}, [], None
     for layer in network.layers:
         if layer.weights:
             block = re.match(r"(stage\d+_block\d+)?", layer.name)[0] or layer.name
-            # A block's shortcut comes last.
+            # In PyTorch a block's shortcut comes last.
             place = blocks.setdefault(block, len(blocks)), "shortcut" in layer.name
-            found.append((place, [_in_pytorch(np.asarray(weight), before) for weight in layer.weights]))
+            found.append((place, [_pytorch_layout(np.asarray(weight), before) for weight in layer.weights]))
         before = layer
     return [arrays for _, arrays in sorted(found, key=lambda each: each[0])]
 
 
-def _in_pytorch(array, before):
+def _pytorch_layout(array, before):
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
     if array.ndim == 2 and isinstance(before, layers.Flatten):  # of images, whose channels come first
@@ -65,9 +65,9 @@ def _in_pytorch(array, before):
 
 
 def forward_flops(network):
-    """Operations of one forward of one image, two for each multiplication and addition of a convolution or dense layer.
+    """Returns the operations of convolutions and dense layers in one forward of one image.
 
-    Layers that are called several times count once.
+    A multiplication with its addition counts as two operations; a layer that is called several times counts once.
     """
     total = 0
     for layer in network.layers:
@@ -79,22 +79,23 @@ def forward_flops(network):
 
 
 def training_flops(method, model):
-    """Operations of one training step for each image, and of the attack in it.
+    """Returns the operations per image of a training step, and of the attack in it.
 
-    With F those of a forward, a gradient with respect to the images costs 2 F (a forward, and as much again backwards)
-    and a training forward with its gradient 3 F (with respect to the weights as well). For k gradients of the attack:
+    If a forward costs F, a gradient with respect to the images costs 2 F (F for the forward, F for the backward pass),
+    and a training forward with its gradient 3 F (2 F for the backward pass, which includes the weights). With k
+    gradients in the attack:
 
         standard         3 F
-        AT               2 k F + 3 F + F       (the natural images are forwarded for their accuracy alone)
+        AT               2 k F + 3 F + F       (the forward of natural images is only for their accuracy)
         MART, ALP, CLP   2 k F + 2 * 3 F
-        TRADES           2 k F + 2 * 3 F + F   (what its attack moves away from)
+        TRADES           2 k F + 2 * 3 F + F   (the natural logits of the attack's objective)
         MMA              2 k F + 2 * 3 F + 11 F
 
     MART with ten steps on ResNet-18: 26 F, 29 GFLOP for a CIFAR image.
 
     Args:
         method: name of the method.
-        model: the method of this package, round its network.
+        model: model of this method.
     """
     forward = forward_flops(model.network)
     if not model.has_adversary:

@@ -1,10 +1,10 @@
-"""A child process: the training steps of MART written in PyTorch as the official code does them, in our own words.
+"""A child process that measures training steps of MART in PyTorch, our reimplementation of the official code's.
 
-It imports neither TensorFlow nor keras_mart, so any Python that has PyTorch runs it.
+It imports neither TensorFlow nor keras_mart, so it runs in any Python with PyTorch.
 
-    shipped    float32 (TF32 convolutions where the GPU has them), images with channels first
+    shipped    float32 (TF32 convolutions if the GPU supports them), channels first
     tuned      channels last and bfloat16 autocast
-    compiled   the same through `torch.compile`
+    compiled   as tuned, with `torch.compile`
 
 Reference: Wang et al., ICLR 2020, train_resnet.py; Zagoruyko and Komodakis (1605.07146).
 """
@@ -45,7 +45,7 @@ class Basic(nn.Module):
 
 
 class Wide(nn.Module):
-    """x + conv(relu(bn(conv(relu(bn(x)))))); a 1x1 convolution of relu(bn(x)) for x where the shape changes."""
+    """x + conv(relu(bn(conv(relu(bn(x)))))); if the shape changes, a 1x1 convolution of relu(bn(x)) replaces x."""
 
     def __init__(self, inputs, filters, stride):
         super().__init__()
@@ -60,7 +60,7 @@ class Wide(nn.Module):
 
 
 def stages(block, inputs, filters, blocks):
-    """Blocks in a row; each stage but the first halves the image."""
+    """Yields the blocks of all stages; each stage except the first halves the image."""
     for stage, outputs in enumerate(filters):
         for number in range(blocks):
             yield block(inputs, outputs, 2 if stage and not number else 1)
@@ -68,13 +68,13 @@ def stages(block, inputs, filters, blocks):
 
 
 def strided_cnn():
-    """As `networks.strided_cnn`."""
+    """Builds the network of `networks.strided_cnn`."""
     convolutions = [nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU()]
     return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(32 * 7 * 7, 100), nn.ReLU(), nn.Linear(100, CLASSES))
 
 
 def build(name):
-    """`resnet18` or `wide_resnet_<depth>_<width>` for 32x32 images, `strided_cnn` for MNIST."""
+    """Builds `resnet18` or `wide_resnet_<depth>_<width>` for 32x32 images, or `strided_cnn` for MNIST."""
     if name == "strided_cnn":
         return strided_cnn()
     if name == "resnet18":
@@ -89,7 +89,7 @@ def build(name):
 
 
 def perturb(logits, images, labels, steps):
-    """PGD on the cross-entropy in the Linf ball, from a Gaussian start."""
+    """Runs PGD on the cross-entropy in the Linf ball, from a Gaussian start."""
     candidates = images + START * torch.randn_like(images)
     for _ in range(steps):
         candidates.requires_grad_()
@@ -100,7 +100,7 @@ def perturb(logits, images, labels, steps):
 
 
 def mart_loss(natural, adversarial, labels):
-    """The mean of the boosted cross-entropy plus beta times the divergence, weighted by 1 - p_y."""
+    """Returns the mean of the boosted cross-entropy plus beta times the divergence, weighted by 1 - p_y."""
     labels = labels[:, None]
     p, q = natural.softmax(1), adversarial.softmax(1)
     others = q.scatter(1, labels, 0.0).amax(1)
@@ -110,8 +110,8 @@ def mart_loss(natural, adversarial, labels):
 
 
 def training_step(variant, network, logits, optimizer, images, labels, attack_steps):
-    half = torch.autocast(images.device.type, torch.bfloat16, enabled=variant != "shipped")
-    with half:  # round all forwards, so that weights are cast once a step
+    autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=variant != "shipped")
+    with autocast:  # one context for all forwards, so that weights are cast once per step
         network.eval()
         adversarial = perturb(logits, images, labels, attack_steps)
         network.train()
@@ -123,7 +123,7 @@ def training_step(variant, network, logits, optimizer, images, labels, attack_st
 
 
 def training(variant, network, batch_size, attack_steps, steps):
-    """Seconds of the first step and of each of the others; their losses; bytes."""
+    """Returns the seconds of the first step and of each later one, their losses, and the peak memory in bytes."""
     imported, device = measure.resident(), "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
@@ -146,4 +146,4 @@ def training(variant, network, batch_size, attack_steps, steps):
 
 
 if __name__ == "__main__":
-    measure.answer(training)
+    measure.serve(training)

@@ -1,6 +1,6 @@
-"""A child process: the official AutoAttack, as it is shipped, on the network that `evaluation.export` wrote.
+"""A child process that measures the unmodified official AutoAttack on the network written by `evaluation.export`.
 
-It imports neither TensorFlow nor keras_mart, so any Python that has PyTorch runs it. The official code is not part of
+It imports neither TensorFlow nor keras_mart, so it runs in any Python with PyTorch. The official code is not part of
 this package: it is imported from a checkout of github.com/fra31/auto-attack.
 """
 
@@ -13,12 +13,11 @@ import torch
 
 from benchmarks import measure, official
 
-# The most that two networks' logits may differ by.
-LARGEST_DIFFERENCE = 1e-4
+LARGEST_DIFFERENCE = 1e-4  # allowed between the two networks' logits
 
 
 class Clock:
-    """In the place of the official code's log: when each stage ended, and the share that it left standing."""
+    """Replaces the official code's logger: records the end of each stage and the robust accuracy after it."""
 
     def __init__(self):
         self.rows, self._before = [], None
@@ -30,15 +29,15 @@ class Clock:
         if ended := re.match(r"robust accuracy after (\S+): ([\d.]+)%", text):
             self.rows.append({"attack": ended[1].lower(), "seconds": now - self._before, "left": float(ended[2]) / 100})
             self._before = now
-            measure.say({"rows": self.rows})  # for who does not wait for the last stage
+            measure.send({"rows": self.rows})  # the answer if time runs out before the last stage
 
 
 def copied(network, arrays):
-    """The network with the weights of `networks.in_pytorch`."""
+    """Loads the weights of `networks.pytorch_weights` into the network and returns it."""
     layers = [each for each in network.modules() if not list(each.children()) and each.state_dict()]
     for number, layer in enumerate(layers):
         for place, tensor in enumerate(layer.state_dict().values()):
-            if (name := f"{number}_{place}") in arrays:  # PyTorch's count of batches is not
+            if (name := f"{number}_{place}") in arrays:  # not for PyTorch's counter of batches
                 array = torch.from_numpy(arrays[name])
                 if array.shape != tensor.shape:
                     raise ValueError(f"{layer} must have weights of shape {tensor.shape}. Received: {array.shape}")
@@ -47,7 +46,7 @@ def copied(network, arrays):
 
 
 def attack(checkout, path, network, norm, epsilon, batch_size, seed):
-    """A row for each stage, with the seconds that it took; the seconds of all; the largest difference of the logits."""
+    """Returns a row with the seconds of each stage, the total seconds, and the largest difference of the logits."""
     sys.path.insert(0, checkout)
     from autoattack import AutoAttack
 
@@ -69,4 +68,4 @@ def attack(checkout, path, network, norm, epsilon, batch_size, seed):
 
 
 if __name__ == "__main__":
-    measure.answer(attack)
+    measure.serve(attack)

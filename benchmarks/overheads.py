@@ -1,6 +1,6 @@
-"""A child process: what Keras's progress bar and the package's input pipelines cost, beside the shortest step there is.
+"""A child process that measures Keras's progress bar and the package's input pipelines against a short training step.
 
-The network is `small_cnn`, in float32: what is little beside its steps is less beside those of any other.
+The network is `small_cnn` in float32: relative to the longer steps of other networks, the overheads are smaller.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from benchmarks import measure, step
 
 NETWORK = "small_cnn"
 TIMES = 5
-STEPS = 50  # of a fit: what fit itself costs is spread over so many
+STEPS = 50  # in a fit, over which the cost of fit itself is spread
 CIFAR_LIKE, CIFAR_SHAPE = 10000, (32, 32, 3)
 
 
 class Terminal(io.StringIO):
-    """Takes what the progress bar writes, which it does as often as on a terminal."""
+    """Discards the progress bar's output but looks like a terminal, so that it is written as often as on one."""
 
     def isatty(self):
         return True
@@ -36,7 +36,7 @@ def seconds_of(function):
 
 
 def fits(model, data):
-    """Median seconds of `fit` in silence, and with the progress bar: in turn, now the one first, now the other."""
+    """Returns the median seconds of `fit` without and with the progress bar, in alternating order."""
 
     def fit(verbose):
         with contextlib.redirect_stdout(Terminal()):
@@ -51,13 +51,13 @@ def fits(model, data):
 
 
 def batch_seconds(dataset):
-    """Seconds that a batch takes where nothing else is done, the median over epochs after a first one."""
+    """Returns the seconds to read a batch with nothing else running: the median over epochs after a first one."""
     epochs = [seconds_of(lambda: list(dataset)) for _ in range(1 + TIMES)]
     return statistics.median(epochs[1:]) / len(dataset)
 
 
 def cifar_like(folder):
-    """The name of a data set in memory, as large as a fifth of CIFAR-10's training data."""
+    """Writes random data as large as a fifth of CIFAR-10's training set, and returns the dataset's name."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (CIFAR_LIKE, *CIFAR_SHAPE), dtype=np.uint8)
     labels = random.integers(0, 10, CIFAR_LIKE)
@@ -67,7 +67,7 @@ def cifar_like(folder):
 
 
 def overheads(method, batch_size, attack_steps):
-    """Milliseconds of a step, and of what comes on top of it."""
+    """Returns the milliseconds of a step and of its overheads."""
     keras.utils.set_random_seed(0)
     model, _ = step.compiled_model("keras_mart", method, NETWORK, batch_size, attack_steps)
     silent, with_bar = fits(model, step.batches(model, batch_size, STEPS))
@@ -87,4 +87,4 @@ def overheads(method, batch_size, attack_steps):
 
 
 if __name__ == "__main__":
-    measure.answer(overheads)
+    measure.serve(overheads)

@@ -1,8 +1,8 @@
-"""The same training written the usual way in Keras, to compare with.
+"""The same training written the usual way in Keras, as a baseline.
 
-The network calls its own layers, all of them Keras's. The attack is a Python loop over a gradient tape, with no care
-for gradients that half precision loses; tracing unrolls it. Weight decay is the usual term of the loss, which comes to
-what `keras_mart.optimizers.SGD` does. The losses are the package's: both compute the same.
+The network calls its own layers, all of them Keras's. The attack is a Python loop over a gradient tape, which tracing
+unrolls; it does not handle gradients that underflow in half precision. Weight decay is the usual term of the loss,
+which is equivalent to that of `keras_mart.optimizers.SGD`. The losses are the package's, so that both compute the same.
 """
 
 import keras
@@ -15,7 +15,7 @@ BETAS = {"mart": 5.0, "trades": 6.0}
 
 
 def keras_only(network):
-    """The network with Keras's own BatchNormalization, and the same weights."""
+    """Returns a copy of the network with Keras's own BatchNormalization and the same weights."""
 
     def clone(layer):
         own = type(layer) is layers.BatchNormalization
@@ -27,7 +27,7 @@ def keras_only(network):
 
 
 def pgd(objective, images, attack):
-    """PGD from a Gaussian start in the Linf ball, with the epsilon, steps and step size of an attack of the package."""
+    """Runs PGD in the Linf ball from a Gaussian start, with the epsilon, steps and step size of a `keras_mart.PGD`."""
     epsilon = attack.threat.epsilon
     candidates = tf.clip_by_value(images + GAUSSIAN_START * tf.random.normal(tf.shape(images)), 0.0, 1.0)
     for _ in range(attack.steps):
@@ -46,8 +46,8 @@ class Plain(keras.Model):
     Args:
         method: "standard", "at", "trades" or "mart".
         network: a Keras classifier that returns logits.
-        attack: `keras_mart.PGD`, read for its numbers alone.
-        weight_decay: what is added to a gradient is so much of the weight.
+        attack: a `keras_mart.PGD`, of which only the numbers are used.
+        weight_decay: factor of the weight that is added to its gradient.
     """
 
     def __init__(self, method, network, attack, weight_decay):
@@ -62,7 +62,7 @@ class Plain(keras.Model):
         return self.network(images, training=training)
 
     def perturb(self, images, labels, *_):
-        """Adversarial images, of the cross-entropy or, for TRADES, of the divergence from the natural logits."""
+        """Returns adversarial images for the cross-entropy or, for TRADES, the divergence from the natural logits."""
 
         def logits(candidates):
             return self.network(candidates, training=False)
@@ -73,7 +73,7 @@ class Plain(keras.Model):
         return pgd(lambda candidates: losses.cross_entropy(labels, logits(candidates)), images, self.attack)
 
     def training_loss(self, labels, natural, adversarial):
-        """[batch] the method's loss."""
+        """Returns the method's loss, [batch]."""
         if self.method in BETAS:
             return getattr(losses, self.method)(labels, natural, adversarial, BETAS[self.method])
         return losses.cross_entropy(labels, natural if self.method == "standard" else adversarial)

@@ -1,4 +1,4 @@
-"""A child process: the training steps of one method on one network, as Keras's own loop runs them."""
+"""A child process that measures training steps of one method on one network in Keras's own loop."""
 
 import contextlib
 import time
@@ -14,39 +14,38 @@ from keras_mart.methods import METHODS
 
 EPSILON = 8 / 255
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 5e-4
-LOGICAL_GPU = 16 * 1024  # MiB of memory of each part of a GPU
+LOGICAL_GPU = 16 * 1024  # MiB of memory of a logical GPU
 
 
 class Clock(keras.callbacks.Callback):
-    """Notes when each step ended, and its epoch's mean loss so far."""
+    """Records the end of each step and the epoch's mean loss so far."""
 
     def __init__(self):
         super().__init__()
         self.ends, self.losses = [], []
 
     def on_train_batch_end(self, batch, logs=None):
-        self.losses.append(float(logs["loss"]))  # a GPU is done only when the result is there
+        self.losses.append(float(logs["loss"]))  # waits for a GPU
         self.ends.append(time.perf_counter())
 
 
 def peak_memory():
-    """Bytes: the largest resident set so far; where there is a GPU, the most of its memory."""
+    """Returns the peak memory in bytes: the GPU's if there is one, otherwise the resident set of the process."""
     if tf.config.list_physical_devices("GPU"):
         return tf.config.experimental.get_memory_info("GPU:0")["peak"]
     return measure.resident()
 
 
 def method_model(method, network, attack, num_examples):
-    """The method of the package round a network, with its default arguments."""
+    """Wraps a network with a method of the package, with default arguments."""
     if method == "standard":
         return km.Standard(network, seed=0)
-    # What MMA asks for besides.
     options = {"num_examples": num_examples, "max_epsilon": 4 * EPSILON} if method == "mma" else {}
     return METHODS[method](network, attack, seed=0, **options)
 
 
 def compiled_model(variant, method, network, batch_size, attack_steps, jit_compile="auto", accumulate=1):
-    """A model ready to fit, and its costs for each image."""
+    """Returns a compiled model, and its operations per image."""
     attack = km.PGD(km.Linf(EPSILON), steps=attack_steps, step_size=EPSILON / 4, start="gaussian")
     model = method_model(method, networks.build(network), attack, batch_size)
     flops = networks.training_flops(method, model)
@@ -60,7 +59,7 @@ def compiled_model(variant, method, network, batch_size, attack_steps, jit_compi
 
 
 def batches(model, batch_size, steps):
-    """Seeded random images, made batch by batch so that they take no memory; with indices for who asks for them."""
+    """Returns seeded random images, generated batch by batch to save memory; with indices if the model needs them."""
     shape, index = model.network.input_shape[1:], tf.range(batch_size)
 
     def batch(number):
@@ -73,7 +72,7 @@ def batches(model, batch_size, steps):
 
 
 def attack_seconds(model, data, times):
-    """The times that the attack of a training step takes by itself, compiled before."""
+    """Returns the seconds of a training step's attack by itself, after a first run that compiles."""
     attack = tf.function(model.perturb, autograph=False, jit_compile=distribution.prefers_xla())
     images, labels = next(iter(data))
     images, index = images if isinstance(images, tuple) else (images, None)
@@ -86,7 +85,7 @@ def attack_seconds(model, data, times):
 
 
 def replicated(replicas):
-    """A scope in which a model has so many replicas, on logical devices of the one device there is."""
+    """Returns a scope in which a model has this many replicas, on logical devices of the machine's first device."""
     if replicas == 1:
         return contextlib.nullcontext()
     gpus = tf.config.list_physical_devices("GPU")
@@ -99,13 +98,13 @@ def training(
     variant, method, network, precision, batch_size, attack_steps, steps,
     jit_compile="auto", replicas=1, traced=0, attack_alone=True, accumulate=1,
 ):  # fmt: skip
-    """Seconds of the first step, of each of the others and of their attack; bytes; operations for each image.
+    """Returns the seconds of the first step, of later steps and of their attack, peak bytes, and operations per image.
 
     Args:
-        replicas: the batch is divided among so many logical devices.
-        traced: the number of steps, after those that are timed, of which the longest operations are listed.
-        attack_alone: whether the attack is timed by itself.
-        accumulate: the number of parts in which a step takes its batch; the attack is timed on one, and multiplied.
+        replicas: number of logical devices that share the batch.
+        traced: number of steps, after the timed ones, of which the longest operations are listed.
+        attack_alone: whether to time the attack by itself.
+        accumulate: number of parts of a batch; the attack is timed on one part, and the time multiplied.
     """
     scope = replicated(replicas)
     imported = peak_memory()
@@ -120,7 +119,7 @@ def training(
     model.fit(data, verbose=0, callbacks=[clock])
     found = {"first": clock.ends[0] - begin, "steps": list(np.diff(clock.ends)), "losses": clock.losses}
     found |= {"attack": [0.0], "memory": peak_memory() - imported, **flops}
-    measure.say(found)  # what follows may fail
+    measure.send(found)  # the answer if the following fails
     if attack_alone and flops["attack_flops"]:
         part = batches(model, -(-batch_size // accumulate), 1)
         found["attack"] = [accumulate * seconds for seconds in attack_seconds(model, part, steps)]
@@ -131,4 +130,4 @@ def training(
 
 
 if __name__ == "__main__":
-    measure.answer(training)
+    measure.serve(training)

@@ -1,18 +1,18 @@
-"""How fast training is: python -m benchmarks.throughput --networks=resnet18 --batch_sizes=128
+"""Measures the speed of training: python -m benchmarks.throughput --networks=resnet18 --batch_sizes=128
 
-The variants are the package as it is (`keras_mart`), without its fast views of networks (`unfolded`; the zoo's own
-BatchNormalization stays), and the same training written the usual way in Keras (`plain`). Each measurement is a process
-of its own, the variants take turns.
+The variants are the package (`keras_mart`), the package without its fast views of networks (`unfolded`; the zoo's own
+BatchNormalization stays), and the same training written the usual way in Keras (`plain`). Each measurement runs in its
+own process; the variants alternate.
 
-    images/s, low, high   at the median of all timed steps; at the slowest and the fastest of them
-    step, attack, outer   seconds of the median step; of its attack, timed by itself; and the rest
+    images/s, low, high   in the median of all timed steps, in the slowest and in the fastest
+    step, attack, outer   seconds of the median step, of its attack by itself, and the difference
     GFLOP/s, of matrix    operations of convolutions and dense layers (`networks.training_flops`), and their share of
-                          the rate that a product of 4096x4096 matrices reaches in that precision, measured alongside
-    MiB                   largest resident memory of a process, less that after importing the package
-    first s               from the call of `fit` to the end of the first step, less the median step
-    parts                 in which a step takes its batch, one after the other: --accumulate=1,2,4 shows what that costs
-                          in time and saves in memory
-    vs plain              how many times faster than `plain`, the median over the rounds
+                          the rate of a product of 4096x4096 matrices in that precision, measured in the same rounds
+    MiB                   peak resident memory of a process minus that after importing the package
+    first s               time from the call of `fit` to the end of the first step, minus the median step
+    parts                 number of parts in which a step processes its batch: --accumulate=1,2,4 shows their cost in
+                          time and saving in memory
+    vs plain              speed relative to `plain`, the median over the rounds
 """
 
 import argparse
@@ -41,22 +41,22 @@ def arguments():
     parser.add_argument("--batch_sizes", type=measure.numbers, default=[128])
     parser.add_argument("--precisions", type=measure.names, default=["float32", "mixed_bfloat16"])
     parser.add_argument("--variants", type=measure.names, default=["keras_mart", "plain"])
-    parser.add_argument("--accumulate", type=measure.numbers, default=[1], help="parts of a step; not of plain's")
+    parser.add_argument("--accumulate", type=measure.numbers, default=[1], help="parts of a batch; not for plain")
     parser.add_argument("--attack_steps", type=measure.positive, default=10)
     parser.add_argument("--steps", type=measure.positive, default=5, help="timed steps of a process, after a first one")
-    parser.add_argument("--rounds", type=measure.positive, default=3, help="processes of each variant")
-    parser.add_argument("--overheads", action="store_true", help="of the progress bar and the input pipeline, too")
-    parser.add_argument("--json", help="file to keep the figures and all samples in")
+    parser.add_argument("--rounds", type=measure.positive, default=3, help="processes for each variant")
+    parser.add_argument("--overheads", action="store_true", help="also measure the progress bar and input pipelines")
+    parser.add_argument("--json", help="file for the figures and all samples")
     given = parser.parse_args()
     if unknown := set(given.variants) - set(VARIANTS):
         parser.error(f"--variants must be among {', '.join(VARIANTS)}. Received: {', '.join(unknown)}")
     if "plain" in given.variants and (unknown := set(given.methods) - set(PLAIN_METHODS)):
-        parser.error(f"The variant plain knows {', '.join(PLAIN_METHODS)} only. Received: {', '.join(unknown)}")
+        parser.error(f"The variant plain has only {', '.join(PLAIN_METHODS)}. Received: {', '.join(unknown)}")
     return given
 
 
 def jobs_of(given):
-    """The variants of one configuration come next to one another."""
+    """Returns the jobs; the variants of a configuration are adjacent."""
     values = (given.methods, given.networks, given.precisions, given.batch_sizes, given.accumulate, given.variants)
     shared = {"attack_steps": given.attack_steps, "steps": given.steps}
     names = *CONFIGURATION, "accumulate", "variant"
@@ -65,7 +65,7 @@ def jobs_of(given):
 
 
 def figures(job, answers, matrix_flops):
-    """A row of the table from the answers of all rounds."""
+    """Returns a row of the table from the answers of all rounds."""
     samples = [each["steps"] for each in answers]
     steps = list(itertools.chain(*samples))
     step = statistics.median(steps)
@@ -90,7 +90,7 @@ def figures(job, answers, matrix_flops):
 
 
 def overheads(given):
-    """Rows of the second table: what the progress bar and the input pipelines cost beside a training step."""
+    """Returns the rows of the second table: the progress bar and the input pipelines relative to a training step."""
     job = {"method": given.methods[0], "batch_size": given.batch_sizes[0], "attack_steps": given.attack_steps}
     found = measure.run("overheads", job)
     return [{**row, "share": row["milliseconds"] / found["step"], "of": found["of"]} for row in found["rows"]]

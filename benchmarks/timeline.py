@@ -1,7 +1,7 @@
-"""Where the time of a function goes: the operations of the device as TensorFlow's profiler records them.
+"""Profiles a function: the device's operations as recorded by TensorFlow's profiler.
 
-The profiler leaves an XSpace message (`*.xplane.pb`), which TensorFlow itself can read, so no other package is needed.
-A GPU's operations come one after the other; those of a CPU contain one another, so that their shares count twice.
+The profiler writes an XSpace message (`*.xplane.pb`), which TensorFlow can read, so no other package is needed. A GPU's
+operations are sequential; a CPU's are nested, so their durations are counted more than once.
 """
 
 import collections
@@ -19,12 +19,12 @@ NUMBER = re.compile(r"([._]\d+)+$")
 
 
 def traced(function):
-    """What the longest operations were while the function ran.
+    """Runs a function and lists its longest operations.
 
     Returns:
-        A dictionary: `device`, the name of what was traced; `seconds` between the first operation's beginning and the
-        last one's end; `idle`, the share of them in which no operation ran; `operations`, the number of all; `longest`,
-        a list of dictionaries with `name`, `count`, `seconds` and `share` of the sum of all operations' durations.
+        A dictionary: `device`, the name of the traced device; `seconds` from the start of the first operation to the
+        end of the last; `idle`, the share of this time in which no operation ran; `operations`, their number;
+        `longest`, a list of dictionaries with `name`, `count`, `seconds` and `share` of the sum of all durations.
     """
     with tempfile.TemporaryDirectory() as folder:
         tf.profiler.experimental.start(folder)
@@ -44,14 +44,14 @@ def traced(function):
 
 
 def device_operations(folder):
-    """The name of the device that was traced, and a list of (name, begin, end) in picoseconds."""
+    """Returns the name of the traced device, and a list of (name, begin, end) in picoseconds."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2  # not part of TensorFlow's public interface
 
     planes = []
     for path in folder.rglob("*.xplane.pb"):
         planes += xplane_pb2.XSpace.FromString(path.read_bytes()).planes
     for plane in sorted(planes, key=lambda each: each.name):
-        # A GPU's streams hold what ran on it; of the host's threads, Python's hold calls, in which it waits as well.
+        # A GPU's streams contain its operations; Python's threads on the host contain calls, which include waiting.
         streams = [line for line in plane.lines if line.name.startswith("Stream")]
         if plane.name.startswith("/device:GPU") and any(line.events for line in streams):
             return plane.name, [each for line in streams for each in events(plane, line)]
@@ -61,7 +61,7 @@ def device_operations(folder):
 
 
 def events(plane, line):
-    """(name, begin, end) of each event on a line, without numbers of XLA's in the names."""
+    """Yields (name, begin, end) of each event on a line, without XLA's numbers in the names."""
     for event in line.events:
         begin = 1000 * line.timestamp_ns + event.offset_ps
         name = NUMBER.sub("", plane.event_metadata[event.metadata_id].name)
@@ -69,7 +69,7 @@ def events(plane, line):
 
 
 def busy(operations):
-    """Picoseconds in which at least one operation ran."""
+    """Returns the picoseconds in which at least one operation ran."""
     total, until = 0, 0
     for _, begin, end in sorted(operations, key=lambda each: each[1]):
         total += max(end - max(begin, until), 0)
@@ -78,7 +78,7 @@ def busy(operations):
 
 
 def longest(operations):
-    """The kinds of operation that took longest, each with its share of the sum of all durations."""
+    """Returns the kinds of operations with the longest total duration, and their shares of the sum of all durations."""
     durations, counts = collections.Counter(), collections.Counter()
     for name, begin, end in operations:
         durations[name] += end - begin

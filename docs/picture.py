@@ -16,6 +16,7 @@ TARGET = pathlib.Path(__file__).parent / "images" / "quickstart.png"
 
 
 def curve(model, test):
+    """Returns the accuracy under PGD-20 at each epsilon."""
     accuracies = []
     for epsilon in EPSILONS:
         attacks = {"pgd20": km.PGD(km.Linf(float(epsilon)))}
@@ -24,12 +25,12 @@ def curve(model, test):
 
 
 def gallery(axes, models, test):
-    """A test image, and what PGD-20 makes of it for two networks: the first that one loses and the other holds."""
+    """Draws the first test image that PGD-20 makes only the standard network misclassify, natural and attacked."""
     images, labels = (np.asarray(part) for part in next(iter(test)))
     attack, names = km.PGD(km.Linf(SHOWN_EPSILON)), ("standard", "mart")
     attacked = {name: np.asarray(attack(models[name], images, labels, seed=0)) for name in names}
-    right = {name: models[name].predict(attacked[name], verbose=0).argmax(1) == labels for name in names}
-    first = int(np.argmax(right["mart"] & ~right["standard"]))
+    correct = {name: models[name].predict(attacked[name], verbose=0).argmax(1) == labels for name in names}
+    first = int(np.argmax(correct["mart"] & ~correct["standard"]))
     labels = labels[first:][:1]
     shown = {name: each[first:][:1] for name, each in {"natural": images, **attacked}.items()}
     for axis, (name, image) in zip(axes, shown.items(), strict=True):
@@ -38,8 +39,8 @@ def gallery(axes, models, test):
         if name == "natural":
             axis.set_title(f"natural: {labels[0]}", fontsize=9)
         else:
-            seen = int(models[name].predict(image, verbose=0).argmax())
-            axis.set_title(f"attacked; {name} sees {seen}", fontsize=9, color=METHODS[name])
+            predicted = int(models[name].predict(image, verbose=0).argmax())
+            axis.set_title(f"attacked; {name} sees {predicted}", fontsize=9, color=METHODS[name])
 
 
 def main(directory):

@@ -1,8 +1,8 @@
-"""Hardens a network of keras.applications on a folder of photographs, one sub-folder for each class.
+"""Hardens a network of keras.applications on a folder of photographs with one subfolder for each class.
 
     python examples/harden_folder.py photos --weights=imagenet --output=robust.keras
 
-First the network learns the classes, by ordinary training of the model with `km.Standard`; then it is hardened.
+Trains the network on the classes without an attack (`km.Standard`), then hardens it.
 """
 
 import argparse
@@ -13,8 +13,8 @@ import keras
 import keras_mart as km
 
 parser = argparse.ArgumentParser()
-parser.add_argument("folder", help="with <class>/ or train/<class>/ and test/<class>/")
-parser.add_argument("--network", default="MobileNetV2", help="any of keras.applications")
+parser.add_argument("folder", help="contains <class>/, or train/<class>/ and test/<class>/")
+parser.add_argument("--network", default="MobileNetV2", help="name in keras.applications")
 parser.add_argument("--weights", default="imagenet", help="imagenet, none, or a weights file")
 parser.add_argument("--image_size", type=int, default=224)
 parser.add_argument("--batch_size", type=int, default=32)
@@ -32,7 +32,7 @@ described = km.datasets.describe(data, image_size=flags.image_size)
 network = km.networks.application(flags.network, described.num_classes, described.input_shape, flags.weights)
 for layer in network.layers[-1].layers:
     if isinstance(layer, keras.layers.BatchNormalization):
-        layer.momentum = 0.9  # MobileNetV2 has 0.999: too slow for a few epochs
+        layer.momentum = 0.9  # MobileNetV2's 0.999 is too slow for a few epochs
 natural = km.Standard(network)
 natural.compile(keras.optimizers.Adam(1e-4))
 natural.fit(train, validation_data=validation, epochs=flags.epochs, verbose=2)

@@ -1,8 +1,8 @@
-"""Trains on several workers: here processes of this machine, each with its devices, that train one model together.
+"""Trains one model on several workers, which are processes on this machine.
 
     python examples/multi_worker.py --workers=2
 
-On a cluster each machine runs the part below `train` itself, with TF_CONFIG or as a task of a Slurm step.
+On a cluster, each machine calls `train` itself, with TF_CONFIG set or as a task of a Slurm step.
 """
 
 import argparse
@@ -21,14 +21,14 @@ flags = parser.parse_args()
 
 
 def train():
-    strategy = km.distribution.strategy("multiworker")  # before anything else of TensorFlow's
+    strategy = km.distribution.strategy("multiworker")  # must come before any other TensorFlow operation
     print(km.distribution.describe(strategy), flush=True)
-    keras.utils.set_random_seed(0)  # the same initial weights everywhere
+    keras.utils.set_random_seed(0)  # gives all workers the same initial weights
     with strategy.scope():
         network = km.zoo.wide_resnet(10, 1, input_shape=(8, 8, 1))
         model = km.TRADES(network, km.PGD(km.Linf(0.15), steps=5), beta=6.0)
         model.compile(km.optimizers.SGD(0.1, momentum=0.9))
-    data = km.datasets.load("digits", "train", batch_size=64)  # of all workers together
+    data = km.datasets.load("digits", "train", batch_size=64)  # 64 images for all workers together
     model.fit(
         data, validation_data=km.datasets.load("digits", "validation", batch_size=64), epochs=flags.epochs, verbose=2
     )

@@ -1,8 +1,9 @@
-"""A training method of one's own: adversarial training with label smoothing on the adversarial images.
+"""Defines a training method: adversarial training with label smoothing on the adversarial images.
 
     python examples/own_method.py --smoothing=0.2
 
-What a method is: what its attack climbs (`attack_objective`, here the default) and what training descends.
+A method consists of the objective that its attack climbs (`attack_objective`, here the default) and the loss that
+training descends (`training_loss`).
 """
 
 import argparse
@@ -14,7 +15,7 @@ import keras_mart as km
 
 @keras.saving.register_keras_serializable("examples")
 class SmoothedAT(km.AdversarialModel):
-    """Trains on (1 - s) CE(q, y) + s mean_k CE(q, k)."""
+    """Adversarial training with the loss (1 - s) CE(q, y) + s mean_k CE(q, k)."""
 
     smoothing = km.Hyperparameter("a share between 0 and 1", lambda value: 0 <= value < 1)
 
@@ -23,9 +24,9 @@ class SmoothedAT(km.AdversarialModel):
         self.smoothing = smoothing
 
     def training_loss(self, labels, outputs):
-        everywhere = -keras.ops.mean(keras.ops.log_softmax(outputs.adversarial), axis=-1)
-        here = km.losses.cross_entropy(labels, outputs.adversarial)
-        return (1 - self.smoothing) * here + self.smoothing * everywhere
+        of_label = km.losses.cross_entropy(labels, outputs.adversarial)
+        mean_over_classes = -keras.ops.mean(keras.ops.log_softmax(outputs.adversarial), axis=-1)
+        return (1 - self.smoothing) * of_label + self.smoothing * mean_over_classes
 
     def get_config(self):
         return {**super().get_config(), "smoothing": self.smoothing}
@@ -48,5 +49,5 @@ threat = km.Linf(flags.epsilon)
 model = SmoothedAT(network, km.PGD(threat, steps=10), smoothing=flags.smoothing)
 model.compile(km.optimizers.SGD(0.1, momentum=0.9, weight_decay=5e-4))
 model.fit(train, validation_data=validation, epochs=flags.epochs, verbose=2)
-model.save("smoothed.keras")  # loads with keras.saving.load_model, where the class is registered
+model.save("smoothed.keras")  # keras.saving.load_model loads it in programs that register the class
 print(km.evaluate(model, test, {"pgd20": km.PGD(threat, steps=20)}))

@@ -1,9 +1,9 @@
-"""Exports a model for TensorFlow Serving and asks the export for predictions, as a client would.
+"""Exports a model for TensorFlow Serving and requests predictions, from the export or a server.
 
     python examples/serve.py run.keras cat.png dog.jpg
-    python examples/serve.py run.keras cat.png --url=http://localhost:8501/v1/models/mart    # a server that is running
+    python examples/serve.py run.keras cat.png --url=http://localhost:8501/v1/models/mart    # from a running server
 
-The export needs TensorFlow only; docs/serving.md says how to start the server.
+The export needs only TensorFlow; docs/serving.md says how to start the server.
 """
 
 import argparse
@@ -21,7 +21,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("model", help="a .keras file, wrapped or not")
 parser.add_argument("images", nargs="+", help="PNG or JPEG files")
 parser.add_argument("--directory", default="serving/mart")
-parser.add_argument("--url", help="the address of the model on a server")
+parser.add_argument("--url", help="address of the model on a server")
 flags = parser.parse_args()
 
 files = [pathlib.Path(path).read_bytes() for path in flags.images]
@@ -37,5 +37,5 @@ else:
     with urllib.request.urlopen(f"{flags.url}:predict", body) as response:
         answers = json.load(response)["predictions"]
     classes, probabilities = ([each[name] for each in answers] for name in ("classes", "probabilities"))
-for path, label, of_classes in zip(flags.images, classes, probabilities, strict=True):
-    print(f"{path}: class {label}, probability {max(of_classes):.4f}")
+for path, label, class_probabilities in zip(flags.images, classes, probabilities, strict=True):
+    print(f"{path}: class {label}, probability {max(class_probabilities):.4f}")

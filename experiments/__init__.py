@@ -1,1 +1,1 @@
-"""The MART paper's experiments, one file a table or figure. CONTRIBUTING.md says how they are laid out."""
+"""The MART paper's experiments, one file for each table or figure. CONTRIBUTING.md describes their layout."""

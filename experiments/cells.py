@@ -1,4 +1,4 @@
-"""What stands in a cell of the report's tables: an accuracy, or a difference, and how certain it is."""
+"""Cells of the report's tables: accuracies and differences with their intervals or ranges."""
 
 import dataclasses
 import functools
@@ -9,19 +9,24 @@ import numpy as np
 from experiments import study
 from keras_mart.evaluation.table import QUANTILE, wilson
 
-HOW = """Accuracies are in percent of the test images whose number stands below them (drawn at random, the same for all
-runs), differences in points. `95.20 [94.2, 96.1]` is one run with its 95% Wilson interval: what other test images
-might have given. `95.20 (94.85 to 95.60)` is the mean of several runs that differ in their seed, with the lowest and
-the highest of them: how far trainings lie apart. Differences are of runs with the same seed; their 95% intervals
-compare image by image (Agresti and Min's, for the mean over the seeds) and know nothing of other trainings. Networks
-and attacks computed in the precision of the training; bfloat16 tells grey values between 0.5 and 1 apart in steps of
-0.0039, an eighth of CIFAR-10's 8/255. (Runs made anew are judged in float32.)"""
+EXPLANATION = """Accuracies are percentages of the test images, which were drawn at random and are the same for all
+runs; the last row of a table gives their number. Differences are in percentage points. `95.20 [94.2, 96.1]` is one
+run with its 95% Wilson interval, which covers the choice of test images. `95.20 (94.85 to 95.60)` is the mean of
+several runs with different seeds, with the lowest and the highest of them, which shows how much trainings differ.
+Differences are between runs with the same seed. Their 95% intervals compare image by image (Agresti and Min's
+method, applied to the mean over the seeds) and do not cover the variation between trainings. Networks and attacks
+ran in the precision of the training; between 0.5 and 1, bfloat16 represents grey values in steps of 0.0039, an
+eighth of CIFAR-10's 8/255. (New runs are evaluated in float32.)"""
 NOTHING = "-"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Value:
-    """An accuracy; `outcomes`: [examples] booleans, whether each test image was classified correctly."""
+    """An accuracy.
+
+    Attributes:
+        outcomes: [examples] booleans, whether each test image was classified correctly.
+    """
 
     outcomes: np.ndarray
 
@@ -35,12 +40,12 @@ class Value:
 
     @property
     def interval(self):
-        """(low, high)"""
+        """The 95% Wilson interval (low, high)."""
         return wilson(self.accuracy, self.examples)
 
 
 def groups(results):
-    """Name of a run without its seed to {seed: what is kept of the run}."""
+    """Groups the results by run: returns {name without the seed: {seed: record}}."""
     found = {}
     for name, record in results.items():
         found.setdefault(name.removesuffix(f"-{record['seed']}"), {})[record["seed"]] = record
@@ -48,29 +53,36 @@ def groups(results):
 
 
 def validated(row):
-    """The validation accuracy under PGD-20 in a row of a run's history; runs of 0.1.0 had it in a column of its own."""
+    """Returns the validation accuracy under PGD-20 in a row of a history; 0.1.0 had a separate column for it."""
     return row.get("val_pgd20_accuracy", row.get("val_adversarial_accuracy"))
 
 
 def validations(record):
-    """Epoch to validation accuracy under PGD-20, for the epochs that a run validated after."""
+    """Returns {epoch: validation accuracy under PGD-20} for the epochs after which a run was validated."""
     rows = ((int(row["epoch"]), validated(row)) for row in record["history"])
     return {epoch: accuracy for epoch, accuracy in rows if accuracy is not None}
 
 
 def values(runs, attack, which, evaluation=None):
-    """Seed to `Value` of those runs that were judged by the attack: in the evaluation, or that with most examples."""
+    """Returns {seed: `Value`} of the runs that were evaluated under an attack.
+
+    Args:
+        runs: {seed: record}.
+        attack: name of the attack.
+        which: "best" or "last".
+        evaluation: name of the evaluation to read; by default the one with the most examples.
+    """
     found = {}
     for seed, record in runs.items():
-        judged = [record["evaluations"].get(evaluation)] if evaluation else record["evaluations"].values()
-        judged = [study.outcomes(each, which, attack) for each in judged if each and attack in each["outcomes"][which]]
-        if judged:
-            found[seed] = Value(max(judged, key=len))
+        evaluations = [record["evaluations"].get(evaluation)] if evaluation else record["evaluations"].values()
+        evaluations = [each for each in evaluations if each and attack in each["outcomes"][which]]
+        if evaluations:
+            found[seed] = Value(max((study.outcomes(each, which, attack) for each in evaluations), key=len))
     return found
 
 
 def cell(values):
-    """Text of one run's accuracy with its interval, or of the mean of several with their range."""
+    """Formats the accuracy of one run with its interval, or the mean of several with their range."""
     if not values:
         return NOTHING
     accuracies = [each.accuracy for each in values.values()]
@@ -82,17 +94,17 @@ def cell(values):
 
 
 def differences(ours, theirs):
-    """Seed to ours minus theirs, for the seeds that both have and judged on the same images."""
+    """Returns {seed: ours minus theirs} for the seeds that both evaluated on the same images."""
     both = [seed for seed in sorted(ours.keys() & theirs.keys()) if ours[seed].examples == theirs[seed].examples]
     return {seed: ours[seed].accuracy - theirs[seed].accuracy for seed in both}
 
 
 def difference(ours, theirs, interval=False):
-    """Text of ours minus theirs: one run's with its interval, or the mean of several with their range.
+    """Formats ours minus theirs: for one run with its interval, for several the mean with their range.
 
     Args:
-        ours, theirs: seed to `Value`, of the same images.
-        interval: whether to give the interval of the mean too.
+        ours, theirs: {seed: `Value`} on the same images.
+        interval: whether to add the interval of the mean.
     """
     found = differences(ours, theirs)
     if not found:
@@ -107,10 +119,10 @@ def difference(ours, theirs, interval=False):
 
 
 def _paired(ours, theirs):
-    """(low, high) of the 95% interval of the mean difference of [runs][examples] outcomes, image by image.
+    """Returns (low, high), the paired 95% interval of the mean difference of [runs][examples] outcomes.
 
-    Two images more, whose differences cancel, keep it honest where few outcomes differ (Agresti and Min, Statistics in
-    Medicine 24, 2005).
+    Two pseudo-images with opposite differences keep the interval from being too narrow where few outcomes differ
+    (Agresti and Min, Statistics in Medicine 24, 2005).
     """
     change = np.concatenate([np.mean(ours, axis=0) - np.mean(theirs, axis=0), [0.5**0.5, -(0.5**0.5)]])
     half = QUANTILE * change.std() / len(change) ** 0.5
@@ -126,6 +138,6 @@ def points(share, form="+z.2f"):
 
 
 def markdown(head, rows):
-    """Text of a table."""
+    """Formats a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

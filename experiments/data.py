@@ -1,4 +1,4 @@
-"""Smaller training sets, as npz files that the command line reads."""
+"""Writes smaller training sets as npz files that the command line reads."""
 
 import hashlib
 
@@ -7,13 +7,15 @@ import numpy as np
 from keras_mart import files
 from keras_mart.datasets import sources
 
-DIGITS = 8  # hexadecimal, of a file's contents in its name
+DIGITS = 8  # hexadecimal digits of the contents' checksum in a file's name
 
 
-def whole(dataset, classes=None):
-    """(images, labels) of all training images, those that validate last, and of the test images; of the first classes.
+def training_and_test(dataset, classes=None):
+    """Returns (images, labels) of the training set, which ends with the validation examples, and of the test set.
 
-    All classes by default.
+    Args:
+        dataset: name of the dataset.
+        classes: number of classes to keep, the first ones; all by default.
     """
     splits = sources.read(dataset).splits
     training = [np.concatenate(parts) for parts in zip(splits["train"], splits["validation"], strict=True)]
@@ -25,28 +27,34 @@ def _of_classes(images, labels, classes):
     return images[kept], labels[kept]
 
 
-def first(dataset, examples, root, classes=None):
-    """The name of a dataset of another's first so many training images (0 for all) of the first so many classes.
+def subset(dataset, examples, root, classes=None):
+    """Returns the name of a subset of a dataset, which is written as an npz file.
 
-    The command line validates on a tenth of them.
+    The command line holds out a tenth of its training images for validation.
+
+    Args:
+        dataset: name of the dataset.
+        examples: number of training images, the first ones of these classes; 0 for all.
+        root: folder of the runs.
+        classes: number of classes, the first ones; all by default.
     """
     if not examples and classes is None:
         return dataset
-    (images, labels), test = whole(dataset, classes)
+    (images, labels), test = training_and_test(dataset, classes)
     if not 0 <= examples <= len(labels):
         raise ValueError(f"--train_examples must be at most {len(labels)}. Received: {examples}")
     chosen = slice(examples or None)
     arrays = {"x_train": images[chosen], "y_train": labels[chosen], "x_test": test[0], "y_test": test[1]}
-    return kept(f"{stem(dataset)}-{examples or 'all'}", root, arrays)
+    return store(f"{stem(dataset)}-{examples or 'all'}", root, arrays)
 
 
 def stem(dataset):
-    """A dataset's name as files have it."""
+    """Returns a dataset's name in the form used in file names."""
     return dataset.partition(":")[2].rpartition("/")[2].removesuffix(".npz") or dataset
 
 
-def kept(name, root, arrays):
-    """The name of the dataset of these arrays, in a file that is named after its contents too."""
+def store(name, root, arrays):
+    """Writes the arrays to a file whose name includes a checksum of them, and returns the dataset's name."""
     digest = hashlib.sha256()
     for array in arrays.values():
         digest.update(np.ascontiguousarray(array))
@@ -57,7 +65,7 @@ def kept(name, root, arrays):
 
 
 def write(path, **arrays):
-    """Writes an npz file, whole or not at all."""
+    """Writes an npz file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic_file(path) as unfinished, unfinished.open("wb") as file:
         np.savez_compressed(file, **arrays)

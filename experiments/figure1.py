@@ -1,13 +1,13 @@
 """Figure 1: why misclassified examples matter.
 
-Paper: an adversarially trained network splits the training set into S-, which it misclassifies, and S+, as many that it
-classifies correctly. The network is trained again, with one of them treated otherwise. (a) Leaving S- unperturbed costs
-much robustness, leaving S+ unperturbed little. (b) Perturbing S- with FGSM alone changes hardly anything. (c) A
-regularisation KL(p, q) on S- helps much, on S+ little.
-Ours: 5,000 training images of CIFAR-10's first four classes (JPEG-compressed copies of them), a tenth of which
-validates, WRN-10-1, 8 epochs, three seeds; the split is of the first seed's network. The regularisation has beta 5;
-with it, natural images are forwarded in training mode too, which moves BatchNorm's statistics. "AT, natural images
-too" does that with beta 0, and is what (c) is to be held against.
+Paper: an adversarially trained network splits the training set into S-, the images that it misclassifies, and S+, as
+many images that it classifies correctly. The network is trained again with one of these sets treated differently. (a)
+Leaving S- unperturbed costs much robustness, leaving S+ unperturbed little. (b) Perturbing S- with the weaker FGSM
+changes hardly anything. (c) A regularisation KL(p, q) on S- helps much, on S+ little.
+Ours: 5,000 training images of CIFAR-10's first four classes (JPEG-compressed copies), a tenth of which is held out for
+validation, WRN-10-1, 8 epochs, three seeds; the first seed's network makes the split. The regularisation has beta 5;
+with it, natural images are also forwarded in training mode, which changes BatchNorm's statistics. "AT, natural images
+too" does the same with beta 0 and is the control for (c).
 
     python -m experiments.figure1 --dataset=npz:<path to cifar10.npz>
 
@@ -19,26 +19,26 @@ import numpy as np
 
 from experiments import data, four_classes, study
 from experiments.methods import TREATMENTS
-from experiments.options import begin
+from experiments.options import parse
 from keras_mart.datasets import load
 
-FOUND = """The paper's differences do not show at this scale. (a) Leaving S- or S+ unperturbed costs no robustness that
-stands out of the seeds' spread, and gains natural accuracy, as much on one as on the other. S- is the one that costs
-more in all three seeds, as in the paper, but by less than a point under PGD-20 and not under APGD-T. (b) FGSM on S-
-changes hardly anything, as the paper says; on S+ neither. (c) The regularisation gains nothing over its control,
-whichever set it is on. On S- it is ahead of S+ under PGD-20, by more than chance among the test images explains, but
-not with every seed, and it is behind under APGD-T.
+FINDINGS = """The paper's differences do not appear at this scale. (a) Leaving S- or S+ unperturbed costs no
+robustness beyond the spread of the seeds, and gains as much natural accuracy on one set as on the other. As in the
+paper, S- costs more than S+ with all three seeds, but by less than a point under PGD-20 and not under APGD-T. (b)
+FGSM on S- changes hardly anything, as the paper says, but neither does FGSM on S+. (c) The regularisation gains
+nothing over its control on either set. Under PGD-20 it does better on S- than on S+, by more than the choice of test
+images explains but not with every seed; under APGD-T it does worse.
 
-What we suppose: after 8 epochs the networks are short of training. S- is more than a third of the images, mostly of
-the two classes that are hard to tell apart, and what helps is whatever speeds up learning. The paper trains many times
-longer. Differences of less than two points under APGD-T remain undecided on 300 images."""
+We suspect that the networks are undertrained after 8 epochs. S- is more than a third of the images, mostly from the
+two classes that are hard to distinguish, and anything that speeds up learning helps. The paper trains many times
+longer. With 300 images, differences of less than two points under APGD-T cannot be resolved."""
 SEEDS = (0, 1, 2)
 SETS = ("misclassified", "correct")
-CONTROL = "forwarded"  # no regularisation, but what comes with it
+CONTROL = "forwarded"  # forwards natural images in training mode as the regularisation does, but with beta 0
 
 
 def runs(flags, folder):
-    """Adversarial training, first the run that splits the training set, and each set treated in each way."""
+    """Yields the runs: adversarial training (the first run makes the split), then each set with each treatment."""
     for seed in SEEDS:
         yield study.Run(f"at-{seed}", {**flags, "method": "at", "seed": seed}, four_classes.EVALUATIONS)
     for seed in SEEDS:
@@ -55,7 +55,7 @@ def _own(treatment, folder, chosen, seed):
 
 
 def split(directory, dataset):
-    """Writes the numbers of the training examples of both sets into a run; returns how many examples are what."""
+    """Writes the indices of both sets' training examples into a run's directory, and returns the sizes of the sets."""
     training = load(dataset, "train", shuffle=False, batch_size=500)
     labels = np.concatenate([labels for _, labels in training])
     right = keras.saving.load_model(directory.last).predict(training, verbose=0).argmax(1) == labels
@@ -69,10 +69,10 @@ def split(directory, dataset):
 
 
 if __name__ == "__main__":
-    figure, options = begin("figure1", __doc__, **four_classes.SCALE)
-    dataset = data.first(options.dataset, options.train_examples, options.root, options.classes)
+    figure, options = parse("figure1", __doc__, **four_classes.SCALE)
+    dataset = data.subset(options.dataset, options.train_examples, options.root, options.classes)
     splitter, *others = runs(four_classes.recipe(dataset, options.epochs), figure.root / figure.name)
-    if figure.left(others):
-        figure.need([splitter])
+    if figure.unfinished(others):
+        figure.require([splitter])
         figure.record(splitter, split=split(figure.directory(splitter), dataset))
-    figure.do([splitter, *others])
+    figure.run([splitter, *others])

@@ -1,6 +1,6 @@
-"""What figures 1 and 2 have in common: four classes of CIFAR-10, a small network, and how its runs are judged."""
+"""Settings that figures 1 and 2 share: four classes of CIFAR-10, a small network, the evaluations."""
 
-# Four classes, since a small network after a few epochs gets most images of ten classes wrong: S- would be the rule.
+# A small network misclassifies most images of ten classes after a few epochs: S- would be most of the training set.
 SCALE = {"dataset": "tfds:cifar10", "train_examples": 5000, "epochs": 8, "classes": 4}
 EVALUATIONS = {
     "pgd20": {"attacks": "pgd20", "examples": 2000},
@@ -9,7 +9,7 @@ EVALUATIONS = {
 
 
 def recipe(dataset, epochs):
-    """The flags of all runs: a WideResNet of depth 10 and width 1, the ball of 8/255, steps of 2/255."""
+    """Returns the flags of all runs: a WideResNet of depth 10 and width 1, epsilon 8/255, steps of 2/255."""
     return {
         "dataset": dataset, "augment": "crop_flip", "network": "wide_resnet", "depth": 10, "width": 1,
         "precision": "mixed_bfloat16", "epsilon": "8/255", "batch_size": 64, "learning_rate": 0.1, "weight_decay": 5e-4,

@@ -1,4 +1,4 @@
-"""The methods that only the figures need: adversarial training that treats some examples otherwise, MART in parts."""
+"""Training methods that only the figures use: AT that treats chosen examples differently, ablations of MART."""
 
 import keras
 import numpy as np
@@ -15,22 +15,22 @@ ALTERATIONS = ("no_weight", "no_kl", "no_weight_no_kl", "ce", "natural_bce", "kl
 
 
 def _numbers(path):
-    """[chosen] the numbers of the training examples that a file names."""
+    """Returns [chosen] integers, the indices of training examples that a file contains."""
     with np.load(path, allow_pickle=False) as file:
         return file["chosen"]
 
 
 @keras.saving.register_keras_serializable("experiments")
 class Split(WeightedModel):
-    """Adversarial training in which chosen training examples are treated otherwise (the paper's figure 1).
+    """Adversarial training that treats chosen training examples differently (the paper's figure 1).
 
     "natural" leaves them unperturbed, "fgsm" perturbs them in one step, "regularised" adds beta * KL(p, q) to their
-    loss. The natural images are forwarded in training mode for the last alone.
+    loss. Only "regularised" forwards the natural images in training mode.
 
     Args:
         network, attack, beta: as in `WeightedModel`.
-        chosen: an npz file that holds their numbers as `chosen`.
-        treatment: one of the three.
+        chosen: path of an npz file with the indices of the chosen examples as `chosen`.
+        treatment: "natural", "fgsm" or "regularised".
         num_examples: number of training examples.
     """
 
@@ -54,16 +54,16 @@ class Split(WeightedModel):
         other = x
         if self.treatment == "fgsm":
             other = FGSM(self.attack.threat).maximise(self.attack_objective(x, labels), x)
-        return ops.where(per_example(self._of(index), x) > 0, other, found), epsilon
+        return ops.where(per_example(self._chosen_mask(index), x) > 0, other, found), epsilon
 
     def training_loss(self, labels, outputs):
         value = losses.cross_entropy(labels, outputs.adversarial)
         if self.treatment == "regularised" and outputs.index is not None:
             regularisation = losses.kl_divergence(outputs.natural, outputs.adversarial)
-            value += self.beta * self._of(outputs.index) * regularisation
+            value += self.beta * self._chosen_mask(outputs.index) * regularisation
         return value
 
-    def _of(self, index):
+    def _chosen_mask(self, index):
         return ops.take(ops.convert_to_tensor(self._is_chosen), index)
 
     def get_config(self):
@@ -73,11 +73,10 @@ class Split(WeightedModel):
 
 @keras.saving.register_keras_serializable("experiments")
 class Altered(MART):
-    """MART with one of its parts taken away or replaced (the paper's figure 2, a and b).
+    """MART with one of its parts removed or replaced (the paper's figure 2, a and b).
 
     "no_weight": BCE(q, y) + beta * KL(p, q). "no_kl": BCE(q, y) + beta * (1 - p_y). "no_weight_no_kl": BCE(q, y).
-    "ce" and "natural_bce" put CE(q, y) and BCE(p, y) in the place of BCE(q, y); with "kl_attack" the attack climbs
-    KL(p, q).
+    "ce" and "natural_bce" replace BCE(q, y) by CE(q, y) and BCE(p, y); with "kl_attack" the attack climbs KL(p, q).
     """
 
     def __init__(self, network, attack=None, *, alteration, **kwargs):
@@ -107,11 +106,11 @@ class Altered(MART):
 
 @keras.saving.register_keras_serializable("experiments")
 class Partial(MART):
-    """MART whose second term counts for a share of the training examples alone (the paper's figure 2, c).
+    """MART whose second term applies only to a share of the training examples (the paper's figure 2, c).
 
     Args:
         network, attack, beta: as in `MART`.
-        share: in [0, 1]; examples are chosen by a fixed permutation, so that a larger share holds a smaller one.
+        share: in [0, 1]; examples are chosen by a fixed permutation, so that a larger share contains a smaller one.
         num_examples: number of training examples.
     """
 

@@ -1,20 +1,25 @@
-"""The figures that ours stand beside, in percent: the paper's, and those of others who judged its networks."""
+"""Published accuracies in percent, to compare with ours: the paper's, and others' evaluations of its networks."""
 
 from typing import NamedTuple
 
 PAPER, RECALLED, ROBUSTBENCH, RERUNS = "paper", "recalled", "RobustBench", "public reruns"
 CERTAINTY = {
     PAPER: "read in the paper",
-    RECALLED: "the paper's as far as we remember it, not read again",
-    ROBUSTBENCH: "RobustBench's of the authors' network",
+    RECALLED: "the paper's figure, recalled from memory and not checked again",
+    ROBUSTBENCH: "RobustBench's figure for the authors' network",
     RERUNS: "the lowest and the highest of three public reruns",
 }
-# So many points lie between the authors' own reruns at most.
+# The largest difference between the authors' own reruns, in points.
 RERUNS_WITHIN = 0.8
 
 
 class Cited(NamedTuple):
-    """Accuracies by the name of the attack, and how certain they are: a key of `CERTAINTY`."""
+    """Published accuracies.
+
+    Attributes:
+        accuracy: {attack: accuracy in percent}.
+        certainty: a key of `CERTAINTY`.
+    """
 
     accuracy: dict
     certainty: str
@@ -24,7 +29,7 @@ def _row(certainty, *accuracies):
     return Cited(dict(zip(("natural", "fgsm", "pgd20", "cw"), accuracies, strict=True)), certainty)
 
 
-# White box: the four-convolution network in the ball of 0.3, and ResNet-18 in the ball of 8/255.
+# White box: the four-convolution network with epsilon 0.3, and ResNet-18 with epsilon 8/255.
 MNIST = {
     "at": _row(RECALLED, 99.11, 97.17, 94.62, 94.25),
     "mma": _row(RECALLED, 98.92, 97.25, 95.25, 94.77),
@@ -37,7 +42,7 @@ CIFAR10 = {
     "trades": _row(RECALLED, 82.90, 62.82, 50.25, 48.29),
     "mart": _row(PAPER, 83.07, 65.65, 55.57, 54.87),
 }
-# The same networks of CIFAR-10, trained again by others: (lowest, highest).
+# The same CIFAR-10 networks, trained again by others: (lowest, highest).
 AUTOATTACK = {
     "at": Cited({"autoattack": (46.82, 48.67)}, RERUNS),
     "trades": Cited({"autoattack": (48.39, 49.45)}, RERUNS),

@@ -1,4 +1,4 @@
-"""The report's pictures."""
+"""Draws the report's pictures."""
 
 import statistics
 
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from experiments import tables
-from experiments import whitebox as white
+from experiments import whitebox as whitebox_study
 from experiments.cells import groups, validations, values
 from experiments.figure2 import BETAS
 from experiments.tables import ATTACKS, FIVE, NAMES, PANELS, PARTS, SETS, SHARES
@@ -18,29 +18,29 @@ COLOURS = {
     "mart": "#d55e00",
 }  # fmt: skip
 MARKERS = {"standard": "x", "at": "s", "alp": "v", "clp": "^", "mma": "D", "trades": "P", "mart": "o"}
-# What is no method of the package, in each panel.
-OTHERS = (("#332288", "--"), ("#44aa99", "-."), ("#882255", ":"))
+# Colours and lines of the ablations in each panel.
+ABLATIONS = (("#332288", "--"), ("#44aa99", "-."), ("#882255", ":"))
 OF_SETS = {"misclassified": ("#882255", "-"), "correct": ("#999933", "--")}
 LINES = {"natural": ":", "pgd20": "-", "apgd-t": "--"}
-WIDTH, DPI = 9, 130  # inches, dots in each
-LEAST_ERROR = 0.002  # of the stretched axis
+WIDTH, DPI = 9, 130  # in inches, dots per inch
+LEAST_ERROR = 0.002  # smallest error that the stretched axis shows
 STRETCHED = (0, 50, 80, 90, 95, 98, 99, 99.5)
 EPOCHS = {"xlabel": "epoch", "ylabel": "accuracy under PGD-20, %"}
 TEST = "accuracy on the test set, %"
 
 
 def whitebox(results):
-    """Robust accuracy epoch by epoch, and the best checkpoint under the five attacks."""
+    """Draws the robust accuracy of each epoch, and the best checkpoint's accuracy under the five attacks."""
     found = groups(results)
     figure = _figure(4.4)
     left, right = figure.subplots(1, 2)
-    for number, method in enumerate(white.METHODS):
+    for number, method in enumerate(whitebox_study.METHODS):
         runs, style = found.get(method, {}), {"color": COLOURS[method], "marker": MARKERS[method], "markersize": 4}
         _curve(left, runs, NAMES[method], linewidth=1.2, **style)
         for length, line in {"long": "--", "slow": ":", "whole": "-."}.items():
             for seed, record in found.get(f"{method}-{length}", {}).items():
                 _curve(left, {seed: record}, None, linestyle=line, linewidth=1.2, **style)
-        place = 0.11 * (number - (len(white.METHODS) - 1) / 2)
+        place = 0.11 * (number - (len(whitebox_study.METHODS) - 1) / 2)
         dots = {position + place: values(runs, attack, "best") for position, attack in enumerate(FIVE)}
         _dots(right, dots, linestyle="none", linewidth=1, **style)
     left.set(**EPOCHS)
@@ -54,7 +54,7 @@ def whitebox(results):
 
 
 def figure1(results):
-    """Robust accuracy epoch by epoch where one of the two sets is treated otherwise, and where neither is."""
+    """Draws the robust accuracy of each epoch, with each treatment of each set and without treatment."""
     found = groups(results)
     figure = _figure(3.4)
     for letter, axis, treatment in zip("abc", figure.subplots(1, 3, sharey=True), tables.TREATMENTS, strict=True):
@@ -71,15 +71,15 @@ def figure1(results):
 
 
 def figure2(results):
-    """MART in parts epoch by epoch, then its shares and both methods' betas."""
+    """Draws the ablations of MART epoch by epoch, then the shares and both methods' betas."""
     found = groups(results)
     figure = _figure(6.6)
     axes = dict(zip("abcd", figure.subplots(2, 2).flat, strict=True))
     for letter, parts in PANELS.items():
-        for part, (colour, line) in zip(parts, ((COLOURS["mart"], "-"), *OTHERS), strict=True):
+        for part, (colour, line) in zip(parts, ((COLOURS["mart"], "-"), *ABLATIONS), strict=True):
             _curve(axes[letter], found.get(part, {}), PARTS[part], color=colour, linestyle=line)
         axes[letter].set(**EPOCHS)
-    for attack, shift in zip(tables.TWO, (-0.008, 0.008), strict=True):  # so that no bar hides another
+    for attack, shift in zip(tables.TWO, (-0.008, 0.008), strict=True):  # keeps the bars apart
         runs = {share + shift: found.get(name, {}) for share, name in SHARES.items()}
         _against(axes["c"], runs, attack, f"MART, {ATTACKS[attack]}", "mart")
     axes["c"].set(xlabel="share of the examples with the second term", ylabel=TEST)
@@ -105,7 +105,7 @@ def _figure(height):
 
 
 def _curve(axis, runs, label, **style):
-    """The mean over the seeds of each epoch's validation and a band from the lowest to the highest."""
+    """Draws the validation accuracy of each epoch: the mean over the seeds, and a band from lowest to highest."""
     epochs = {}
     for record in runs.values():
         for epoch, accuracy in validations(record).items():
@@ -119,19 +119,25 @@ def _curve(axis, runs, label, **style):
 
 
 def _first(runs):
-    """Those of the first seed."""
+    """Returns the run with seed 0 as {seed: record}."""
     return {seed: record for seed, record in runs.items() if seed == 0}
 
 
 def _against(axis, runs, attack, label, method):
-    """Accuracy of the last checkpoint against a number."""
+    """Draws the last checkpoint's accuracy as a function of a number; `runs`: {number: {seed: record}}."""
     found = {number: values(each, attack, "last") for number, each in runs.items()}
     style = {"color": COLOURS[method], "linestyle": LINES[attack], "marker": MARKERS[method], "markersize": 4}
     _dots(axis, found, label=label, elinewidth=0.8, capsize=2, **style)
 
 
 def _dots(axis, found, **style):
-    """At each place the mean over the seeds with its 95% interval over the images, and each seed as a small dot."""
+    """Draws the mean over the seeds with its 95% interval over the images, and each seed as a small dot.
+
+    Args:
+        axis: to draw on.
+        found: {position: {seed: `Value`}}.
+        style: for `errorbar`.
+    """
     found = {place: each for place, each in found.items() if each}
     if not found:
         return
@@ -146,7 +152,7 @@ def _dots(axis, found, **style):
 
 
 def _stretch(axis):
-    """Accuracies near 100% apart from each other: the axis is the logarithm of the error."""
+    """Stretches the axis towards 100%: it shows the logarithm of the error."""
 
     def forward(accuracies):
         return -np.log10(np.maximum(LEAST_ERROR, 1 - np.asarray(accuracies) / 100))
@@ -175,6 +181,6 @@ PICTURES = {"whitebox": whitebox, "figure1": figure1, "figure2": figure2}
 
 
 def save(name, results, folder):
-    """Writes a study's picture."""
+    """Writes a study's picture to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     PICTURES[name](results).savefig(folder / f"{name}.png", dpi=DPI)

@@ -1,17 +1,17 @@
-"""The report's tables: results in, Markdown out. Cells are made in cells.py."""
+"""The report's tables: functions from results to Markdown. cells.py formats their cells."""
 
 import math
 import statistics
 
 from benchmarks import measure
-from experiments import blackbox as black
-from experiments import cifar as cifar10
-from experiments import figure1 as first
-from experiments import figure2 as second
+from experiments import blackbox as blackbox_study
+from experiments import cifar as cifar_study
+from experiments import figure1 as figure1_study
+from experiments import figure2 as figure2_study
 from experiments import methods, paper
-from experiments import published as others
-from experiments import start as beginning
-from experiments import whitebox as white
+from experiments import published as published_study
+from experiments import start as start_study
+from experiments import whitebox as whitebox_study
 from experiments.cells import (
     NOTHING,
     cell,
@@ -39,44 +39,45 @@ ATTACKS = {
     "pgd100-1": "PGD-100, 1/255", "apgd-t-2": "APGD-T, 2/255",
 }  # fmt: skip
 LONGER = {
-    f"{method}-{suffix}": f"{NAMES[method]}, {more.name}"
-    for suffix, more in white.LONGER.items()
-    for method in more.methods
+    f"{method}-{suffix}": f"{NAMES[method]}, {training.name}"
+    for suffix, training in whitebox_study.LONGER.items()
+    for method in training.methods
 }
-LENGTHS = ("", *(f"-{suffix}" for suffix in white.LONGER))  # of the white-box table's trainings
+LENGTHS = ("", *(f"-{suffix}" for suffix in whitebox_study.LONGER))  # suffixes of the white-box table's runs
 FIVE = ("natural", "fgsm", "pgd20", "cw", "autoattack")
 TWO = ("pgd20", "apgd-t")
 NATURAL_TOO = ("natural", *TWO)
-CIFAR10 = {method: NAMES[method] for method in cifar10.METHODS} | {cifar10.CHEAP: "AT, one-cycle rate, 30 epochs"}
+CIFAR10 = {method: NAMES[method] for method in cifar_study.METHODS}
+CIFAR10 |= {cifar_study.CHEAP: "AT, one-cycle rate, 30 epochs"}
 NOT_RUN = "not run yet"
 SETS = {"misclassified": "S-", "correct": "S+"}
 TREATMENTS = {"natural": "unperturbed", "fgsm": "FGSM", "regularised": "with KL(p, q)"}
-CONTROL = {first.CONTROL: "AT, natural images too"}
+CONTROL = {figure1_study.CONTROL: "AT, natural images too"}
 PARTS = {
     "mart": "MART", "no_weight": "without the weight", "no_kl": "without KL", "no_weight_no_kl": "without both",
     "ce": "CE for BCE", "natural_bce": "BCE on natural images", "kl_attack": "KL in the attack",
 }  # fmt: skip
 PANELS = {"a": ("mart", "no_weight", "no_kl", "no_weight_no_kl"), "b": ("mart", "ce", "natural_bce", "kl_attack")}
-SHARES = {0: "no_weight_no_kl", **{share: f"share-{share}" for share in second.SHARES}, 1: "mart"}  # and its runs
-LABELS = {"labelled": "the labelled alone", "unlabelled": "and the unlabelled", "all": "all with their labels"}
+SHARES = {0: "no_weight_no_kl", **{share: f"share-{share}" for share in figure2_study.SHARES}, 1: "mart"}  # share: run
+LABELS = {"labelled": "labelled only", "unlabelled": "with unlabelled images", "all": "all with true labels"}
 OPTIMIZERS = {"adam": "Adam", "sgd": "SGD"}
-EPOCHS = (1, 2, 3, 5, 10)  # of those shown of a training's start
+EPOCHS = (1, 2, 3, 5, 10)  # shown in the table of the start of training
 MART_ON_CIFAR10 = "The paper's MART on CIFAR-10"
-ROBUST = ("at", "trades")  # the methods that MART's lead is told against
+ROBUST = ("at", "trades")  # methods to which MART's lead is given
 
 
 def accuracies(title, found, names, columns, which, base=None):
-    """A table of variants against attacks, below a line that tells what it shows.
+    """Returns a table with a row for each variant and a column for each attack, below a title.
 
-    Differences of several runs come with the interval of their mean.
+    Differences of several runs include the interval of their mean.
 
     Args:
-        title: the line.
-        found: variant to runs, as `groups` gives them.
-        names: variant to its name in the table; those that were not judged are left out.
+        title: line above the table.
+        found: {variant: runs} from `groups`.
+        names: {variant: name in the table}; variants that were not evaluated are left out.
         columns: names of attacks.
         which: "best" or "last".
-        base: the variant from which the others' differences are told, by `columns` but natural.
+        base: variant to which the others' differences are added, for all `columns` except natural.
     """
     table = {variant: [values(found.get(variant, {}), each, which) for each in columns] for variant in names}
     table = {variant: row for variant, row in table.items() if any(row)}
@@ -95,7 +96,7 @@ def accuracies(title, found, names, columns, which, base=None):
 
 
 def _counts(rows):
-    """The last line of a table of {seed: Value}: for each column, how many test images stand behind it."""
+    """Returns the last row of a table of {seed: Value}: the number of test images of each column."""
     found = [
         sorted({value.examples for each in column for value in each.values()}) for column in zip(*rows, strict=True)
     ]
@@ -104,37 +105,38 @@ def _counts(rows):
 
 
 def cifar(studies):
-    """The paper's figures, those of public reruns, ours, and the differences."""
+    """Returns the paper's figures, those of public reruns, ours, and the differences."""
     found = groups(studies.get("cifar", {}))
-    rows, judged = [], []
+    rows, ours = [], []
     for method, name in CIFAR10.items():
-        theirs, others = paper.CIFAR10.get(method), paper.AUTOATTACK.get(method)
-        rows += [[f"{name}, {each.certainty}", *_given(each)] for each in (theirs, others) if each]
+        theirs, reruns = paper.CIFAR10.get(method), paper.AUTOATTACK.get(method)
+        rows += [[f"{name}, {each.certainty}", *_cited_cells(each)] for each in (theirs, reruns) if each]
         for which in ("best", "last"):
             row = [values(found.get(method, {}), attack, which) for attack in FIVE]
-            judged.append(row)
+            ours.append(row)
             rows.append([f"{name}, ours, {which}", *(cell(each) if each else NOT_RUN for each in row)])
             if theirs and which == "best" and any(row):
-                rows.append([f"{name}, ours, best, minus these", *_minus(row, theirs.accuracy | others.accuracy)])
+                cells = _differences_to_cited(row, theirs.accuracy | reruns.accuracy)
+                rows.append([f"{name}, ours, best, minus these", *cells])
     title = (
-        "CIFAR-10, in percent. Of the reruns the lowest and the highest are given; ours stand against the middle of "
-        "them and, in brackets, against the highest and the lowest:"
+        "CIFAR-10, in percent. For the reruns, the lowest and the highest accuracy are given; ours are compared with "
+        "their midpoint and, in brackets, with the highest and the lowest:"
     )
-    counts = [_counts(judged)] if any(map(any, judged)) else []
+    counts = [_counts(ours)] if any(map(any, ours)) else []
     table = markdown(["", *(ATTACKS[each] for each in FIVE)], rows + counts)
     return [title, table, _certainties(paper.CIFAR10, paper.AUTOATTACK), *_gaps(found), *_leads(found), *_published()]
 
 
-def _given(cited):
-    """The cells of the five attacks in a row of others' figures."""
+def _cited_cells(cited):
+    """Returns the cells of the five attacks in a row of published figures."""
     texts = {name: NOTHING for name in FIVE}
     for name, value in cited.accuracy.items():
         texts[name] = " to ".join(f"{each:.2f}" for each in (value if isinstance(value, tuple) else (value,)))
     return texts.values()
 
 
-def _minus(row, cited):
-    """The cells of ours minus others' figures, which may be (lowest, highest)."""
+def _differences_to_cited(row, cited):
+    """Yields the cells of ours minus published figures, which may be (lowest, highest)."""
     for attack, ours in zip(FIVE, row, strict=True):
         if not ours:
             yield NOTHING
@@ -148,9 +150,9 @@ def _minus(row, cited):
 
 
 def published(studies):
-    """The published figures of others' networks, and ours."""
+    """Returns the published figures of others' networks, and ours."""
     rows = []
-    for name, network in others.NETWORKS.items():
+    for name, network in published_study.NETWORKS.items():
         record = studies["published"].get(name, {"evaluations": {}})
         for attack in ("natural", *network.attacks):
             theirs, ours = network.published.get(attack), values({0: record}, attack, "best", attack)
@@ -165,21 +167,21 @@ def published(studies):
 
 def whitebox(studies):
     found = groups(studies["whitebox"])
-    others = {method: runs for method, runs in found.items() if not all(map(_ends_best, runs.values()))}
+    differing = {method: runs for method, runs in found.items() if not all(map(_last_is_best, runs.values()))}
     blocks = accuracies("MNIST, best checkpoint:", found, NAMES | LONGER, FIVE, "best")
-    blocks += accuracies("MNIST, last checkpoint, where it is not the best:", others, NAMES | LONGER, FIVE, "last")
-    return [*blocks, _pace(found), *_beside_paper(found), *_gaps(found), *_leads(found)]
+    blocks += accuracies("MNIST, last checkpoint, where it is not the best:", differing, NAMES | LONGER, FIVE, "last")
+    return [*blocks, _gains_at_the_end(found), *_beside_paper(found), *_gaps(found), *_leads(found)]
 
 
-def _ends_best(record):
-    """Whether the last checkpoint is the best: it got the same images right."""
+def _last_is_best(record):
+    """Returns whether the last checkpoint is the best one: both classify the same images correctly."""
     return all(each["outcomes"]["best"] == each["outcomes"]["last"] for each in record["evaluations"].values())
 
 
-def _pace(found):
-    """How many runs end with their best checkpoint, and how much was still gained at the end."""
-    judged = [record for runs in found.values() for record in runs.values() if record["evaluations"]]
-    told = []
+def _gains_at_the_end(found):
+    """Formats the number of runs that end with their best checkpoint, and the gain of the last validation."""
+    evaluated = [record for runs in found.values() for record in runs.values() if record["evaluations"]]
+    texts = []
     for method, name in (NAMES | LONGER).items():
         gains = []
         for record in found.get(method, {}).values():
@@ -187,15 +189,16 @@ def _pace(found):
             if before is not None:
                 gains.append(last - before)
         if gains:
-            told.append(f"{name} {points(statistics.mean(gains))}")
+            texts.append(f"{name} {points(statistics.mean(gains))}")
     return (
-        f"The last checkpoint is the best in {sum(map(_ends_best, judged))} of {len(judged)} runs. What validation "
-        f"accuracy under PGD-20 gained from the last but one validation to the last: {', '.join(told) or NOTHING}."
+        f"The last checkpoint is the best in {sum(map(_last_is_best, evaluated))} of {len(evaluated)} runs. Gain in "
+        "validation accuracy under PGD-20 from the second-last validation to the last: "
+        f"{', '.join(texts) or NOTHING}."
     )
 
 
 def _beside_paper(found):
-    """The paper's figures for MNIST, and how far ours lie from them."""
+    """Returns the paper's figures for MNIST, with the differences of ours."""
     rows = []
     for method, name in (NAMES | LONGER).items():
         cited = paper.MNIST.get(method.partition("-")[0])
@@ -207,11 +210,11 @@ def _beside_paper(found):
             cells.append(f"{theirs:.2f} ({100 * statistics.mean(ours) - theirs:+.2f})" if ours else f"{theirs:.2f}")
         rows.append([name, *cells, cited.certainty])
     title = (
-        "The paper's figures for MNIST and, in brackets, ours (best checkpoint, mean over seeds) minus the paper's, "
-        f"whose authors' own reruns lie within {paper.RERUNS_WITHIN} points:"
+        "The paper's figures for MNIST and, in brackets, ours (best checkpoint, mean over seeds) minus the paper's; "
+        f"the authors' own reruns differ by at most {paper.RERUNS_WITHIN} points:"
     )
-    head = ["", *(ATTACKS[attack] for attack in paper.MNIST["mart"].accuracy), "how certain"]
-    other = "The paper's MMA is another form of the method (see above)."
+    head = ["", *(ATTACKS[attack] for attack in paper.MNIST["mart"].accuracy), "source"]
+    other = "The paper's MMA is a different form of the method (see above)."
     return [title, markdown(head, rows), f"{_certainties(paper.MNIST)} {other}"]
 
 
@@ -221,132 +224,133 @@ def _certainties(*cited):
 
 
 def _common(runs):
-    """(under PGD-20, under AutoAttack) of the best checkpoint, on the images that AutoAttack saw."""
+    """Returns the best checkpoint's values under PGD-20 and AutoAttack, on the images used for AutoAttack."""
     return [values(runs, attack, "best", "autoattack") for attack in ("pgd20", "autoattack")]
 
 
 def _gaps(found):
     pairs = {name: _common(found.get(method, {})) for method, name in (NAMES | LONGER).items()}
-    told = [f"{name} {difference(*pair, interval=True)}" for name, pair in pairs.items() if differences(*pair)]
-    return [f"PGD-20 minus AutoAttack, best checkpoint: {'; '.join(told)}."] if told else []
+    texts = [f"{name} {difference(*pair, interval=True)}" for name, pair in pairs.items() if differences(*pair)]
+    return [f"PGD-20 minus AutoAttack, best checkpoint: {'; '.join(texts)}."] if texts else []
 
 
 def _leads(found):
-    """MART's lead under both attacks, and what of it AutoAttack leaves."""
+    """Returns MART's lead under PGD-20 and under AutoAttack."""
     rows = []
     names = NAMES | LONGER
     for ours, theirs in [(f"mart{length}", f"{each}{length}") for length in LENGTHS for each in ROBUST]:
         pairs = list(zip(_common(found.get(ours, {})), _common(found.get(theirs, {})), strict=True))
         if any(differences(*pair) for pair in pairs):
-            told = [difference(*pair, interval=True) for pair in pairs]
-            rows.append([f"{NAMES['mart']} minus {names[theirs]}", *told, len(differences(*pairs[0]))])
-    title = "MART's lead, best checkpoint: under PGD-20, and what AutoAttack leaves of it:"
+            cells = [difference(*pair, interval=True) for pair in pairs]
+            rows.append([f"{NAMES['mart']} minus {names[theirs]}", *cells, len(differences(*pairs[0]))])
+    title = "MART's lead under PGD-20 and under AutoAttack, best checkpoint:"
     return [title, markdown(["", "PGD-20", "AutoAttack", "seeds"], rows)] if rows else []
 
 
 def _published():
-    """The same lead on CIFAR-10, from the paper and from those who ran its networks against AutoAttack."""
-    rows, white_box, strong = [], paper.CIFAR10, paper.AUTOATTACK
+    """Returns the same lead on CIFAR-10, from the paper and from reruns of its networks under AutoAttack."""
+    rows, published, reruns = [], paper.CIFAR10, paper.AUTOATTACK
     for method in ROBUST:
-        lead = white_box["mart"].accuracy["pgd20"] - white_box[method].accuracy["pgd20"]
-        (low, high), (least, most) = (strong[each].accuracy["autoattack"] for each in ("mart", method))
-        certain = dict.fromkeys(table[each].certainty for table in (white_box, strong) for each in ("mart", method))
-        left = f"{low - most:+.2f} to {high - least:+.2f}"
-        rows.append([f"MART minus {NAMES[method]}", f"{lead:+.2f}", left, ", ".join(certain)])
-    title = "MART's lead on CIFAR-10 (ResNet-18) as published, AutoAttack's from reruns, the least to the most:"
-    return [title, markdown(["", "PGD-20", "AutoAttack", "how certain"], rows)]
+        lead = published["mart"].accuracy["pgd20"] - published[method].accuracy["pgd20"]
+        (low, high), (least, most) = (reruns[each].accuracy["autoattack"] for each in ("mart", method))
+        sources = dict.fromkeys(table[each].certainty for table in (published, reruns) for each in ("mart", method))
+        under_autoattack = f"{low - most:+.2f} to {high - least:+.2f}"
+        rows.append([f"MART minus {NAMES[method]}", f"{lead:+.2f}", under_autoattack, ", ".join(sources)])
+    title = "MART's published lead on CIFAR-10 (ResNet-18); under AutoAttack from reruns, lowest to highest:"
+    return [title, markdown(["", "PGD-20", "AutoAttack", "source"], rows)]
 
 
 def start(studies):
-    """Loss and accuracy on adversarial training images in some epochs, beside the white-box table's runs."""
-    recipe = white.recipe("", 1)
-    runs = {_start(run.flags): studies["start"].get(run.name) for run in beginning.runs(recipe)}
+    """Returns loss and accuracy on adversarial training images in some epochs, with the white-box table's runs."""
+    recipe = whitebox_study.recipe("", 1)
+    runs = {_start_name(run.flags): studies["start"].get(run.name) for run in start_study.runs(recipe)}
     for method in ("at", "mart"):
-        runs[_start(recipe | {"method": method})] = studies.get("whitebox", {}).get(f"{method}-0")
+        runs[_start_name(recipe | {"method": method})] = studies.get("whitebox", {}).get(f"{method}-0")
     order = sorted(runs, key=lambda name: (name.startswith(NAMES["mart"]), OPTIMIZERS["adam"] in name))
     runs = {name: runs[name] for name in order}
     rows = []
     for name, record in runs.items():
         history = {int(row["epoch"]): row for row in record["history"]} if record else {}
-        told = (history.get(epoch) for epoch in EPOCHS)
-        cells = [f"{row['loss']:.3f}, {percent(row['adversarial_accuracy'], '.1f')}" if row else "" for row in told]
+        shown = (history.get(epoch) for epoch in EPOCHS)
+        cells = [f"{row['loss']:.3f}, {percent(row['adversarial_accuracy'], '.1f')}" if row else "" for row in shown]
         if history:
             *_, last = [None, *validations(record).values()]
             rows.append([name, *cells, NOTHING if last is None else percent(last)])
-    head = ["", *(f"epoch {number}" for number in EPOCHS), "PGD-20, validation, at the end"]
+    head = ["", *(f"epoch {number}" for number in EPOCHS), "final validation, PGD-20"]
     at, mart = math.log(10), math.log(10) - math.log(BOOST_OFFSET - 0.1)
     title = (
-        f"Training loss (at chance AT's is {at:.3f}, MART's {mart:.3f}) and accuracy on adversarial training images:"
+        f"Training loss (at chance {at:.3f} for AT, {mart:.3f} for MART) and accuracy on adversarial training images:"
     )
     return [title, markdown(head, rows)]
 
 
-def _start(flags):
+def _start_name(flags):
     optimizer = f"{OPTIMIZERS[flags['optimizer']]}, rate {flags['learning_rate']}"
     return f"{NAMES[flags['method']]}, {optimizer}, epsilon {flags['epsilon']}"
 
 
 def blackbox(studies):
     found, white_box = groups(studies["blackbox"]), groups(studies.get("whitebox", {}))
-    attacks = ["natural", *black.ATTACKS.split(",")]
+    attacks = ["natural", *blackbox_study.ATTACKS.split(",")]
     head = ["", *(ATTACKS[attack.removeprefix(TRANSFER)] for attack in attacks), "PGD-20, white box"]
     blocks = []
-    for source in black.SOURCES:
-        rows, judged = [], []
-        for method in white.METHODS:
+    for source in blackbox_study.SOURCES:
+        table = {}
+        for method in whitebox_study.METHODS:
             row = [values(found.get(method, {}), attack, "best", source) for attack in attacks]
-            row.append(values(white_box.get(method, {}), "pgd20", "best"))
-            if any(row[:-1]):
-                rows.append([NAMES[method], *map(cell, row)])
-                judged.append(row)
-        if rows:
+            if any(row):
+                table[method] = [*row, values(white_box.get(method, {}), "pgd20", "best")]
+        if table:
+            rows = [[NAMES[method], *map(cell, row)] for method, row in table.items()]
             title = f"Made on the network of {NAMES[source]}, best checkpoint:"
-            blocks += [title, markdown(head, [*rows, _counts(judged)])]
+            blocks += [title, markdown(head, [*rows, _counts(table.values())])]
     low, high = paper.AUTOATTACK["mart"].accuracy["autoattack"]
-    white_box = f"White box, AutoAttack leaves {low:.2f} to {high:.2f} of it ({paper.AUTOATTACK['mart'].certainty})."
-    return [*blocks, f"{_cited(MART_ON_CIFAR10, paper.BLACK_BOX)} {white_box}"]
+    under_autoattack = f"Its white-box accuracy under AutoAttack is {low:.2f} to {high:.2f}"
+    under_autoattack += f" ({paper.AUTOATTACK['mart'].certainty})."
+    return [*blocks, f"{_cited(MART_ON_CIFAR10, paper.BLACK_BOX)} {under_autoattack}"]
 
 
-def _cited(what, *cited):
-    told = [
+def _cited(title, *cited):
+    texts = [
         f"{ATTACKS[attack]} {accuracy:.2f} ({each.certainty})"
         for each in cited
         for attack, accuracy in each.accuracy.items()
     ]
-    return f"{what}: {', '.join(told)}."
+    return f"{title}: {', '.join(texts)}."
 
 
 def figure1(studies):
     found = groups(studies["figure1"])
-    pairs = {(one, chosen): f"{one}-{chosen}" for one in methods.TREATMENTS for chosen in first.SETS}
-    names = {name: f"{SETS[chosen]} {TREATMENTS[one]}" for (one, chosen), name in pairs.items()}
-    regularised = {name: told for name, told in names.items() if name.startswith("regularised")}
-    others = {"at": NAMES["at"], **{name: told for name, told in names.items() if name not in regularised}}
-    blocks = [_split(studies["figure1"])]
-    blocks += accuracies("(a), (b) Last checkpoint:", found, others, NATURAL_TOO, "last", base="at")
-    blocks += accuracies("(c) Last checkpoint:", found, CONTROL | regularised, NATURAL_TOO, "last", base=first.CONTROL)
+    sets = figure1_study.SETS
+    pairs = {(treatment, chosen): f"{treatment}-{chosen}" for treatment in methods.TREATMENTS for chosen in sets}
+    names = {name: f"{SETS[chosen]} {TREATMENTS[treatment]}" for (treatment, chosen), name in pairs.items()}
+    regularised = {name: text for name, text in names.items() if name.startswith("regularised")}
+    perturbed = {"at": NAMES["at"], **{name: text for name, text in names.items() if name not in regularised}}
+    blocks, control = [_split(studies["figure1"])], figure1_study.CONTROL
+    blocks += accuracies("(a), (b) Last checkpoint:", found, perturbed, NATURAL_TOO, "last", base="at")
+    blocks += accuracies("(c) Last checkpoint:", found, CONTROL | regularised, NATURAL_TOO, "last", base=control)
     rows = []
-    for one in methods.TREATMENTS:
+    for treatment in methods.TREATMENTS:
         row = []
         for attack in TWO:
-            ours, theirs = (values(found.get(pairs[one, chosen], {}), attack, "last") for chosen in first.SETS)
-            seeds = ", ".join(map(points, differences(ours, theirs).values())) or NOTHING
-            row += [seeds, difference(ours, theirs, interval=True)]
+            minus, plus = (values(found.get(pairs[treatment, chosen], {}), attack, "last") for chosen in sets)
+            seeds = ", ".join(map(points, differences(minus, plus).values())) or NOTHING
+            row += [seeds, difference(minus, plus, interval=True)]
         if set(row) != {NOTHING}:
-            rows.append([TREATMENTS[one], *row])
-    head = ["", *(f"{ATTACKS[attack]}{each}" for attack in TWO for each in (", seed by seed", ", mean"))]
+            rows.append([TREATMENTS[treatment], *row])
+    head = ["", *(f"{ATTACKS[attack]}{each}" for attack in TWO for each in (", each seed", ", mean"))]
     return blocks + (["S- minus S+, pairs of runs with the same seed:", markdown(head, rows)] if rows else [])
 
 
 def _split(results):
-    """How large S- and S+ are."""
+    """Formats the sizes of S- and S+."""
     split = results.get("at-0", {}).get("split")
     if split is None:
         return ""
-    whole, wrong, classes = split["training examples"], split["misclassified"], split["of each class"]
-    told = f"AT's network misclassifies {wrong:,} of {whole:,} training images ({percent(wrong / whole, '.1f')}%)."
+    count, wrong, classes = split["training examples"], split["misclassified"], split["of each class"]
+    text = f"AT's network misclassifies {wrong:,} of {count:,} training images ({percent(wrong / count, '.1f')}%)."
     sets = (f"{SETS[name]} has {sum(each):,} ({', '.join(map(str, each))})" for name, each in classes.items())
-    return f"{told} By classes, {'; '.join(sets)}."
+    return f"{text} By class, {'; '.join(sets)}."
 
 
 def figure2(studies):
@@ -357,13 +361,13 @@ def figure2(studies):
         title = f"({letter}) Last checkpoint:"
         blocks += accuracies(title, found, names, NATURAL_TOO, "last", base="mart")
     names = {name: f"{share:g}" for share, name in SHARES.items()}
-    title = "(c) Share of the training examples that the second term counts for; last checkpoint:"
+    title = "(c) Share of the training examples with the second term; last checkpoint:"
     blocks += accuracies(title, found, names, NATURAL_TOO, "last", base="mart")
     return blocks + _betas({name: {0: runs[0]} for name, runs in found.items() if 0 in runs})
 
 
 def _betas(found):
-    """Both methods, beta by beta, and MART's lead at the same beta."""
+    """Returns both methods' accuracies for each beta, and MART's lead at the same beta."""
     names = {beta_run(method, beta): f"{NAMES[method]} {beta:g}" for method in ("mart", "trades") for beta in BETAS}
     blocks = accuracies("(d) Method and beta; seed 0, last checkpoint:", found, names, NATURAL_TOO, "last")
     rows = []
@@ -377,7 +381,7 @@ def _betas(found):
 
 
 def beta_run(method, beta):
-    """The runs of figure 2 with that beta: MART's own beta is MART itself."""
+    """Returns the name of figure 2's runs of a method with a beta; MART's default beta is MART itself."""
     return "mart" if (method, beta) == ("mart", MART.default_beta) else f"{method}-beta-{beta}"
 
 
@@ -391,38 +395,38 @@ def unlabelled(studies):
             rows.append([LABELS[more], *(difference(*pair) for pair in pairs)])
     if rows:
         head = ["", *(ATTACKS[each] for each in FIVE)]
-        blocks += [f"The same minus those of {LABELS['labelled']}:", markdown(head, rows)]
-    blocks.append(_fit(found))
+        blocks += [f'Differences to "{LABELS["labelled"]}":', markdown(head, rows)]
+    blocks.append(_training_accuracies(found))
     cited = (paper.UNLABELLED, paper.UNLABELLED_AUTOATTACK)
     return [*blocks, _cited("The paper's WRN-28-10 on CIFAR-10 with 500,000 unlabelled images", *cited)]
 
 
-def _fit(found):
-    """How much better the networks are on the images that they are trained on."""
-    told = []
-    for name, told_as in LABELS.items():
+def _training_accuracies(found):
+    """Formats the accuracies on adversarial training and validation images."""
+    texts = []
+    for name, label in LABELS.items():
         for record in found.get(name, {}).values():
             if record["history"]:
                 row = record["history"][-1]
                 training, validation = percent(row["adversarial_accuracy"]), percent(validated(row))
-                told.append(f"{told_as} {training} and {validation}")
-    if not told:
+                texts.append(f"{label} {training} and {validation}")
+    if not texts:
         return ""
     where = "in training (40 steps, with dropout) and in validation (PGD-20)"
-    return f"Accuracy on adversarial images in the last epoch, {where}: {'; '.join(told)}."
+    return f"Accuracy on adversarial images in the last epoch, {where}: {'; '.join(texts)}."
 
 
 def _labels(results):
-    """How many of the pseudo-labels are right."""
+    """Formats the accuracy of the predicted labels."""
     labels = results.get("labeller", {}).get("labels")
     if labels is None:
         return ""
     share = percent(labels["right"] / labels["images"])
-    return f"Of the labels that the standard network gives {labels['images']:,} images {share}% are right."
+    return f"{share}% of the labels that the standard network predicts for {labels['images']:,} images are correct."
 
 
 def wide_resnet(studies):
-    """What one run of a few steps wrote, line by line."""
+    """Returns a table of the measurements of a few steps."""
     rows = []
     for name, found in studies["wide_resnet"].items():
         if name not in ("flags", "machine"):

@@ -1,10 +1,10 @@
-"""The large network: a few steps of configs/cifar_wrn.cfg, their time and memory, and what the whole recipe costs.
+"""The large network: time and memory of a few steps of configs/cifar_wrn.cfg, and the cost of the whole recipe.
 
-Paper: WRN-34-10 on CIFAR-10 (its official code: 90 epochs). Ours: the recipe as it is, for a few steps.
+Paper: WRN-34-10 on CIFAR-10 (its official code: 90 epochs). Ours: the unchanged recipe, for a few steps.
 
     python -m experiments.wide_resnet --dataset=npz:<path to cifar10.npz> --precision=mixed_bfloat16
 
-Any other flag of the command line is taken too. Result: runs/results/wide_resnet.json. Cost: a few minutes.
+Accepts all other flags of the command line. Result: runs/results/wide_resnet.json. Cost: a few minutes.
 """
 
 import json
@@ -20,13 +20,13 @@ from keras_mart import files, folding
 from keras_mart.cli import build, flags, rules
 
 CONFIG = "configs/cifar_wrn.cfg"
-STEPS = 4  # the first of which, with its tracing, does not count
+STEPS = 4  # the first includes tracing and is not timed
 
 
-def main(given):
-    """Runs the steps and writes what they took."""
-    results = absl.DEFINE_string("results", "runs/results", "The folder that what was measured is written to.")
-    flags.parse(["wide_resnet", f"--flagfile={measure.ROOT / CONFIG}", *given])
+def main(arguments):
+    """Runs the steps and writes the measurements."""
+    results = absl.DEFINE_string("results", "runs/results", "Folder of the results.")
+    flags.parse(["wide_resnet", f"--flagfile={measure.ROOT / CONFIG}", *arguments])
     rules.check()
     folding.enable() if flags.FLAGS.fold else folding.disable()
     keras.config.set_dtype_policy(flags.FLAGS.precision)
@@ -38,7 +38,8 @@ def main(given):
     days = statistics.median(seconds) * steps * flags.FLAGS.epochs / 86400
     changed = {flag.name: flag.value for flag in flags.own_flags() if flag.value != flag.default}
     found = {
-        "flags": changed | {"dataset": pathlib.Path(flags.FLAGS.dataset).name},  # the folder is of one machine only
+        "flags": changed
+        | {"dataset": pathlib.Path(flags.FLAGS.dataset).name},  # without the folder, which differs by machine
         "machine": measure.machine(),
         "parameters": model.network.count_params(),
         "seconds of each step": [round(each, 1) for each in seconds],

@@ -1,7 +1,8 @@
-"""Runs a core of the tests with other versions of Python, Keras and TensorFlow: `make compatibility`.
+"""Runs the core tests with other versions of Python, Keras and TensorFlow: `make compatibility`.
 
-Each gets an environment in .compatibility/ with the versions of requirements.txt for all other packages. Prints the
-table of docs/compatibility.md. Arguments choose: `python tests/compatibility.py 3.11/3.12/2.20`, in this order.
+Each combination gets an environment in .compatibility/, with the versions of requirements.txt for all other packages.
+Prints the table of docs/compatibility.md. Arguments select combinations as python/keras/tensorflow:
+`python tests/compatibility.py 3.11/3.12/2.20`.
 """
 
 import os
@@ -16,7 +17,7 @@ VERSIONS = [
     f"3.11/{keras}/{tensorflow}" for keras in ("3.12", "3.13", "3.14", "3.15") for tensorflow in ("2.20", "2.21")
 ]
 VERSIONS += ["3.12/3.15/2.21", "3.13/3.15/2.21"]
-# What stands closest to Keras and TensorFlow: steps, views of networks, states, saving, replicas, attacks.
+# The tests of the code that depends most on Keras and TensorFlow: steps, views of networks, states, saving, replicas.
 CORE = (
     "accumulation averaging checkpoints finite folding hyperparameter layers methods networks optimizers programs "
     "scope serving training_step"
@@ -28,7 +29,7 @@ INSTALLED = (
 
 
 def environment(versions):
-    """Makes the environment of "python/keras/tensorflow" where it is missing, and returns its Python."""
+    """Creates the environment of "python/keras/tensorflow" if it does not exist, and returns its Python."""
     python, keras, tensorflow = versions.split("/")
     folder = ENVIRONMENTS / versions.replace("/", "-")
     if not (folder / "installed").exists():
@@ -44,7 +45,7 @@ def environment(versions):
 def row(versions):
     """Runs the core with "python/keras/tensorflow" and returns its row of the table: versions, passed, failed, minutes.
 
-    What pytest printed is in tests.log in the environment's folder.
+    Writes pytest's output to tests.log in the environment's folder.
     """
     python = environment(versions)
     folder = python.parents[1]
@@ -52,7 +53,7 @@ def row(versions):
     found = subprocess.run([python, "-c", INSTALLED], capture_output=True, text=True, check=True, env=variables)
     files = [f"tests/test_{name}.py" for name in CORE]
     command = [python, "-m", "pytest", "-n", "auto", "--maxprocesses=4", f"--junitxml={folder}/tests.xml", *files]
-    (folder / "tests.xml").unlink(missing_ok=True)  # of the run before, if this one breaks off
+    (folder / "tests.xml").unlink(missing_ok=True)  # from an earlier run, in case this one is interrupted
     with open(folder / "tests.log", "w") as log:
         subprocess.run(command, cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT, check=False)
     suite = ElementTree.parse(folder / "tests.xml").find("testsuite")
@@ -62,7 +63,7 @@ def row(versions):
 
 
 def main(chosen):
-    """Prints a row for each, and returns how many had failures or could not be made."""
+    """Prints a row for each combination, and returns the number of those that failed or could not be installed."""
     print(
         "| Python | Keras | TensorFlow | passed | failed | minutes |\n| --- | --- | --- | --- | --- | --- |", flush=True
     )

@@ -1,4 +1,4 @@
-"""One process, two devices of it, and several workers compute the same: losses, metrics, weights, margins, tables."""
+"""Checks that one process, two devices and several workers compute the same losses, metrics, weights and tables."""
 
 import pathlib
 import subprocess
@@ -13,12 +13,12 @@ from agreement import CASES
 from keras_mart.launching import launch
 
 PROGRAM = pathlib.Path(__file__).with_name("agreement.py")
-# Relative to the largest value of an array, at least 0.1: a bias in front of BatchNormalization is rounding alone.
+# Relative to the largest value of an array, at least 0.1: a bias before BatchNormalization is only rounding error.
 TOLERANCE = 1e-5
 
 
 def run(out, strategy, cases, workers=1):
-    """What each worker came to: dictionaries of arrays."""
+    """Returns each worker's results as dictionaries of arrays."""
     command = [sys.executable, str(PROGRAM), str(out), strategy, *cases]
     status = launch(command, workers) if workers > 1 else subprocess.run(command, check=False).returncode
     assert status == 0
@@ -26,7 +26,7 @@ def run(out, strategy, cases, workers=1):
 
 
 def differences(one, other):
-    """Case to the largest relative difference of what two runs came to."""
+    """Returns {case: largest relative difference between the results of two runs}."""
     assert one.keys() == other.keys()
     found = {}
     for key, value in one.items():
@@ -40,7 +40,7 @@ def differences(one, other):
 
 
 def check(expected, got):
-    """Prints the differences, for the record, and holds them to the tolerance."""
+    """Prints the differences and checks that they are within the tolerance."""
     for other in got[1:]:
         assert all(np.array_equal(value, other[key]) for key, value in got[0].items()), "workers differ"
     found = differences(expected, got[0])
@@ -48,15 +48,15 @@ def check(expected, got):
     assert all(difference < TOLERANCE for difference in found.values()), found
 
 
-def test_two_workers_do_what_one_process_does(tmp_path, monkeypatch):
+def test_two_workers_agree_with_one_process(tmp_path, monkeypatch):
     agreement.replace_random_numbers(monkeypatch.setattr)
-    expected = agreement.run("mma", tf.distribute.get_strategy())  # whose margins are of all workers' examples
+    expected = agreement.run("mma", tf.distribute.get_strategy())  # MMA's margins need all workers' examples
     check({f"mma/{key}": value for key, value in expected.items()}, run(tmp_path / "two", "multiworker", ["mma"], 2))
 
 
 @pytest.mark.slow
 def test_every_method_on_devices_and_workers(tmp_path):
-    # BatchNormalization takes the statistics of each part of a batch: those of two devices are those of two workers.
+    # BatchNormalization's statistics are per part of a batch: two devices and two workers have the same parts.
     normalised = "mart-batch-norm"
     one = run(tmp_path / "one", "none", [case for case in CASES if case != normalised])[0]
     devices = run(tmp_path / "devices", "replicas", CASES)

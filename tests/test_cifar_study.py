@@ -1,4 +1,4 @@
-"""experiments/cifar.py and what it needs: the recipes, weights in float16, results from elsewhere, the table."""
+"""Tests experiments/cifar.py: the recipes, weights in float16, merging results of other machines."""
 
 import json
 
@@ -10,7 +10,7 @@ import keras_mart as km
 from experiments import cifar, merge, weights
 
 
-def test_the_recipes_are_those_of_the_configs_and_are_shortened_as_a_whole():
+def test_the_recipes_are_those_of_the_configs_and_are_shortened_in_proportion():
     whole = {run.name: run.flags for run in cifar.runs("npz:x")}
     assert whole.keys() == {"mart-0", "trades-0", "at-0", "standard-0", "onecycle-0"}
     mart = {"method": "mart", "epochs": 120, "decay_epochs": "75,90,100", "weight_decay": "3.5e-3", "epsilon": "0.031"}
@@ -27,7 +27,7 @@ def network(classes=10):
     return km.zoo.wide_resnet(10, 1, num_classes=classes)
 
 
-def test_weights_come_back_rounded_from_several_files(tmp_path, monkeypatch):
+def test_weights_are_rounded_and_read_from_several_files(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "LIMIT", 80_000)
     kept, written, read = tmp_path / "study" / "mart-0", network(), network()
     weights.write(written, kept, "best")
@@ -38,27 +38,29 @@ def test_weights_come_back_rounded_from_several_files(tmp_path, monkeypatch):
     for one, other in zip(written.get_weights(), read.get_weights(), strict=True):
         np.testing.assert_array_equal(one.astype("float16"), other)
     monkeypatch.setattr(weights, "LIMIT", 10**6)
-    weights.write(written, kept, "best")  # in fewer files, which are all that is left
+    weights.write(written, kept, "best")  # in fewer files; the others are removed
     assert [path.name for path in kept.parent.iterdir()] == ["mart-0-best-1-of-1.npz"]
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     kept, large = tmp_path / "mart-0", network()
     weights.write(large, kept, "best")
-    with pytest.raises(ValueError, match=r"same network\. Received: .*mart-0-best, others at \['[^']+', '[^']+'\]"):
+    with pytest.raises(
+        ValueError, match=r"same network\. Received: .*mart-0-best, which differs at \['[^']+', '[^']+'\]"
+    ):
         weights.read(network(classes=9), kept, "best")
     monkeypatch.setattr(weights, "LIMIT", 80_000)
     weights.write(large, kept, "best")
     weights.paths(kept, "best")[1].unlink()
     for which in ("best", "last"):
-        with pytest.raises(ValueError, match=rf"must be there\. Received: .*mart-0-{which}-"):
+        with pytest.raises(ValueError, match=rf"must exist\. Received: .*mart-0-{which}-"):
             weights.read(large, kept, which)
     monkeypatch.setattr(weights, "LIMIT", 1000)
     with pytest.raises(ValueError, match="a file of 1,000 bytes"):
         weights.write(large, kept, "best")
     monkeypatch.undo()
     large.weights[-1].assign(1e5 + keras.ops.zeros_like(large.weights[-1]))
-    with pytest.raises(ValueError, match=f"must fit float16.* Received: {large.weights[-1].path}"):
+    with pytest.raises(ValueError, match=f"must fit into float16.* Received: {large.weights[-1].path}"):
         weights.write(large, kept, "best")
 
 
@@ -71,7 +73,7 @@ def record(history=(1, 2), **evaluations):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Writes results, ours and theirs; gives what `merge` makes of them."""
+    """A function that writes our and their results, and returns the merged ones."""
 
     def merged(ours, theirs):
         for name, found in {"ours": ours, "theirs": theirs}.items():
@@ -85,7 +87,7 @@ def folders(tmp_path):
     return merged
 
 
-def test_merging_adds_runs_and_what_a_run_lacks(folders):
+def test_merging_adds_runs_and_completes_records(folders):
     ours, theirs = record(weak=1) | {"jobs": 2}, record(weak=1, strong=2) | {"machine": {"cpu": "two"}}
     both = record(weak=1, strong=2) | {"jobs": 2}
     assert folders({"one": ours}, {"one": theirs, "two": theirs}) == {"one": both, "two": theirs}
@@ -94,12 +96,12 @@ def test_merging_adds_runs_and_what_a_run_lacks(folders):
     assert folders({"one": untrained}, {"one": ours})["one"]["history"] == [1, 2]
 
 
-def test_merging_refuses_runs_that_contradict_each_other_and_writes_nothing(folders, tmp_path):
+def test_merging_refuses_contradictory_runs_and_writes_nothing(folders, tmp_path):
     good = record(weak=1)
     others = {
         "flags": good | {"flags": {"epochs": 3}}, "history": record(history=(1, 3)), "evaluations": record(weak=2),
     }  # fmt: skip
-    for what, other in others.items():
-        with pytest.raises(SystemExit, match=rf"same training\. Received: .*cifar\.json: one \({what}\)"):
+    for key, other in others.items():
+        with pytest.raises(SystemExit, match=rf"same training\. Received: .*cifar\.json: one \({key}\)"):
             folders({"one": good}, {"new": good, "one": other})
         assert json.loads((tmp_path / "ours" / "cifar.json").read_text()) == {"one": good}

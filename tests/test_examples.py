@@ -1,4 +1,4 @@
-"""The examples, each run as a user would, on small sizes."""
+"""Runs each example as a user would, at a small size."""
 
 import json
 import pathlib
@@ -17,12 +17,12 @@ import keras_mart as km
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 MOST_LINES = 60
-MOST_BYTES = 300_000  # of a notebook with its pictures
+MOST_BYTES = 300_000  # of the notebook with its pictures
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capfd):
-    """Runs a program in a folder, but in this process: TensorFlow takes seconds to import. Returns what it printed."""
+    """A function that runs a program in this process (importing TensorFlow takes seconds) and returns its output."""
 
     def run(name, *arguments):
         path = EXAMPLES / f"{name}.py"
@@ -39,7 +39,7 @@ def run(tmp_path, monkeypatch, capfd):
 
 @pytest.fixture
 def model(tmp_path):
-    """The file of a network that wants images in [0, 255] and ends in a softmax."""
+    """Path of a network that expects images in [0, 255] and ends in a softmax."""
     network = keras.Sequential([keras.layers.Input((8, 8, 1)), keras.layers.Flatten()])
     network.add(keras.layers.Dense(10, activation="softmax"))
     network.save(tmp_path / "somebodys.keras")
@@ -57,7 +57,7 @@ def photograph(path, seed, size=(40, 36, 3)):
     path.write_bytes(tf.io.encode_jpeg(pixels).numpy())
 
 
-def test_each_is_short_and_tried_here():
+def test_each_is_short_and_tested_here():
     here = pathlib.Path(__file__).read_text()
     for path in EXAMPLES.glob("*.py"):
         assert len(path.read_text().splitlines()) <= MOST_LINES
@@ -69,7 +69,7 @@ def test_harden_folder(run, tmp_path, monkeypatch):
         photograph(
             tmp_path / "photos" / ("cat" if number % 2 else "dog") / f"{number}.jpg", number, (40, 36 + number, 3)
         )
-    # With a small network in place of one of Keras's, which takes half a minute.
+    # Replaces the network of keras.applications, which takes half a minute.
     made = mock.Mock(
         side_effect=lambda name, classes, shape, weights: km.networks.on_unit_images(small(classes, shape), "tf")
     )
@@ -112,7 +112,7 @@ def test_serve(run, tmp_path):
 
 
 def test_quickstart(tmp_path, monkeypatch, capsys):
-    """Its code as it stands there, on two batches of each split, with a small network."""
+    """Runs its unchanged code on two batches of each split, with a small network."""
     path = EXAMPLES / "quickstart.ipynb"
     cells = json.loads(path.read_text())["cells"]
     code = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
@@ -132,8 +132,8 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
     assert isinstance(keras.saving.load_model(tmp_path / "digits-mart.keras"), km.MART)
 
 
-def test_quickstart_shows_what_came_out():
-    """As GitHub shows it: each picture is there, no error, and the file stays small."""
+def test_quickstart_is_saved_with_its_outputs():
+    """As GitHub shows it: all pictures, no errors, and a small file."""
     path = EXAMPLES / "quickstart.ipynb"
     assert path.stat().st_size <= MOST_BYTES
     outputs = [each for cell in json.loads(path.read_text())["cells"] for each in cell.get("outputs", ())]

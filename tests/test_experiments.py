@@ -1,4 +1,4 @@
-"""experiments/: the figures' own methods, and smaller training sets."""
+"""Tests the figures' own methods and the smaller training sets of experiments/."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ X, Y = images_and_labels(EXAMPLES, SHAPE, low=0.3, high=0.7)  # no ball reaches 
 NUM_EXAMPLES = 12
 INDEX = np.array([11, 3, 0, 7, 5, 2, 9, 4])
 CHOSEN = [0, 4, 5, 10, 11]
-IS_CHOSEN = np.array([True, False, True, False, True, False, False, True])  # those of INDEX
+IS_CHOSEN = np.array([True, False, True, False, True, False, False, True])  # for each of INDEX
 SEED = keras.ops.convert_to_tensor([0, 1])
 WEIGHTS = np.random.default_rng(1).normal(size=(4, CLASSES)).astype("float32")
 
@@ -76,7 +76,7 @@ def test_altered_loss_and_objective(alteration):
 
 
 @pytest.mark.parametrize("treatment", TREATMENTS)
-def test_split_attacks_the_others_as_ever_and_the_chosen_otherwise(treatment, split):
+def test_split_attacks_only_the_chosen_differently(treatment, split):
     x = keras.ops.convert_to_tensor(X)
     found, epsilon = split(treatment).perturb(x, Y, SEED, INDEX)
     usual, _ = km.AT(network(), ATTACK, seed=0).perturb(x, Y, SEED)
@@ -88,13 +88,13 @@ def test_split_attacks_the_others_as_ever_and_the_chosen_otherwise(treatment, sp
 
 
 def _one_step():
-    """X + epsilon * sign of the cross-entropy's gradient, of a linear network."""
+    """Returns X + epsilon * sign of the cross-entropy's gradient, for a linear network."""
     gradient = (formulas.softmax(X.reshape(EXAMPLES, -1) @ WEIGHTS) - np.eye(CLASSES)[Y]) @ WEIGHTS.T
     return X + EPSILON * np.sign(gradient).reshape(X.shape)
 
 
 @pytest.mark.parametrize("treatment", TREATMENTS)
-def test_split_regularises_the_chosen_alone(treatment, split):
+def test_split_regularises_only_the_chosen(treatment, split):
     model = split(treatment)
     added = BETA * IS_CHOSEN * KL * (treatment == "regularised")
     expected = formulas.cross_entropy(Y, ADVERSARIAL) + added
@@ -115,7 +115,7 @@ def test_partial_lies_between_the_first_term_and_mart():
         np.testing.assert_allclose(found, np.where(has_second, whole, BCE), rtol=1e-5)
         counted.append(has_second)
     assert [each.sum() for each in counted] == [0, 2, 4, 8]
-    assert (counted[1] <= counted[2]).all()  # a larger share holds a smaller one
+    assert (counted[1] <= counted[2]).all()  # a larger share contains a smaller one
     last = build(Partial, share=0.5, num_examples=EXAMPLES)
     np.testing.assert_allclose(last.training_loss(Y, OUTPUTS._replace(index=None)), whole, rtol=1e-5)
     turned = np.asarray(last.training_loss(Y, OUTPUTS._replace(index=np.arange(EXAMPLES)[::-1].copy())))
@@ -123,7 +123,7 @@ def test_partial_lies_between_the_first_term_and_mart():
 
 
 @pytest.mark.parametrize("name", ["split", "altered", "partial"])
-def test_own_methods_are_saved_with_what_makes_them(name, split, tmp_path):
+def test_own_methods_are_saved_with_their_arguments(name, split, tmp_path):
     model = {
         "split": lambda: split("fgsm"),
         "altered": lambda: build(Altered, alteration="no_kl"),
@@ -143,7 +143,7 @@ def test_own_methods_are_saved_with_what_makes_them(name, split, tmp_path):
 
 @pytest.fixture
 def numbered(tmp_path):
-    """A dataset whose images are all of one grey, their number, and whose labels tell it modulo 3."""
+    """A dataset in which all pixels of an image equal its number, and its label is the number modulo 3."""
     counts = {"train": 40, "test": 12}
     arrays = {f"x_{split}": np.ones([count, 2, 2], "uint8") for split, count in counts.items()}
     arrays = {name: each * np.arange(len(each), dtype="uint8")[:, None, None] for name, each in arrays.items()}
@@ -155,8 +155,8 @@ def numbers(images):
     return np.asarray(images)[:, 0, 0].ravel().tolist()
 
 
-def test_whole_gives_all_training_images_those_that_validate_last(numbered):
-    (images, labels), (test_images, _) = data.whole(numbered)
+def test_training_images_end_with_the_validation_images(numbered):
+    (images, labels), (test_images, _) = data.training_and_test(numbered)
     assert sorted(numbers(images)) == list(range(40)) and numbers(test_images) == list(range(12))
     assert numbers(images[:36]) == sorted(numbers(images[:36]))
     validation = km.datasets.load(numbered, "validation", batch_size=4)
@@ -164,23 +164,24 @@ def test_whole_gives_all_training_images_those_that_validate_last(numbered):
     assert (labels == np.array(numbers(images)) % 3).all()
 
 
-def test_first_are_the_first_in_their_order_with_the_test_set_whole(numbered, tmp_path):
-    name = data.first(numbered, 10, tmp_path)
+def test_a_subset_has_the_first_images_in_order_and_the_whole_test_set(numbered, tmp_path):
+    name = data.subset(numbered, 10, tmp_path)
     assert name.startswith(f"npz:{tmp_path / 'data' / 'numbers-10-'}")
-    everything = numbers(data.whole(numbered)[0][0])
+    everything = numbers(data.training_and_test(numbered)[0][0])
     with np.load(name.removeprefix("npz:")) as file:
         assert numbers(file["x_train"]) == everything[:10] and numbers(file["x_test"]) == list(range(12))
         assert file["y_train"].tolist() == [each % 3 for each in everything[:10]]
     assert km.datasets.describe(name).num_examples == {"train": 9, "validation": 1, "test": 12}
-    assert data.first(numbered, 0, tmp_path) == numbered
-    assert data.first(numbered, 10, tmp_path) == name != data.first(numbered, 10, tmp_path, classes=2)
+    assert data.subset(numbered, 0, tmp_path) == numbered
+    assert data.subset(numbered, 10, tmp_path) == name != data.subset(numbered, 10, tmp_path, classes=2)
     with pytest.raises(ValueError, match=r"--train_examples must be at most 40\. Received: 41"):
-        data.first(numbered, 41, tmp_path)
+        data.subset(numbered, 41, tmp_path)
 
 
-def test_first_may_take_the_first_classes_alone(numbered, tmp_path):
-    with np.load(data.first(numbered, 10, tmp_path, classes=2).removeprefix("npz:")) as file:
-        assert numbers(file["x_train"]) == [each for each in numbers(data.whole(numbered)[0][0]) if each % 3 < 2][:10]
+def test_a_subset_may_be_of_the_first_classes_only(numbered, tmp_path):
+    everything = numbers(data.training_and_test(numbered)[0][0])
+    with np.load(data.subset(numbered, 10, tmp_path, classes=2).removeprefix("npz:")) as file:
+        assert numbers(file["x_train"]) == [each for each in everything if each % 3 < 2][:10]
         assert numbers(file["x_test"]) == [0, 1, 3, 4, 6, 7, 9, 10] and set(file["y_test"]) == {0, 1}
 
 
@@ -194,7 +195,7 @@ def test_the_sets_of_figure_1_are_the_misclassified_and_as_many_others(numbered,
     found = figure1.split(directory, numbered)
     batch = next(iter(km.datasets.load(numbered, "train", batch_size=36, with_index=True)))
     (_, index), labels = keras.tree.map_structure(np.asarray, batch)
-    labels = labels[np.argsort(index)]  # by the examples' numbers
+    labels = labels[np.argsort(index)]  # in the order of the examples' indices
     wrong, correct = (np.load(directory.path / f"{name}.npz")["chosen"] for name in ("misclassified", "correct"))
     assert correct.tolist() == np.flatnonzero(labels == 0).tolist()
     assert len(set(wrong)) == len(wrong) == len(correct) and (labels[wrong] > 0).all()

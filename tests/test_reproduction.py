@@ -1,4 +1,4 @@
-"""experiments/report.py: the page that is made of the results."""
+"""Tests experiments/report.py, which generates docs/reproduction.md from the results."""
 
 import json
 import pathlib
@@ -16,18 +16,22 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def record(seed=0, history=(), lost=0.0, flags=None, **evaluations):
-    """What a study keeps of a run.
+    """Returns a run's record as a study writes it.
 
-    An evaluation is (examples, accuracies); the last checkpoint is by `lost` worse than the best. `flags`: evaluation
-    to its flags.
+    Args:
+        seed: of the run.
+        history: validation accuracy of each epoch.
+        lost: difference in accuracy between the best and the last checkpoint.
+        flags: {evaluation: flags}.
+        evaluations: {evaluation: (examples, {attack: accuracy})}.
     """
-    judged = {}
+    evaluated = {}
     for name, (examples, accuracy) in evaluations.items():
         best, last = (
             {attack: packed(value - less, examples) for attack, value in accuracy.items()} for less in (0.0, lost)
         )
         both = {"best": {"examples": examples}, "last": {"examples": examples}}
-        judged[name] = {"flags": (flags or {}).get(name, {}), **both, "outcomes": {"best": best, "last": last}}
+        evaluated[name] = {"flags": (flags or {}).get(name, {}), **both, "outcomes": {"best": best, "last": last}}
     return {
         "flags": {"dataset": "npz:somewhere/mnist-12000.npz", "epochs": 2, "seed": seed}, "seed": seed, "jobs": 2,
         "machine": {"cpu": "a CPU", "cores": 2}, "seconds": {"train": 3600, **dict.fromkeys(evaluations, 90)},
@@ -35,24 +39,24 @@ def record(seed=0, history=(), lost=0.0, flags=None, **evaluations):
             {"epoch": 1.0 + n, "loss": 2.0, "adversarial_accuracy": 0.5, "val_pgd20_accuracy": value}
             for n, value in enumerate(history)
         ],
-        "evaluations": judged,
+        "evaluations": evaluated,
     }  # fmt: skip
 
 
-def right(accuracy, examples):
-    """[examples] booleans, the first so many of which are true."""
+def correct(accuracy, examples):
+    """Returns [examples] booleans, of which the first `accuracy * examples` are true."""
     return np.arange(examples) < round(accuracy * examples)
 
 
 def packed(accuracy, examples):
-    return np.packbits(right(accuracy, examples)).tobytes().hex()
+    return np.packbits(correct(accuracy, examples)).tobytes().hex()
 
 
 def white_box(seed, pgd20, autoattack=None, lost=0.0):
-    judged = {"paper": (100, {"natural": 0.9, "fgsm": 0.8, "pgd20": pgd20, "cw": 0.6})}
+    evaluations = {"paper": (100, {"natural": 0.9, "fgsm": 0.8, "pgd20": pgd20, "cw": 0.6})}
     if autoattack is not None:
-        judged["autoattack"] = (50, {"natural": 1.0, "pgd20": autoattack + 0.2, "autoattack": autoattack})
-    return record(seed, (0.1, None, pgd20), lost, whitebox.EVALUATIONS, **judged)
+        evaluations["autoattack"] = (50, {"natural": 1.0, "pgd20": autoattack + 0.2, "autoattack": autoattack})
+    return record(seed, (0.1, None, pgd20), lost, whitebox.EVALUATIONS, **evaluations)
 
 
 WHITE_BOX = {
@@ -76,7 +80,7 @@ STUDIES = {
 }
 
 
-# What only the other studies' tables and pictures read.
+# Results that only the other studies' tables and pictures read.
 MORE = STUDIES | {
     "figure2": {
         name: record(history=(0.2, 0.3), pgd20=(100, {"natural": 0.5, "pgd20": 0.4}))
@@ -101,8 +105,8 @@ def section(text, title):
 
 
 def of(*accuracies, examples=100):
-    """Seed to `Value`."""
-    return {seed: cells.Value(right(each, examples)) for seed, each in enumerate(accuracies)}
+    """Returns {seed: `Value`}."""
+    return {seed: cells.Value(correct(each, examples)) for seed, each in enumerate(accuracies)}
 
 
 def test_a_cell_is_a_mean_with_its_range_or_one_run_with_its_interval():
@@ -119,17 +123,17 @@ def test_differences_are_of_runs_with_the_same_seed():
 
 
 def test_intervals_of_differences_compare_image_by_image():
-    def told(mean, squares):  # with two images more, whose differences cancel and whose squares add up to 1
+    def interval(mean, squares):  # with two pseudo-images, whose differences cancel and whose squares add up to 1
         centre = 100 * mean / 102
         half = 1.96 * ((squares + 1) / 102 - (mean / 102) ** 2) ** 0.5 / 102**0.5
         return f"[{centre - 100 * half:+.1f}, {centre + 100 * half:+.1f}]"
 
     # 10 of 100 images are gained.
-    assert cells.difference(of(0.6), of(0.5)) == f"+10.00 {told(10, 10)}"
+    assert cells.difference(of(0.6), of(0.5)) == f"+10.00 {interval(10, 10)}"
     # Over two seeds, images 50 to 59 gain 1 and 60 to 69 gain 1/2.
     both = cells.difference(of(0.6, 0.7), of(0.5, 0.5), interval=True)
-    assert both == f"+15.00 (+10.00 to +20.00) {told(15, 12.5)}"
-    assert cells.difference(of(0.5), of(0.5)) == f"+0.00 {told(0, 0)}"
+    assert both == f"+15.00 (+10.00 to +20.00) {interval(15, 12.5)}"
+    assert cells.difference(of(0.5), of(0.5)) == f"+0.00 {interval(0, 0)}"
 
 
 def test_differences_are_of_the_same_images():
@@ -139,7 +143,7 @@ def test_differences_are_of_the_same_images():
 def test_the_white_box_table_by_hand():
     text = section(report.page(STUDIES), "The white-box table")
     lines = text.splitlines()
-    # 65 is the mean of 60 and 70, 45 of 40 and 50. AutoAttack's 100% natural is of fewer images, and not taken.
+    # 65 is the mean of 60 and 70, 45 of 40 and 50. AutoAttack's natural 100% is of fewer images, and not used.
     everywhere = "90.00 (90.00 to 90.00) | 80.00 (80.00 to 80.00) | 65.00 (60.00 to 70.00) | 60.00 (60.00 to 60.00)"
     assert f"| MART | {everywhere} | 45.00 (40.00 to 50.00) |" in lines
     assert sum(line.startswith("| TRADES | 90.00 [82.6, 94.5] |") and line.endswith(" | - |") for line in lines) == 1
@@ -148,16 +152,16 @@ def test_the_white_box_table_by_hand():
     assert "| MART | 98.74 (-8.74) | 97.87 (-17.87) | 96.48 (-31.48) | 96.10 (-36.10) | recalled |" in lines
     assert "| AT | 99.11 | 97.17 | 94.62 | 94.25 | recalled |" in lines
     assert "PGD-20 minus AutoAttack, best checkpoint: MART +20.00 (+20.00 to +20.00) [" in text
-    assert not [line for line in lines if line.startswith("| MART minus TRADES | +1")]  # which has not met AutoAttack
+    assert not [line for line in lines if line.startswith("| MART minus TRADES | +1")]  # TRADES lacks AutoAttack
     both = report.page({"whitebox": {**WHITE_BOX, "trades-0": white_box(0, 0.5, 0.3)}})
     (lead,) = [line for line in both.splitlines() if line.startswith("| MART minus TRADES | +10.00 [")]
     assert lead.endswith(" | 1 |")
-    assert f"Runs: 2 of {len(WHITE_BOX_SECTION.runs)} are whole." in text.replace("\n", " ")
-    assert "train 3.0 h, paper 4 min, autoattack 3 min; together 3.1 h, 2 at a time" in text.replace("\n", " ")
+    assert f"Runs: 2 of {len(WHITE_BOX_SECTION.runs)} are complete." in text.replace("\n", " ")
+    assert "train 3.0 h, paper 4 min, autoattack 3 min; in total 3.1 h, 2 at a time" in text.replace("\n", " ")
     assert "dataset mnist-12000, epochs 2" in text and "images/whitebox.png" in text
 
 
-def test_the_last_checkpoint_is_told_where_it_is_not_the_best():
+def test_the_last_checkpoint_is_shown_where_it_is_not_the_best():
     results = {**WHITE_BOX, "mart-1": white_box(1, 0.7, 0.5, lost=0.1)}
     text = section(report.page({"whitebox": results}), "The white-box table")
     of_last = text.partition("MNIST, last checkpoint, where it is not the best:")[2].partition("\n\nThe last")[0]
@@ -166,11 +170,11 @@ def test_the_last_checkpoint_is_told_where_it_is_not_the_best():
     assert "TRADES" not in of_last
     text = text.replace("\n", " ")
     assert "The last checkpoint is the best in 2 of 3 runs." in text
-    assert "last but one validation to the last: TRADES +40.00, MART +55.00." in text
+    assert "second-last validation to the last: TRADES +40.00, MART +55.00." in text
     assert "where it is not the best" not in report.page(STUDIES)
 
 
-def test_the_cifar_table_holds_ours_against_the_paper_and_the_reruns():
+def test_the_cifar_table_compares_ours_with_the_paper_and_the_reruns():
     text = section(report.page({}), "The CIFAR-10 table")
     rows = [line for line in text.splitlines() if line.startswith("| MART,")]
     assert rows[:2] == [
@@ -179,22 +183,22 @@ def test_the_cifar_table_holds_ours_against_the_paper_and_the_reruns():
     ]
     assert rows[2:] == [f"| MART, ours, {which} |{' not run yet |' * 5}" for which in ("best", "last")]
     assert "| MART minus TRADES | +5.32 | -1.96 to -0.56 | paper, recalled, public reruns |" in text.splitlines()
-    judged = {"paper": (1000, {"natural": 0.84, "fgsm": 0.65, "pgd20": 0.55, "cw": 0.5})}
-    begun = section(
-        report.page({"cifar": {"mart-0": record(history=(0.2,), lost=0.1, **judged)}}), "The CIFAR-10 table"
+    evaluations = {"paper": (1000, {"natural": 0.84, "fgsm": 0.65, "pgd20": 0.55, "cw": 0.5})}
+    partial = section(
+        report.page({"cifar": {"mart-0": record(history=(0.2,), lost=0.1, **evaluations)}}), "The CIFAR-10 table"
     )
-    assert "| MART, ours, best, minus these | +0.93 | -0.65 | -0.57 | -4.87 | - |" in begun.splitlines()
-    assert "| MART, ours, last | 74.00 [71.2, 76.6] |" in begun and "Not run yet." not in begun
-    judged["autoattack"] = (1000, {"natural": 0.84, "pgd20": 0.55, "autoattack": 0.48})
-    whole = section(report.page({"cifar": {"mart-0": record(history=(0.2,), **judged)}}), "The CIFAR-10 table")
-    # 47.66 is the middle of 47.49 and 47.83.
-    assert "| -4.87 | +0.34 (+0.17 to +0.51) |" in whole and "| test images | 1,000 |" in whole
-    assert "Runs: 0 of 5 are whole." in whole.replace("\n", " ")  # these were judged by other flags
+    assert "| MART, ours, best, minus these | +0.93 | -0.65 | -0.57 | -4.87 | - |" in partial.splitlines()
+    assert "| MART, ours, last | 74.00 [71.2, 76.6] |" in partial and "Not run yet." not in partial
+    evaluations["autoattack"] = (1000, {"natural": 0.84, "pgd20": 0.55, "autoattack": 0.48})
+    complete = section(report.page({"cifar": {"mart-0": record(history=(0.2,), **evaluations)}}), "The CIFAR-10 table")
+    # 47.66 is the midpoint of 47.49 and 47.83.
+    assert "| -4.87 | +0.34 (+0.17 to +0.51) |" in complete and "| test images | 1,000 |" in complete
+    assert "Runs: 0 of 5 are complete." in complete.replace("\n", " ")  # these were evaluated with other flags
 
 
-def test_published_networks_stand_beside_what_was_published():
-    judged = {"natural": (100, {"natural": 0.98}), "autoattack": (50, {"natural": 1.0, "autoattack": 0.84})}
-    (table,) = report.tables.published({"published": {"fgsm.pth": record(**judged)}})
+def test_published_networks_are_compared_with_their_published_accuracies():
+    evaluations = {"natural": (100, {"natural": 0.98}), "autoattack": (50, {"natural": 1.0, "autoattack": 0.84})}
+    (table,) = report.tables.published({"published": {"fgsm.pth": record(**evaluations)}})
     rows = [row for row in table.splitlines() if "fgsm.pth" in row]
     assert rows == [
         "| fgsm.pth | natural | 98.50 | 98.00 [93.0, 99.4] | -0.50 | 100 |",
@@ -204,7 +208,7 @@ def test_published_networks_stand_beside_what_was_published():
     assert "| pgd_madry.pth | natural | - | not run yet |  |  |" in table
 
 
-def test_networks_of_others_take_the_weights_of_their_files(tmp_path):
+def test_published_networks_have_the_shapes_of_their_files(tmp_path):
     """The kernels of resnet2b.pth and fgsm.pth in the files' order."""
     for network, kernels in (
         (published.small_resnet(8, 1), [
@@ -218,16 +222,16 @@ def test_networks_of_others_take_the_weights_of_their_files(tmp_path):
         assert [value.shape for name, value in tensors.items() if name.endswith("weight")] == kernels
 
 
-def test_a_run_that_was_judged_otherwise_is_not_whole():
+def test_a_run_that_was_evaluated_with_other_flags_is_not_complete():
     other = white_box(0, 0.6, 0.4)
     other["evaluations"]["autoattack"]["flags"] = {"attacks": "pgd20,autoattack", "examples": 50}
     text = report.page({"whitebox": {**WHITE_BOX, "mart-0": other}})
-    assert f"Runs: 1 of {len(WHITE_BOX_SECTION.runs)} are whole." in text.replace("\n", " ")
+    assert f"Runs: 1 of {len(WHITE_BOX_SECTION.runs)} are complete." in text.replace("\n", " ")
 
 
 def test_pgd20_minus_autoattack_is_of_the_same_images():
-    judged = record(paper=(100, {"pgd20": 0.9}), autoattack=(50, {"pgd20": 0.8, "autoattack": 0.7}))
-    text = report.page({"whitebox": {"mart-0": judged}})
+    mart = record(paper=(100, {"pgd20": 0.9}), autoattack=(50, {"pgd20": 0.8, "autoattack": 0.7}))
+    text = report.page({"whitebox": {"mart-0": mart}})
     assert "PGD-20 minus AutoAttack, best checkpoint: MART +10.00 [" in text.replace("\n", " ")
     assert "| MART | - | - | 90.00 [" in text  # of more images
 
@@ -239,29 +243,29 @@ def test_figure_1_pairs_the_seeds():
     assert pair.split(" | ")[2].startswith("-12.50 (-20.00 to -5.00) [") and pair.endswith("] | - | - |")
 
 
-def test_figure_1_tells_the_split_and_holds_c_against_its_control():
+def test_figure_1_gives_the_split_and_compares_c_with_its_control():
     classes = {"misclassified": [20, 10], "correct": [5, 25]}
     split = {"training examples": 90, "misclassified": 30, "of each class": classes}
     results = {**STUDIES["figure1"], "at-0": record(history=(0.2,)) | {"split": split}}
     results["forwarded-0"] = record(history=(0.2,), pgd20=(100, {"natural": 0.5, "pgd20": 0.45}))
     results["regularised-misclassified-0"] = record(history=(0.2,), pgd20=(100, {"natural": 0.5, "pgd20": 0.55}))
     text = section(report.page({"figure1": results}), "Figure 1").replace("\n", " ")
-    assert "misclassifies 30 of 90 training images (33.3%). By classes, S- has 30 (20, 10); S+ has 30 (5, 25)." in text
+    assert "misclassifies 30 of 90 training images (33.3%). By class, S- has 30 (20, 10); S+ has 30 (5, 25)." in text
     assert "| AT, natural images too | 50.00 [40.4, 59.6] | 45.00 [35.6, 54.8] | - |" in text
     assert "| S- with KL(p, q) | 50.00 [40.4, 59.6] | 55.00 [45.2, 64.4] | - | +10.00 [" in text
 
 
 def test_figure_2_takes_mart_itself_for_share_1_and_its_own_beta():
-    def judged(accuracy):
+    def evaluated(accuracy):
         return record(history=(0.2,), pgd20=(100, {"natural": 0.5, "pgd20": accuracy}))
 
     results = {
-        "mart-0": judged(0.4),
-        "share-0.25-0": judged(0.3),
-        "no_kl-0": judged(0.35),
-        "no_weight_no_kl-0": judged(0.2),
+        "mart-0": evaluated(0.4),
+        "share-0.25-0": evaluated(0.3),
+        "no_kl-0": evaluated(0.35),
+        "no_weight_no_kl-0": evaluated(0.2),
     }
-    results |= {"mart-beta-2-0": judged(0.38), "trades-beta-2-0": judged(0.28)}
+    results |= {"mart-beta-2-0": evaluated(0.38), "trades-beta-2-0": evaluated(0.28)}
     lines = section(report.page({"figure2": results}), "Figure 2").splitlines()
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[2][:5] for line in lines if line.startswith("| ")}
     expected = {"0": "20.00", "0.25": "30.00", "1": "40.00", "MART 5": "40.00", "MART 2": "38.00", "TRADES 2": "28.00"}
@@ -271,7 +275,7 @@ def test_figure_2_takes_mart_itself_for_share_1_and_its_own_beta():
     assert rows["2"].startswith("+10.0")
 
 
-def test_black_box_stands_beside_the_same_networks_white_box():
+def test_the_black_box_table_includes_the_same_networks_white_box_accuracy():
     attacks = {"natural": 0.95} | {f"transfer-{attack}": 0.85 for attack in ("fgsm", "pgd10", "pgd20", "cw")}
     results = {"mart-0": record(standard=(100, attacks))} | {"standard-100": record(history=(0.2,))}
     text = section(report.page({"whitebox": WHITE_BOX, "blackbox": results}), "The black-box table")
@@ -280,7 +284,7 @@ def test_black_box_stands_beside_the_same_networks_white_box():
     assert "Made on the network of Standard" in text and "Made on the network of AT" not in text
 
 
-def test_what_the_other_studies_tell():
+def test_the_tables_of_the_other_studies():
     text = report.page(MORE)
     start_table = section(text, "The start of training on MNIST")
     assert "| AT, SGD, rate 0.01, epsilon 0.3 | 2.312, 12.5 |  |  |  |  | 25.00 |" in start_table
@@ -289,31 +293,32 @@ def test_what_the_other_studies_tell():
     )
     assert "Flags: depth 10." in section(text, "The large network")
     unlabelled = section(text, "Unlabelled data").replace("\n", " ")
-    assert "the standard network gives 200 images 95.00% are right." in unlabelled
-    assert "in validation (PGD-20): all with their labels 75.00 and 40.00." in unlabelled
+    assert "95.00% of the labels that the standard network predicts for 200 images are correct." in unlabelled
+    assert "in validation (PGD-20): all with true labels 75.00 and 40.00." in unlabelled
 
 
-def test_what_is_missing_is_said_with_its_command():
+def test_missing_studies_are_listed_with_their_commands():
     text = report.page({})
     for each in report.SECTIONS:
         title = report.description(each.module.__doc__).title
         part = section(text, title).partition("Not run yet.")[2]
         assert f"python -m experiments.{each.name} " in part
     assert "images/" not in text and "Runs:" not in text
-    begun = report.page({each.name: {"mart-0": record()} for each in report.SECTIONS if each.runs})
-    assert begun.count("Runs: 0 of ") == sum(bool(each.runs) for each in report.SECTIONS) and "images/" not in begun
+    started = report.page({each.name: {"mart-0": record()} for each in report.SECTIONS if each.runs})
+    assert started.count("Runs: 0 of ") == sum(bool(each.runs) for each in report.SECTIONS)
+    assert "images/" not in started
 
 
-def test_a_docstring_and_what_was_found_make_a_section(monkeypatch):
+def test_a_docstring_and_the_findings_make_a_section(monkeypatch):
     module = types.ModuleType("experiments.whitebox")
     module.__doc__ = (
         "A table: all of it.\n\nPaper: one\nclaim. Ours: less.\n\nAnd more.\n\n    a command\n\nResult: r.\n"
     )
-    module.FOUND = "\nMuch the same.\n"
+    module.FINDINGS = "\nMuch the same.\n"
     monkeypatch.setattr(report, "SECTIONS", [WHITE_BOX_SECTION._replace(module=module)])
     text = section(report.page(STUDIES), "A table")
     assert text.startswith("\nAll of it.\n\n**Paper:** one claim.\n\n**Ours:** less.\n\nAnd more.\n\n![")
-    assert "\n\n**What came out:** Much the same.\n\n" in text and text.endswith("```\na command\n```\n")
+    assert "\n\n**Findings:** Much the same.\n\n" in text and text.endswith("```\na command\n```\n")
 
 
 def test_how_certain_each_cited_figure_is():
@@ -324,7 +329,7 @@ def test_how_certain_each_cited_figure_is():
     assert "natural 87.50 (paper), PGD-20 65.04 (paper), AutoAttack 56.29 (RobustBench)." in text
 
 
-def test_the_page_is_what_the_results_give():
+def test_the_page_is_generated_from_the_results():
     given = report.page(report.read(ROOT / "experiments" / "results"))
     assert (ROOT / "docs" / "reproduction.md").read_text() == given, "python -m experiments.report writes it"
 

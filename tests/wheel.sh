@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Builds the wheel, installs it in an empty environment, and trains, evaluates and reports there, outside the checkout.
+# Builds the wheel, installs it in an empty environment, and trains, evaluates and reports there without the checkout.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONPATH
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
-rm -rf build  # setuptools would pack what an earlier build left there
+rm -rf build  # setuptools would include files left by an earlier build
 "${PYTHON:-python3}" -m venv "$folder/venv"
 "$folder/venv/bin/pip" wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$folder" .
 "$folder/venv/bin/pip" install --quiet --disable-pip-version-check --constraint requirements.txt "$folder"/*.whl

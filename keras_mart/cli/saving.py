@@ -6,6 +6,7 @@ import keras
 
 from keras_mart import distribution
 from keras_mart.cli import state
+from keras_mart.methods.model import call_after_each
 
 # Steps between two times that workers ask each other for a request to stop, which makes them wait for each other.
 STEPS_BETWEEN_CHECKS = 10

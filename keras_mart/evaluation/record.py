@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_mart.attacks import Attack, Transfer
 from keras_mart.attacks.inference import network_of
+from keras_mart.attacks.survivors import CallableAttack
 from keras_mart.threats import Threat
 from keras_mart.version import __version__
 

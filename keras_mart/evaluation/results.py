@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_mart import distribution
-from keras_mart.attacks.survivors import AttackState, stages
+from keras_mart.attacks.survivors import AttackState, CallableAttack, stages
 from keras_mart.evaluation.table import Table
 from keras_mart.threats import ROUNDING
 
