@@ -12,7 +12,7 @@ JOBS ?= 1
 RESULTS ?= runs/results
 STUDY := $(BIN)/python -m experiments
 
-.PHONY: quickstart test lint wheel compatibility clean
+.PHONY: quickstart test lint wheel docs compatibility clean
 .PHONY: reproduce reproduce-cifar reproduce-mnist reproduce-figures reproduce-unlabelled reproduce-large
 
 # --resume, so that the target can be interrupted and repeated.
@@ -30,6 +30,10 @@ lint: .venv/installed
 # The package as users install it, without the checkout.
 wheel:
 	PYTHON=$(PYTHON) tests/wheel.sh
+
+# The documentation site, build/docs/index.html: a broken link or anchor fails, and no network is needed.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # The core of the tests with other versions: docs/compatibility.md.
 compatibility:
