@@ -129,7 +129,7 @@ def labels(values, num_classes, where="", soft=False):
             raise ValueError(f"{SOFT_RULE.format(num_classes)} Received: shape {values.shape}{where}")
         if values.size and not (values.min() >= 0 and np.all(np.abs(sums - 1) <= SHARES_TOLERANCE)):
             raise ValueError(
-                f"{SOFT_RULE.format(num_classes)} Received: values of at least {values.min():.6g}, and row sums from "
+                f"{SOFT_RULE.format(num_classes)} Received: values from {values.min():.6g}, and rows that sum to "
                 f"{sums.min():.6g} to {sums.max():.6g}{where}"
             )
         return
