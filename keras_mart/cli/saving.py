@@ -79,7 +79,7 @@ class Saver(keras.callbacks.Callback):
         stop = (epoch_done or self._workers() == 1 or passed(STEPS_BETWEEN_CHECKS)) and self._stop_requested()
         due = stop or (self.every[1] == "steps" and passed(self.every[0]))
         if due or epoch_done:
-            self.model.guard.report()()  # reports steps that were skipped or stop the run
+            self.model.guard.report()  # reports steps that were skipped or stop the run
             self.metrics = state.metrics(self.model)
         if due:
             self.save()

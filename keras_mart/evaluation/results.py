@@ -73,7 +73,7 @@ class _Unchanged:
 
 def batch_arrays(step, found):
     """Returns the results of a batch as a dictionary of arrays."""
-    part = {"rows": found.rows, "predicted": found.judged.predicted}
+    part = {"rows": found.rows, "predicted": found.predictions.predicted}
     if step.epsilon is not None:
         part["distances"] = np.asarray(step.attack.threat.distance(found.found, found.images))
     if step.attack.reuses_candidates:
@@ -109,7 +109,7 @@ class Results:
             self.seconds[step.row] = 0.0
             self.gradients[step.row] = None if step.attack.gradients is None else 0
             # `empty` allocates lazily: rows that are never written take no memory.
-            self.standing.candidates = np.empty(shape, "float32") if step.attack.carries else None
+            self.standing.candidates = np.empty(shape, "float32") if step.attack.reuses_candidates else None
             if step.epsilon is not None:
                 self.distances[step.row] = np.where(self.standing.left, np.inf, 0.0).astype("float32")
 
