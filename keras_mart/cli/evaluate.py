@@ -31,7 +31,7 @@ def evaluate_run(directory, strategy):
                 tables[which] = tables["best"]
                 continue
             name = FLAGS.model or f"{which} checkpoint"
-            lead = "" if which == directory.judged[0] else "\n"
+            lead = "" if which == directory.checkpoint_names[0] else "\n"
             print(f"{lead}{directory.path}: {name} on the test set, {build.ball()}", flush=True)
             tables[which] = evaluate(
                 model, test, attacks, stop_early=FLAGS.stop_early, verbose=verbosity(attacks),

@@ -24,7 +24,7 @@ class Step(NamedTuple):
         seeds: [examples, 2] integers.
         number, rounds: index of the round in its stage, from 0, and the stage's number of rounds.
         is_first: whether this is the attack's first round.
-        spares: whether the attack skips examples that are misclassified without it.
+        skips_misclassified: whether the attack skips examples that are misclassified without it.
         epsilon: for an attack that looks for the nearest adversarial image in the widest ball: the distance up to
             which an adversarial image counts.
     """
@@ -36,7 +36,7 @@ class Step(NamedTuple):
     number: int = 0
     rounds: int = 1
     is_first: bool = True
-    spares: bool = False
+    skips_misclassified: bool = False
     epsilon: float | None = None
 
 
@@ -52,7 +52,13 @@ def plan(attacks, seeds, classes, shape):
     steps = [Step(NATURAL, NATURAL, CallableAttack(_Unchanged()), seeds)]
     for name, attack in attacks.items():
         for index, (stage, part, part_seeds) in enumerate(stages(attack, seeds)):
-            step = Step(name, f"{name}/{stage}" if stage else name, part, part_seeds, spares=attack.skips_misclassified)
+            step = Step(
+                name,
+                f"{name}/{stage}" if stage else name,
+                part,
+                part_seeds,
+                skips_misclassified=attack.skips_misclassified,
+            )
             if part.minimises:
                 widest = dataclasses.replace(part, threat=part.threat.widest(shape))
                 step = step._replace(attack=widest, spares=True, epsilon=part.threat.epsilon)
