@@ -41,7 +41,11 @@ def test_the_examples_run(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "best.keras").exists() and (tmp_path / "serving/digits/1/saved_model.pb").exists()
 
 
-def test_methods_of_ones_own_run():
+def test_methods_of_ones_own_run(monkeypatch):
+    """As they stand there, on two small batches."""
+    load = km.datasets.load
+    small = lambda *args, **options: load(*args, **{**options, "batch_size": 8}).take(2)  # noqa: E731
+    monkeypatch.setattr(km.datasets, "load", small)
     names = {}
     for example in re.findall(r"```python\n(.+?)```", (ROOT / "docs" / "methods.md").read_text(), flags=re.DOTALL):
         exec(compile(example, "methods.md", "exec"), names)
