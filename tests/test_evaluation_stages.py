@@ -214,7 +214,7 @@ def test_a_network_of_lower_precision_is_judged_in_float32(policy, network, labe
     assert table.record["precision"] == "float32" and with_precision(lower, None) is lower
     if policy.startswith("mixed"):  # whose weights are float32
         assert same(table, expected)
-    as_it_is = evaluate(lower, labels, precision=None)
+    as_it_is = km.evaluate(lower, (X, labels), {"pgd": km.PGD(LINF, 2)}, verbose=0, precision=None)
     assert as_it_is.record["precision"] == policy.removeprefix("mixed_")
 
 
