@@ -1,11 +1,18 @@
 """Fixtures and helpers of several test files."""
 
+import gc
 import inspect
+import os
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+
+# Graphs are many objects: at Python's threshold of 700 new ones, looking for garbage takes 4% of the time.
+gc.set_threshold(50_000, 5, 5)
+# XLA optimises its programs as always, but LLVM compiles them without optimising: tests run each only a few times.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # Two logical CPU devices, for the tests of distribution; everything else runs on the first.
 CPU = tf.config.list_physical_devices("CPU")[0]

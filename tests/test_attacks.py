@@ -547,7 +547,7 @@ def test_rounding_is_clipped(off):
 
 
 def fitted_on(model, data):
-    model.compile("sgd")
+    model.compile("sgd", run_eagerly=True)
     return model.fit(data, verbose=0).history["loss"][0]
 
 

@@ -214,7 +214,7 @@ def test_a_network_of_lower_precision_is_evaluated_in_float32(policy, network, l
     assert table.record["precision"] == "float32" and with_precision(lower, None) is lower
     if policy.startswith("mixed"):  # the weights are float32
         assert same(table, expected)
-    unchanged = evaluate(lower, labels, precision=None)
+    unchanged = km.evaluate(lower, (X, labels), {"pgd": km.PGD(LINF, 2)}, verbose=0, precision=None)
     assert unchanged.record["precision"] == policy.removeprefix("mixed_")
 
 

@@ -89,7 +89,8 @@ def test_judge_model(run, model):
 
 def test_own_method(run, tmp_path, monkeypatch):
     load = km.datasets.load
-    monkeypatch.setattr(km.datasets, "load", lambda *args, **options: load(*args, **options).take(2))
+    monkeypatch.setattr(km.datasets, "load", lambda *args, **_: load(*args, batch_size=8).take(2))
+    monkeypatch.setattr(km.zoo, "wide_resnet", lambda *args, num_classes, input_shape: small(num_classes, input_shape))
     out = run("own_method", "--epochs=1", "--smoothing=0.2")
     assert "pgd20" in out
     assert (tmp_path / "smoothed.keras").exists()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from agreement import replace_random_numbers, teacher
-from conftest import Plain, images_and_labels
+from conftest import Counting, Plain, images_and_labels
 
 import keras_mart as km
 from keras_mart.methods import METHODS, Outputs
@@ -40,6 +40,9 @@ def network(batch_norm=True, classes=CLASSES, regularizer=None):
 
 TEACHER = {"attack": ATTACK, "teacher": teacher()}
 ARGUMENTS = {"standard": {}, "mma": MMA, "hat": TEACHER, "rslad": TEACHER}
+
+# For a few steps: to trace a step takes as long as some ten of them.
+EAGER = {"run_eagerly": True}
 
 INGREDIENTS = (
     "weight_average", "weight_average_start", "label_smoothing", "epsilon_schedule", "attack_mode", "statistics",
@@ -103,15 +106,15 @@ def test_fits_evaluates_saves_and_resumes(case, tmp_path):
 
 @pytest.mark.parametrize("case", ["standard", "mart", "mma", "clp-original", "gradalign"])
 def test_the_seed_determines_the_run(case):
-    runs = [build(case), build(case)]
+    runs = [build(case, **EAGER), build(case, **EAGER)]
     assert fit(case, runs[0]) == fit(case, runs[1])
     same_weights(*runs)
     if case != "standard":
-        other = build(case)
+        other = build(case, **EAGER)
         other.seed = 2
         fit(case, other)
         with pytest.raises(AssertionError):
-            same_weights(runs[0], other)
+            same_weights(runs[0].network, other.network)  # the model's weights are its seed too
 
 
 # XLA compiles slowly, and again for each batch size: one method with XLA is enough for the daily tests.
@@ -122,17 +125,17 @@ WITH_XLA = [pytest.param(case, True, marks=[] if case == "mart" else pytest.mark
 def test_two_replicas_equal_one_device(case, jit_compile, two_replicas, monkeypatch):
     replace_random_numbers(monkeypatch.setattr)
 
-    def run(strategy, jit_compile):
+    def run(strategy, jit_compile=False, **how):
         with strategy.scope():
             wrapped = network(batch_norm=False, regularizer="l2")
-            model = build(case, wrapped, metrics=["accuracy"], jit_compile=jit_compile)
+            model = build(case, wrapped, metrics=["accuracy"], jit_compile=jit_compile, **how)
         # Batches of 7, 7, 7 and 1: two replicas get 4 and 3 examples, and one of them none at the end.
         how = {"batch_size": 7, "sample_weight": np.linspace(0, 2, EXAMPLES)}
         if jit_compile:
             how["validation_batch_size"] = EXAMPLES
         return model, fit(case, model, epochs=2, validation_data=(X, Y), **how)
 
-    one, two = run(tf.distribute.get_strategy(), jit_compile=False), run(two_replicas, jit_compile)
+    one, two = run(tf.distribute.get_strategy(), **EAGER), run(two_replicas, jit_compile)
     same_weights(one[0], two[0], tolerance=1e-5)
     for name, values in one[1].items():
         np.testing.assert_allclose(values, two[1][name], atol=1e-5, err_msg=name)
@@ -145,7 +148,8 @@ def test_two_replicas_clip_the_gradient_of_the_whole_batch(limit, scaled, two_re
         with strategy.scope():
             model = km.Standard(network(batch_norm=False), seed=0)
             optimizer = keras.optimizers.SGD(1.0, **{limit: 1e-3})
-            model.compile(keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer)
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
+            model.compile(optimizer, run_eagerly=strategy is not two_replicas)
         before = model.network.get_weights()
         model.fit(X, Y, batch_size=7, shuffle=False, verbose=0)
         return [after - old for after, old in zip(model.network.get_weights(), before, strict=True)]
@@ -254,6 +258,15 @@ def test_the_form_of_execution_changes_nothing(arguments):
     same_weights(plain, other, tolerance=1e-6)
 
 
+def test_metrics_do_not_have_a_step_traced_twice():
+    calls = []
+    for metrics in (None, ["accuracy"]):
+        wrapped, before = keras.Sequential([keras.Input(SHAPE), Counting(), *network().layers]), Counting.calls
+        fit("standard", build("standard", wrapped, metrics=metrics))
+        calls.append(Counting.calls - before)
+    assert calls[0] == calls[1]
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("case", ["mart", "trades", "mma"])
 def test_mixed_precision(case, policy, tmp_path):
@@ -277,7 +290,7 @@ def test_mixed_precision(case, policy, tmp_path):
 
 
 def first_loss(case="mart", x=X, y=Y, wrapped=None, **arguments):
-    return fit(case, build(case, wrapped), x, y, batch_size=EXAMPLES, **arguments)["loss"][0]
+    return fit(case, build(case, wrapped, **EAGER), x, y, batch_size=EXAMPLES, **arguments)["loss"][0]
 
 
 def test_weights_scale_each_example_and_the_mean_is_over_examples():
@@ -300,7 +313,7 @@ def test_labels_may_have_a_last_axis_of_one_and_batches_one_example():
 
 def test_two_classes():
     x, y = images_and_labels(EXAMPLES, classes=2)
-    assert np.isfinite(fit("mart", build("mart", network(classes=2)), x, y)["loss"]).all()
+    assert np.isfinite(fit("mart", build("mart", network(classes=2), **EAGER), x, y)["loss"]).all()
 
 
 def functional():
@@ -357,17 +370,17 @@ def test_a_network_may_have_a_part_called_network():
     backbone = Backbone()
     expected = (np.argmin(backbone.network(X), axis=1) == Y).mean()
     assert km.evaluate(backbone, (X, Y), {}, verbose=0)["natural"] == expected
-    assert np.isfinite(fit("mart", build("mart", backbone))["loss"]).all()
+    assert np.isfinite(fit("mart", build("mart", backbone, **EAGER))["loss"]).all()
 
 
 def test_a_frozen_layer_does_not_change_also_with_a_new_optimizer():
     wrapped = network()
     wrapped.layers[0].trainable = False
     kernel = wrapped.layers[0].kernel.numpy()
-    model = build("mart", wrapped)
-    fit("mart", model)
+    model = build("standard", wrapped)
+    fit("standard", model)
     model.compile("adam")
-    fit("mart", model)
+    fit("standard", model)
     np.testing.assert_array_equal(wrapped.layers[0].kernel, kernel)
 
 
@@ -384,19 +397,19 @@ def test_data_may_have_every_form_that_fit_takes():
     as_dataset = tf.data.Dataset.from_tensor_slices((X, Y)).batch(11)
     losses = []
     for data in (batches(), Sequence(), as_dataset):
-        losses += build("mart").fit(data, shuffle=False, verbose=0).history["loss"]
+        losses += build("standard").fit(data, shuffle=False, verbose=0).history["loss"]
     # Only arrays have a static batch size, for which some processors use code that rounds differently.
-    expected = fit("mart", build("mart"), batch_size=11)["loss"]
+    expected = fit("standard", build("standard"), batch_size=11)["loss"]
     assert losses == pytest.approx(3 * expected, rel=1e-6)
 
 
 def test_callbacks_may_be_a_keras_callback_list():
     seen = []
     own = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(int(model.epoch)))
-    model = build("mart")
+    model = build("standard")
     given = keras.callbacks.CallbackList([own], add_history=True, model=model)
     before = list(given.callbacks)
-    fit("mart", model, epochs=2, callbacks=given)
+    fit("standard", model, epochs=2, callbacks=given)
     assert seen == [0, 1] and given.callbacks == before
 
 
@@ -463,7 +476,7 @@ def test_exported_network_is_the_wrapped_one(tmp_path):
 
 
 def refused(message, *arguments, case="mart", **keywords):
-    model = build(case)
+    model = build(case, **EAGER)  # tests/test_checks.py has compiled steps
     with pytest.raises(ValueError, match=message):
         model.fit(*arguments, verbose=0, **keywords)
     assert int(model.step) == 0

@@ -220,7 +220,7 @@ def test_a_dataset_by_name_gives_what_is_trained_on():
 
 @pytest.mark.parametrize("case", ["standard", "mart", "mma", "dkl"])
 def test_every_method_trains_on_it(case):
-    model = build(case, network(batch_norm=False))
+    model = build(case, network(batch_norm=False), run_eagerly=True)
     history = model.fit(mix(labelled(6, index=case == "mma")), shuffle=False, verbose=0).history
     assert np.isfinite(list(history.values())).all() and int(model.step) == 2
 
@@ -228,7 +228,7 @@ def test_every_method_trains_on_it(case):
 def test_mma_keeps_the_margins_of_extra_examples():
     wrapped = network(batch_norm=False)
     wrapped.layers[-1].kernel.assign(100 * wrapped.layers[-1].kernel)
-    model = build("mma", wrapped)
+    model = build("mma", wrapped, run_eagerly=True)
     assert model.num_examples == LABELLED + EXTRA
     # All extra examples are in one batch, with the labels that the network predicts: none is misclassified.
     model.fit(mix(labelled(LABELLED, index=True), EXTRA_IMAGES, network=wrapped), shuffle=False, verbose=0)
@@ -236,7 +236,7 @@ def test_mma_keeps_the_margins_of_extra_examples():
 
 
 def test_a_weight_of_zero_trains_on_the_labelled_data_alone():
-    models = [build("standard", network(batch_norm=False)) for _ in range(3)]
+    models = [build("standard", network(batch_norm=False), run_eagerly=True) for _ in range(3)]
     for model, weight, labels in zip(models, (0, 0, 1), (0, 1, 1), strict=True):
         model.fit(mix(extra=(EXTRA_IMAGES, np.full(EXTRA, labels)), weight=weight), shuffle=False, verbose=0)
     same_weights(*models[:2])

@@ -56,7 +56,7 @@ def test_the_teacher_stays_in_evaluation_mode_and_is_saved(case, tmp_path):
     student = getattr(km, case.upper())(network(), ATTACK, teacher=model, seed=0)
     student.trainable = False
     student.trainable = True  # unfreezes the teacher's layers too
-    student.compile(km.optimizers.SGD(0.1, weight_decay=0.1))
+    student.compile(km.optimizers.SGD(0.1, weight_decay=0.1), run_eagerly=True)
     fit(case, student, epochs=2)
     same_weights(student.teacher, learned)
     assert student.teacher is not learned and not student.teacher.trainable_variables
@@ -76,7 +76,7 @@ def test_the_teachers_regularisation_is_no_part_of_the_loss():
         if not regularised:
             hidden.activity_regularizer = hidden.kernel_regularizer = None
         model = km.RSLAD(network(), ATTACK, teacher=learned, seed=0)
-        model.compile(keras.optimizers.SGD(0.0))
+        model.compile(keras.optimizers.SGD(0.0), run_eagerly=True)
         losses_of += [fit("rslad", model)["loss"], [model.evaluate(X, Y, verbose=0, return_dict=True)["loss"]]]
     assert losses_of[0] == pytest.approx(losses_of[2], rel=1e-6) and losses_of[1] == pytest.approx(
         losses_of[3], rel=1e-6
@@ -93,7 +93,7 @@ def test_mixed_precision(case, policy):
     for one, other in ((wrapped, conv_network()), (network(), learned)):
         model = getattr(km, case.upper())(one, ATTACK, teacher=other, seed=0)
         assert model.teacher_logits(X).dtype == "float32"
-        model.compile(km.optimizers.SGD(0.1))
+        model.compile(km.optimizers.SGD(0.1), run_eagerly=True)
         assert np.isfinite(list(fit(case, model, validation_data=(X, Y)).values())).all()
         same_weights(model.teacher, other)
 

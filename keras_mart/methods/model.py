@@ -612,6 +612,12 @@ class AdversarialModel(keras.Model):
         images = keras.KerasTensor((None, *self._image_shape[1:]))
         labels = keras.KerasTensor((None, *self._soft_label_shape), "float32" if self._soft_label_shape else "int32")
         super()._maybe_symbolic_build(data_batch=(images, labels))
+        # Without a strategy Keras leaves the metrics to the first trace of a step, which would have to be made twice.
+        unbuilt = [each for each in self.metrics if not getattr(each, "built", True)]
+        if unbuilt and None not in self._image_shape[1:]:
+            classes = checks.classes(self.network, np.zeros((1, *self._image_shape[1:]), "float32"))
+            for each in unbuilt:
+                each.build(labels, keras.KerasTensor((None, classes)))
 
     @property
     def _perturbs_weights(self):
