@@ -560,7 +560,7 @@ def test_trains_a_network_from_elsewhere(somebodys, tiny, tmp_path):
     others = [flag for flag in tiny if not flag.startswith(("--network", "--depth", "--width"))]
     result = command(*others, f"--network={path}", "--preprocessing=255", "--learning_rate=1e-9", "--mode=train")
     assert result.status == 0, result.err
-    for said in ("its last activation is removed", "of 3 classes", "multiplied by 255", "images of 8x8"):
+    for said in ("its last activation is removed", "for 3 classes", "multiplied by 255", "images of 8x8"):
         assert result.out.count(said) == 1
     trained = keras.saving.load_model(tmp_path / "runs" / "tiny-photos" / "best.keras").network
     kernel = next(each for each in trained.weights if tuple(each.shape) == (3, 3, 1, 2))
@@ -773,7 +773,7 @@ WRONG = [
     ),
     ("--augment=cutot", "`augment` must be one of none, crop_flip", "Did you mean 'cutout'?"),
     ("--augment=none,crop", "--augment=none cannot be combined with other names. Received: --augment=none,crop"),
-    ("--augment=cutout,crop", "`augment` must have one crop at most, and begin with it"),
+    ("--augment=cutout,crop", "`augment` must contain at most one crop, at its beginning"),
     ("--method=at,mma --max_epsilon=0.1 --augment=crop,mixup", "--method=mma keeps", "--augment=crop,mixup"),
     ("--optimizer=adam --weight_decay=0.1", "--weight_decay applies only to --optimizer=sgd, adamw, lion"),
     ("--optimizer=adam --nodecay_all", "--decay_all applies only to --optimizer=sgd, adamw, lion"),
@@ -873,7 +873,7 @@ def extra(tmp_path_factory):
         ("--labeller={0}/4.keras", "--labeller must have as many classes as --dataset, 3. Received: 4"),
         ("--labeller={0}/3.keras --extra_weight=-1", "`weight` must be finite and not negative. Received: weight=-1.0"),
         ("--labeller={0}/3.keras --dataset=npz:{0}/large.npz", "--labeller must label the images: Images must have"),
-        ("--extra=npz:{0}/large.npz", "images must be of one shape. Received: (8, 8, 1) and (9, 9, 1)"),
+        ("--extra=npz:{0}/large.npz", "images must have the same shape. Received: (8, 8, 1) and (9, 9, 1)"),
     ],
 )
 def test_wrong_extra_data_create_no_directory(arguments, message, tiny, extra):
@@ -1204,7 +1204,7 @@ def pictures(tmp_path, tiny, monkeypatch):
 
 
 def test_a_folder_is_resized_and_cached(pictures, tmp_path):
-    assert "All images must be of one size" in command(*pictures).err
+    assert "All images must have the same size" in command(*pictures).err
     flags_of_size = [*pictures, "--image_size=8", "--augment=crop_flip,cutout,mixup", "--examples=4"]
     result = command(*flags_of_size)
     assert result.status == 0, result.err
