@@ -540,7 +540,7 @@ def test_trains_somebodys_network_on(somebodys, tiny, tmp_path):
     others = [flag for flag in tiny if not flag.startswith(("--network", "--depth", "--width"))]
     result = command(*others, f"--network={path}", "--preprocessing=255", "--learning_rate=1e-9", "--mode=train")
     assert result.status == 0, result.err
-    for said in ("its last activation is removed", "of 3 classes", "multiplied by 255", "images of 8x8"):
+    for said in ("its last activation is removed", "for 3 classes", "multiplied by 255", "images of 8x8"):
         assert result.out.count(said) == 1
     trained = keras.saving.load_model(tmp_path / "runs" / "tiny-photos" / "best.keras").network
     kernel = next(each for each in trained.weights if tuple(each.shape) == (3, 3, 1, 2))
