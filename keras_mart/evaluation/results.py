@@ -61,7 +61,7 @@ def plan(attacks, seeds, classes, shape):
             )
             if part.minimises:
                 widest = dataclasses.replace(part, threat=part.threat.widest(shape))
-                step = step._replace(attack=widest, spares=True, epsilon=part.threat.epsilon)
+                step = step._replace(attack=widest, skips_misclassified=True, epsilon=part.threat.epsilon)
             rounds = part.rounds(classes)
             for number in range(rounds):
                 steps.append(step._replace(number=number, rounds=rounds, is_first=index == number == 0))
