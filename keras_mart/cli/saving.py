@@ -8,7 +8,7 @@ from keras_mart import distribution
 from keras_mart.cli import state
 from keras_mart.methods.model import call_after_each
 
-# Steps between two times that workers ask each other for a request to stop, which makes them wait for each other.
+# Number of steps after which workers ask each other again for a request to stop; they wait for each other to answer.
 STEPS_BETWEEN_CHECKS = 10
 
 
@@ -145,9 +145,8 @@ class Saver(keras.callbacks.Callback):
         return distribution.worker(self.model.distribute_strategy)[1]
 
     def _stop(self):
-        distribution.all_gather(
-            "saved", self.model.distribute_strategy
-        )  # a worker that exits first would make the chief fail
+        # Waits for all workers: one that exits first would make the chief fail.
+        distribution.all_gather("saved", self.model.distribute_strategy)
         raise self.requests.stopped()
 
     def _stop_requested(self):

@@ -70,11 +70,13 @@ class RunDirectory(Run):
             raise ValueError(
                 f"{self.path} has already trained {len(self.rows())} epochs. Received: --epochs={flags.FLAGS.epochs}"
             )
-        kept, given = (_fixed_lines(each) for each in (self.flags.read_text(), text))
-        if kept != given:
-            started, received = (" ".join(sorted(lines)) or "nothing" for lines in (kept - given, given - kept))
+        stored, given = (_fixed_lines(each) for each in (self.flags.read_text(), text))
+        if stored != given:
+            started, received = (" ".join(sorted(lines)) or "nothing" for lines in (stored - given, given - stored))
             why = (
-                f" The rate of --schedule={flags.FLAGS.schedule} depends on --epochs." if _epochs(kept ^ given) else ""
+                f" The rate of --schedule={flags.FLAGS.schedule} depends on --epochs."
+                if _epochs(stored ^ given)
+                else ""
             )
             raise ValueError(
                 f"--resume needs the flags that {self.path} was started with (--flagfile={self.flags} sets them)."
