@@ -247,6 +247,9 @@ class _Watch:
                 self._stop()
 
     def _end(self, worker):
+        """Passes on, once, that a worker has ended: the chief to the other workers, whose answers it ignores."""
+        if worker in self.ended:
+            return
         self.ended.append(worker)
         if worker in self.links:
             self.links.pop(worker).connection.close()
