@@ -36,7 +36,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def renormalises(layer):
-    """Returns whether a BatchNormalization uses renormalisation, which Keras supports since 3.14."""
+    """Returns whether a BatchNormalization uses renormalisation, which Keras has supported since 3.14."""
     return getattr(layer, "renorm", False)
 
 

@@ -247,7 +247,7 @@ class _Watch:
                 self._stop()
 
     def _end(self, worker):
-        """Passes on, once, that a worker has ended: the chief to the other workers, whose answers it ignores."""
+        """Records that a worker has ended, and notifies the others; only once, or they would notify back forever."""
         if worker in self.ended:
             return
         self.ended.append(worker)

@@ -86,7 +86,7 @@ def _main(argv):
     if FLAGS.workers > 1:
         rules.check_workers()
         sys.exit(launching.launch(_worker_command(sys.argv), FLAGS.workers))
-    strategy = distribution.strategy(FLAGS.strategy)  # before TensorFlow initializes the devices
+    strategy = distribution.strategy(FLAGS.strategy)  # before TensorFlow initialises the devices
     if FLAGS.strategy == "auto" and strategy.num_replicas_in_sync > 1:
         print(f"--strategy=auto: {distribution.describe(strategy)}", flush=True)
     keras.config.set_dtype_policy(FLAGS.precision)

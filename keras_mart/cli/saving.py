@@ -8,7 +8,7 @@ from keras_mart import distribution
 from keras_mart.cli import state
 from keras_mart.methods.model import call_after_each
 
-# Number of steps after which workers ask each other again for a request to stop; they wait for each other to answer.
+# Number of steps between two checks of whether any worker was requested to stop; each check makes all workers wait.
 STEPS_BETWEEN_CHECKS = 10
 
 
@@ -134,7 +134,7 @@ class Saver(keras.callbacks.Callback):
         return self.progress.epoch, self.progress.step
 
     def _allow_interrupt(self):
-        """Lets a signal interrupt what follows, such as validation, which changes no state.
+        """Lets a signal interrupt the code that follows, such as validation, which changes no state.
 
         Not for several workers, which must stop together.
         """

@@ -129,7 +129,7 @@ class RunDirectory(Run):
         self.checkpoints.save(number, arrays, facts, {self.best.name: self.best} if self.best.exists() else {})
 
     def go_back(self, checkpoint):
-        """Resets the directory to the time when a state was saved; `None` for the start of the run."""
+        """Resets the directory to its contents when a state was saved; `None` stands for the start of the run."""
         self.checkpoints.path.mkdir(exist_ok=True)  # from now on, a run without this folder has lost it
         self.checkpoints.remove_after(-1 if checkpoint is None else checkpoint.number)
         rows = [] if checkpoint is None else checkpoint.facts["progress"]["rows"]

@@ -43,7 +43,7 @@ class Parts:
             raise ValueError(f"`bn_momentum` must be at least 0 and below 1. Received: bn_momentum={self.bn_momentum}")
 
     def convolution(self, x, filters, kernel_size=3, strides=1, *, name):
-        """Adds a convolution without bias, padded by (kernel_size - 1) / 2 on each side, at stride 2 by `padding`."""
+        """Adds a convolution without bias, padded by (kernel_size - 1) / 2 on each side; at stride 2 by `padding`."""
         padding = "same"
         if strides != 1 and self.padding == "torch":
             padding = "valid"
