@@ -19,7 +19,7 @@ ARRAYS = "arrays.npz"
 FACTS = "facts.json"
 CHECKSUMS = "checksums.json"
 # Error numbers of a damaged state: a file is missing or unreadable; `None` stands for errors without a number, from
-# wrong contents. Other errors, such as a missing permission, are no damage.
+# wrong contents. Other errors, such as a missing permission, are not damage.
 DAMAGE = (None, errno.ENOENT, errno.EIO)
 # Name of a checkpoint's folder. A new state with the number of an old one is `<number>.1` until the old one is removed.
 FOLDER = re.compile(r"(\d{10,})(?:\.(\d+))?")

@@ -394,7 +394,7 @@ def _shapes_and_dtypes(classifier, image_values, label_values):
     in_batches(image_values, label_values)
     if isinstance(classifier, keras.Model) and not getattr(classifier, "wraps_network", False):
         single_input_and_output(classifier)
-    _accepts_shape(classifier, image_values.shape, "the network")
+    _fits_input(classifier, image_values.shape, "the network")
     _label_shape_and_dtype(label_values, soft=True)
 
 
@@ -416,7 +416,7 @@ def classes(classifier, image_values):
 
 def same_task(source, network, image_values, who="the source model"):
     """Raises ValueError unless another model takes the network's images and has the same number of classes."""
-    _accepts_shape(source, image_values.shape, who)
+    _fits_input(source, image_values.shape, who)
     try:
         wanted, found = (classes(each, image_values) for each in (network, source))
     except (tf.errors.InvalidArgumentError, TypeError) as error:
@@ -426,7 +426,8 @@ def same_task(source, network, image_values, who="the source model"):
         raise ValueError(f"{who.capitalize()} must have as many classes as the network, {wanted}. Received: {found}")
 
 
-def _accepts_shape(classifier, shape, who):
+def _fits_input(classifier, shape, who):
+    """Raises ValueError unless images of this shape fit the input of a classifier, named `who` in the message."""
     expected = getattr(classifier, "input_shape", None) if hasattr(classifier, "inputs") else None
     if isinstance(expected, tuple) and not _shape_matches(shape, expected):
         raise ValueError(f"Images must have shape {expected}, the input shape of {who}. Received: {tuple(shape)}")

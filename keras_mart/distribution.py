@@ -26,8 +26,8 @@ def strategy(name: str = "auto") -> tf.distribute.Strategy:
 
     Args:
         name: "none" for one device; "mirrored" for all visible GPUs (all logical CPU devices if there is no GPU);
-            "multiworker" for the cluster that TF_CONFIG or the step of a Slurm job describes (if the cluster is only
-            this process, as "auto" without a cluster); "auto" for "multiworker" if there are several workers,
+            "multiworker" for the cluster that TF_CONFIG or the step of a Slurm job describes (a cluster of only this
+            process is treated like "auto" without a cluster); "auto" for "multiworker" if there are several workers,
             "mirrored" if there are at least two GPUs, and "none" otherwise.
 
     Raises:
@@ -146,7 +146,7 @@ def all_reduce_sum(value):
 
 
 def as_replica_row(values):
-    """Returns [replicas, ...]: a float tensor in this replica's row, zeros elsewhere; the sum has the rows of all."""
+    """Returns [replicas, ...]: a float tensor in this replica's row, zeros elsewhere, so that the sum has all rows."""
     replicas = tf.range(tf.distribute.get_strategy().num_replicas_in_sync)
     here = tf.reshape(replicas == replica_id(), [-1] + [1] * len(values.shape))
     return tf.where(here, values, tf.zeros_like(values))

@@ -105,10 +105,8 @@ def _start(command, environment):
 def _forward_lines(prefix, source, target, lock):
     """Copies whole lines, so that those of several workers never mix."""
     for line in source:
-        with (
-            lock,
-            contextlib.suppress(OSError, ValueError),
-        ):  # reads on if the target is closed, so that the worker does not block
+        # If the target is closed, the loop keeps reading, so that the worker does not block.
+        with lock, contextlib.suppress(OSError, ValueError):
             target.write((prefix + line.removesuffix(b"\n")).decode(errors="replace") + "\n")
             target.flush()
 

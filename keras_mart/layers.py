@@ -23,9 +23,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
     (`AdversarialModel` averages them).
 
     Keras's own operations are used if `epsilon` is below 1e-5, `synchronized` or `renorm` is set, a mask is given, the
-    axis is not the last of four, or the weights are not float32; in float32 evaluation, where they are as fast; and if
-    there are GPUs, where XLA fuses them by itself, while it computes the variance of the fused operation as
-    E[x^2] - E[x]^2, which is inaccurate for a large mean.
+    axis is not the last of four, or the weights are not float32; in float32 evaluation, where they are as fast; and on
+    GPUs, where XLA fuses them by itself, but would compute the variance of the fused operation as E[x^2] - E[x]^2,
+    which is inaccurate for a large mean.
     """
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
@@ -36,7 +36,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def renormalises(layer):
-    """Returns whether a BatchNormalization uses renormalisation, which Keras has since 3.14."""
+    """Returns whether a BatchNormalization uses renormalisation, which Keras has supported since 3.14."""
     return getattr(layer, "renorm", False)
 
 

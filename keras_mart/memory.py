@@ -1,4 +1,4 @@
-"""A cache for each network, such as of its traces, which is dropped when the network changes."""
+"""A cache for each network, for example of its traces; it is dropped when the network changes."""
 
 import weakref
 

@@ -174,8 +174,8 @@ def gallery(
     """Plots natural images, the changes made by an attack, and the adversarial images, with the model's predictions.
 
     The change is magnified to the full range of grey levels, by the factor at its left: grey is no change, lighter is
-    brighter, darker is darker. Unless images have three channels, their mean is shown in grey. A network of lower
-    precision is attacked and evaluated in float32, as in `keras_mart.evaluate`.
+    brighter, darker is darker. Unless images have three channels, the mean of the channels is shown in grey. A network
+    of lower precision is attacked and evaluated in float32, as in `keras_mart.evaluate`.
 
     Args:
         model: a Keras classifier that returns logits, wrapped or not.
@@ -205,13 +205,13 @@ def gallery(
     magnified = np.clip(0.5 + factor * change, 0, 1)
     rows = {"natural": natural, f"change,\n{factor:g} times": magnified, "adversarial": adversarial}
     figure, axes = _images({title: np.asarray(each) for title, each in rows.items()})
-    called = Table(labels, {}, {}, {}, class_names=None if class_names is None else tuple(class_names)).class_name
+    name_of = Table(labels, {}, {}, {}, class_names=None if class_names is None else tuple(class_names)).class_name
     for ax, label in zip(axes[0], labels, strict=True):
-        ax.set_title(f"label {called(label)}", fontsize="medium")
+        ax.set_title(f"label {name_of(label)}", fontsize="medium")
     for of_row, each in zip(axes[::2], (natural, adversarial), strict=True):
         for ax, found, label in zip(of_row, predict(network, each, labels).predicted, labels, strict=True):
             sign, colour = ("✓", "tab:green") if found == label else ("✗", "tab:red")
-            ax.set_xlabel(f"{sign} {called(found)}", color=colour)
+            ax.set_xlabel(f"{sign} {name_of(found)}", color=colour)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Holds back what TensorFlow's C++ libraries write to stderr while they start, for the command line."""
+"""Holds back the messages that TensorFlow's C++ libraries write to stderr at startup, for the command line."""
 
 import atexit
 import os
@@ -6,7 +6,7 @@ import sys
 import tempfile
 
 STDERR = 2
-_held = None  # (the real stderr, what was written meanwhile), while it is held back
+_held = None  # (the real stderr, the file of held-back messages), while they are held back
 
 
 def by_command_line():
@@ -25,7 +25,7 @@ def hold():
 
 
 def release(show=True):
-    """Restores stderr, and writes to it what was held back if `show`."""
+    """Restores stderr and, if `show`, writes the held-back messages to it."""
     global _held
     if _held is None:
         return

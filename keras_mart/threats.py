@@ -45,7 +45,7 @@ def _norm(values):
 
 
 def suggest_255(length):
-    """Returns, for a length of 1 or more, a question to append to a message: was it meant for images of 0 to 255?"""
+    """Returns " Did you mean ... / 255?" for a length of 1 or more, which suits images in [0, 255]; otherwise ""."""
     return f" Did you mean {length:g} / 255?" if length >= 1 else ""
 
 
@@ -57,8 +57,8 @@ class Threat:
         epsilon: radius in input units (images in [0, 1]); a ball of radius 0 contains only the natural image.
 
     Raises:
-        ValueError: `epsilon` is negative or not finite, or larger than any distance of two images; for `L2` the latter
-            is raised when an attack gets the first images.
+        ValueError: `epsilon` is negative or not finite, or larger than any distance between two images; for `L2` the
+            latter is raised when an attack gets the first images.
     """
 
     epsilon: float
@@ -69,7 +69,7 @@ class Threat:
         object.__setattr__(self, "epsilon", float(self.epsilon))
 
     def check_length(self, length: float, name: str, shape: Shape | None = None) -> None:
-        """Raises ValueError for a length larger than any distance of two images in [0, 1], such as 8 for 8 / 255.
+        """Raises ValueError for a length larger than any distance between two images in [0, 1], such as 8 for 8 / 255.
 
         Args:
             length: in input units.
@@ -79,8 +79,8 @@ class Threat:
         largest = self._largest_distance(shape)
         if length > largest * (1 + ROUNDING):
             raise ValueError(
-                f"`{name}` must be at most {largest:g}, the largest {type(self).__name__} distance of two images in "
-                f"[0, 1]. Received: {name}={length:g}.{suggest_255(length)}"
+                f"`{name}` must be at most {largest:g}, the largest {type(self).__name__} distance between two images "
+                f"in [0, 1]. Received: {name}={length:g}.{suggest_255(length)}"
             )
 
     def widest(self, shape: Shape) -> Self:
@@ -88,7 +88,7 @@ class Threat:
         return type(self)(self._largest_distance(shape))
 
     def _largest_distance(self, shape):
-        """Returns the largest distance of two images in [0, 1] of a shape; `None` means of any shape."""
+        """Returns the largest distance between two images in [0, 1] of a shape; `None` means any shape."""
         return math.inf
 
     def get_config(self) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from typing import TypeAlias
 import numpy as np
 import tensorflow as tf
 
-Tensor: TypeAlias = tf.Tensor  # what functions of tensors return
-ArrayLike: TypeAlias = np.ndarray | tf.Tensor | Sequence  # what functions of tensors take
+Tensor: TypeAlias = tf.Tensor  # the return type of functions of tensors
+ArrayLike: TypeAlias = np.ndarray | tf.Tensor | Sequence  # the argument type of functions of tensors
 Data: TypeAlias = tf.data.Dataset | tuple[ArrayLike, ...]  # (images, labels) batches, or arrays of both
 Scalar: TypeAlias = float | tf.Tensor  # a Python number, or a tensor in a traced step
-Seed: TypeAlias = int | ArrayLike | None  # None: a fresh one
+Seed: TypeAlias = int | ArrayLike | None  # `None` draws a new one
 Shape: TypeAlias = tf.TensorShape | Sequence[int | None]
 ImageFunction: TypeAlias = Callable[[tf.Tensor], tf.Tensor]  # maps images to logits, or to an objective's values

@@ -247,6 +247,9 @@ class _Watch:
                 self._stop()
 
     def _end(self, worker):
+        """Records that a worker has ended, and notifies the others; only once, or they would notify back forever."""
+        if worker in self.ended:
+            return
         self.ended.append(worker)
         if worker in self.links:
             self.links.pop(worker).connection.close()

@@ -835,7 +835,7 @@ WRONG = [
     ("--workers=2 --strategy=mirrored", "--strategy must be auto or multiworker", "--strategy=mirrored"),
     (
         "--epsilon=8",
-        "`epsilon` must be at most 1, the largest Linf distance of two images in [0, 1]. Received: epsilon=8",
+        "`epsilon` must be at most 1, the largest Linf distance between two images in [0, 1]. Received: epsilon=8",
     ),
     ("--threat=l2 --epsilon=128", "Did you mean 128 / 255?"),
     ("--evaluation_epsilon=0.5 --step_size=2", "`step_size` must be at most 2 epsilon"),

@@ -142,7 +142,7 @@ def test_skip_reports_how_many_steps_were_left_out(capfd):
     model = build(on_nan="skip")
     fit(model, np.where(np.arange(28) // 4 > 3, np.nan, 1.0), x, y, batch_size=4)  # 5, 6 and 7
     said = capfd.readouterr().err
-    assert 'Not finite, left out: "step 7: loss = nan' in said and "(and 2 before it)" in said
+    assert 'Not finite, skipped: "step 7: loss = nan' in said and "(and 2 before it)" in said
     assert int(model.step) == 7
 
 
@@ -154,7 +154,7 @@ def test_skip_changes_nothing(case, strategy, capfd):
     fit(model, y=labels, epochs=2)  # after the first step the average is a copy of the network
     before = state(model, strategy)
     history = fit(model, BAD, y=labels)
-    assert capfd.readouterr().err.count('Not finite, left out: "step 3: loss = nan, ') == 1
+    assert capfd.readouterr().err.count('Not finite, skipped: "step 3: loss = nan, ') == 1
     assert_same(before, state(model, strategy))
     assert np.isfinite(list(history.values())).all()
     fit(model, y=labels)

@@ -108,6 +108,12 @@ def test_ends_at_different_times_are_no_loss(first, cluster):
     assert [workers.end(index)[0] for index in range(3)] == [3 if index == first else 0 for index in range(3)]
 
 
+def test_the_end_of_a_worker_is_passed_on_once(cluster):
+    workers = cluster(3)
+    workers.run("if me == 2: sys.exit(0)\ntime.sleep(1)\nprint(watch._watch.ended.count(2))")
+    assert [workers.processes[index].communicate(timeout=20)[0] for index in range(2)] == ["1\n", "1\n"]
+
+
 def test_a_busy_worker_is_no_loss(cluster):
     workers = cluster(2)
     workers.run("end = time.monotonic() + 4\nwhile time.monotonic() < end: sum(range(1000))")

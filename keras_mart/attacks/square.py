@@ -85,8 +85,8 @@ class Square(base.Rounds):
 
     def _search(self, logits, images, labels, seed, number, candidates):
         """Computes one round on [batch, height, width, channels] images."""
-        moves = _l2 if isinstance(self.threat, L2) else _linf
-        start, change = moves(self.threat.epsilon, images, seed)
+        functions = _l2 if isinstance(self.threat, L2) else _linf
+        start, change = functions(self.threat.epsilon, images, seed)
         candidates = tf.cond(number == 0, start, lambda: candidates)
 
         def margin(current):

@@ -26,7 +26,7 @@ BALL = ("threat", "epsilon")
 
 def run():
     """Runs the command line: the entry point of `keras-mart` and `python -m keras_mart.main`."""
-    # Why TensorFlow uses no GPU is worth reading only where there is one.
+    # TensorFlow's messages matter only if the machine has a GPU that it cannot use.
     startup.release(show=not tf.config.list_physical_devices("GPU") and os.path.exists("/dev/nvidia0"))
     if help.requested(sys.argv[1:]):
         print(help.text())
@@ -82,11 +82,11 @@ def _main(argv):
         _load_flags(workdir.RunDirectory(workdir.root_path()))
     if FLAGS.model is not None:
         rules.check_model()
-        FLAGS.model = parsers.absolute(FLAGS.model)  # flags.cfg keeps it
+        FLAGS.model = parsers.absolute(FLAGS.model)  # flags.cfg stores it
     if FLAGS.workers > 1:
         rules.check_workers()
         sys.exit(launching.launch(_worker_command(sys.argv), FLAGS.workers))
-    strategy = distribution.strategy(FLAGS.strategy)  # before TensorFlow initializes the devices
+    strategy = distribution.strategy(FLAGS.strategy)  # before TensorFlow initialises the devices
     if FLAGS.strategy == "auto" and strategy.num_replicas_in_sync > 1:
         print(f"--strategy=auto: {distribution.describe(strategy)}", flush=True)
     keras.config.set_dtype_policy(FLAGS.precision)
@@ -127,7 +127,7 @@ def _main(argv):
 
 
 class _Steps:
-    """Numbers the steps of a command that has several: the heading of each begins with [its number/their number]."""
+    """Numbers the steps of a command: if there are several, the heading of each begins with [number/total]."""
 
     def __init__(self, total):
         self.total, self.begun = total, 0

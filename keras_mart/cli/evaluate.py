@@ -65,9 +65,8 @@ def _write(directory, tables):
         table.save(directory.predictions(which))
     record = {
         "dataset": FLAGS.dataset,
-        "sample": None
-        if FLAGS.examples is None
-        else FLAGS.seed,  # the seed that chose the test images, if not all are used
+        # The seed that chose the test images, if not all are used.
+        "sample": None if FLAGS.examples is None else FLAGS.seed,
         "source": FLAGS.source,
         **{which: table.summary() for which, table in tables.items()},
     }

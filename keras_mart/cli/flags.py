@@ -60,7 +60,7 @@ _integer(RUN, "workers", 1, "Number of processes on this machine that train toge
 _choice(RUN, "precision", "float32", PRECISIONS, "The Keras dtype policy.")
 _choice(RUN, "jit_compile", "auto", ("auto", "true", "false"), "Compile training and attacks with XLA. auto: on GPUs.")
 _integer(RUN, "steps_per_execution", 1, "Number of training steps to run without returning to Python.")
-_fold = "Attack and train through faster, equivalent views of the network; --nofold uses it as it is."
+_fold = "Attack and train through faster, equivalent views of the network; --nofold uses the network itself."
 flags.DEFINE_bool("fold", True, _fold, module_name=RUN)
 
 _choices(METHOD, "method", "mart", tuple(METHODS), "The training method; several are run in turn and compared.")
@@ -74,7 +74,7 @@ _text(
     METHOD,
     "teacher",
     None,
-    "The teacher, a .keras or .h5 file: a network of standard training (hat) or a robust one (rslad).",
+    "The teacher, a .keras or .h5 file: a network trained without an adversary (hat) or a robust one (rslad).",
 )
 _number(
     METHOD,
@@ -220,7 +220,7 @@ _number(
     "Size of the adversarial weight perturbation (AWP); 0.01 (at) and 0.005 (trades) in its official code.",
 )
 _integer(TRAINING, "awp_warmup", 0, "Number of initial epochs without weight perturbation.", least=0)
-_on_nan = "The reaction to a loss that is not finite: stop the run, or skip the step."
+_on_nan = "The reaction to a loss or gradient that is not finite: stop the run, or skip the step."
 _choice(TRAINING, "on_nan", "stop", ON_NAN, _on_nan)
 _parts = "Number of parts into which each batch is split, to save memory."
 _integer(TRAINING, "accumulate", 1, _parts)
@@ -249,7 +249,7 @@ _model = (
     "torch:<path>, a PyTorch file with the weights of --network."
 )
 _text(EVALUATION, "model", None, _model)
-_precision = "The precision in which networks of lower precision are evaluated; none: as they were trained."
+_precision = "The precision in which networks of lower precision are evaluated; none: their own precision."
 _choice(EVALUATION, "evaluation_precision", "float32", tuple(EVALUATION_PRECISIONS), _precision)
 _text(EVALUATION, "source", None, "The source model of transfer attacks: a .keras file or SavedModel.")
 _integer(

@@ -12,8 +12,9 @@ USAGE = """Trains robust image classifiers, evaluates them under adversarial att
   python -m keras_mart.main --flagfile=configs/digits.cfg --method=trades --workdir=runs/trades
   python -m keras_mart.main --mode=evaluate --workdir=runs/trades --attacks=fgsm,pgd100,cw
 
-A flagfile contains one flag per line. If a flag is given twice, the last value counts; --beta=
-unsets it. Numbers may be fractions such as 8/255; lists are comma-separated, such as pgd20,cw."""
+A flagfile contains one flag per line. If a flag is given twice, the last value counts; an empty
+value, such as --beta=, unsets it. Numbers may be fractions such as 8/255; lists are
+comma-separated, such as pgd20,cw."""
 END = "--verbosity=1 shows the traceback of errors; --helpfull also lists the flags of libraries."
 
 

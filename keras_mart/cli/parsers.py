@@ -144,5 +144,5 @@ class List(flags.ListParser):
     def parse(self, argument):
         values = list(dict.fromkeys(map(self.item.parse, super().parse(argument))))
         if len(values) < self.least:
-            raise ValueError(f"must be a comma-separated list of at least {self.least}. Received: {argument!r}")
+            raise ValueError(f"must be a comma-separated list of {self.least} or more values. Received: {argument!r}")
         return values

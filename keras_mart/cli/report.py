@@ -15,7 +15,7 @@ IMAGES = 4
 
 
 def check_run(directory):
-    """Writes what the report shows beside the evaluation into the run: the checks, and examples for the gallery."""
+    """Writes the checks for false robustness and the examples of the gallery to the run directory, for the report."""
     images, labels = build.test_data(FLAGS.checked_examples)
     network = network_of(build.loaded(directory, "best"))
     model = with_precision(network, build.evaluation_options()["precision"])
@@ -25,7 +25,7 @@ def check_run(directory):
 
 
 def write_report(directories, root):
-    """Writes report.html of all runs into the root, or into the run where there is one, and returns its path."""
+    """Writes report.html of all runs to the root or, if there is only one run, to its directory; returns its path."""
     paths = [directory.path for directory in directories]
     return report(paths, (root if len(paths) > 1 else paths[0]) / "report.html")
 

@@ -8,7 +8,7 @@ from keras_mart import distribution
 from keras_mart.cli import state
 from keras_mart.methods.model import call_after_each
 
-# Steps between two times that workers ask each other for a request to stop, which makes them wait for each other.
+# Number of steps between two checks of whether any worker was requested to stop; each check makes all workers wait.
 STEPS_BETWEEN_CHECKS = 10
 
 
@@ -134,7 +134,7 @@ class Saver(keras.callbacks.Callback):
         return self.progress.epoch, self.progress.step
 
     def _allow_interrupt(self):
-        """Lets a signal interrupt what follows, such as validation, which changes no state.
+        """Lets a signal interrupt the code that follows, such as validation, which changes no state.
 
         Not for several workers, which must stop together.
         """
@@ -145,9 +145,8 @@ class Saver(keras.callbacks.Callback):
         return distribution.worker(self.model.distribute_strategy)[1]
 
     def _stop(self):
-        distribution.all_gather(
-            "saved", self.model.distribute_strategy
-        )  # a worker that exits first would make the chief fail
+        # Waits for all workers: one that exits first would make the chief fail.
+        distribution.all_gather("saved", self.model.distribute_strategy)
         raise self.requests.stopped()
 
     def _stop_requested(self):

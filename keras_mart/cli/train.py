@@ -56,7 +56,7 @@ def _fit(model, saver, directory):
             epochs=FLAGS.epochs,
             initial_epoch=saver.progress.epoch,
             callbacks=callbacks,
-            shuffle=False,  # the data set shuffles
+            shuffle=False,  # the dataset shuffles
             verbose=1 if sys.stdout.isatty() else 0,  # without a terminal, `EpochLines` prints the metrics
         )
 

@@ -70,11 +70,13 @@ class RunDirectory(Run):
             raise ValueError(
                 f"{self.path} has already trained {len(self.rows())} epochs. Received: --epochs={flags.FLAGS.epochs}"
             )
-        kept, given = (_fixed_lines(each) for each in (self.flags.read_text(), text))
-        if kept != given:
-            started, received = (" ".join(sorted(lines)) or "nothing" for lines in (kept - given, given - kept))
+        stored, given = (_fixed_lines(each) for each in (self.flags.read_text(), text))
+        if stored != given:
+            started, received = (" ".join(sorted(lines)) or "nothing" for lines in (stored - given, given - stored))
             why = (
-                f" The rate of --schedule={flags.FLAGS.schedule} depends on --epochs." if _epochs(kept ^ given) else ""
+                f" The rate of --schedule={flags.FLAGS.schedule} depends on --epochs."
+                if _epochs(stored ^ given)
+                else ""
             )
             raise ValueError(
                 f"--resume needs the flags that {self.path} was started with (--flagfile={self.flags} sets them)."
@@ -127,7 +129,7 @@ class RunDirectory(Run):
         self.checkpoints.save(number, arrays, facts, {self.best.name: self.best} if self.best.exists() else {})
 
     def go_back(self, checkpoint):
-        """Resets the directory to the time when a state was saved; `None` for the start of the run."""
+        """Resets the directory to its contents when a state was saved; `None` stands for the start of the run."""
         self.checkpoints.path.mkdir(exist_ok=True)  # from now on, a run without this folder has lost it
         self.checkpoints.remove_after(-1 if checkpoint is None else checkpoint.number)
         rows = [] if checkpoint is None else checkpoint.facts["progress"]["rows"]

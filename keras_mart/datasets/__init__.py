@@ -135,8 +135,8 @@ def load(
             never changes.
         shuffle: by default `True` for train and `False` for the other splits.
         remainder: how to treat the examples after the last full batch. "drop" omits them, so that all batches have one
-            size; if the order changes, other examples are omitted in each epoch, and data of less than one batch are
-            not dropped. "keep" returns them as a smaller batch. By default "drop" for a shuffled train split, "keep"
+            size; if the order changes, other examples are omitted in each epoch. Data that do not fill a batch are
+            never dropped. "keep" returns them as a smaller batch. By default "drop" for a shuffled train split, "keep"
             otherwise.
         seed: an integer for the order and the augmentation.
         epoch: a function without arguments that returns the number of the epoch; it is called when an iteration begins.

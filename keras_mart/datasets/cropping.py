@@ -3,11 +3,10 @@
 import tensorflow as tf
 
 PADDING = 4  # pixels on each side, as in the CIFAR-10 recipe of MART, TRADES and AT
-CROPSHIFT = 10 / 32  # of the shorter side: most rows plus columns that `cropshift` removes (2301.09879)
-AREA, ASPECT = (
-    (0.08, 1.0),
-    (3 / 4, 4 / 3),
-)  # of a random resized crop: fraction of the image, width / height (1409.4842)
+# The largest number of rows and columns that `cropshift` removes, as a fraction of the shorter side (2301.09879).
+CROPSHIFT = 10 / 32
+# Bounds of a random resized crop: its fraction of the image's area, and width / height (1409.4842).
+AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
 def crop(images, seed, flip):
@@ -34,8 +33,8 @@ def crop(images, seed, flip):
 def cropshift(images, seed):
     """Crops each image at random, and pastes the crop at a random position of a zero image of the original size.
 
-    The number of removed rows and columns together is uniform from 0 to 10 (of 32), and so is the number of columns
-    among them. The positions of the crop in the image and of the paste are uniform too.
+    The total number of removed rows and columns is uniform from 0 to 10 (of 32), and the number of columns is uniform
+    from 0 to that total. The positions of the crop in the image and of the paste are uniform too.
 
     Args:
         images: [batch, height, width, channels] of any dtype.
@@ -70,7 +69,7 @@ def mirrored(images, seed):
 def cutout(images, seed):
     """Sets a square of half the shorter side to zero. Its centre is anywhere in the image, so a part may lie outside.
 
-    For images of 32 pixels its side is 16, as for CIFAR-10 in the paper; 8 to 16 of them are in the image.
+    For images of 32 pixels its side is 16, as for CIFAR-10 in the paper, of which 8 to 16 pixels are in the image.
 
     Args:
         images: [batch, height, width, channels] of any dtype.

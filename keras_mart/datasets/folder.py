@@ -23,7 +23,7 @@ class Folder:
             of their names.
 
     Raises:
-        ValueError: the folder does not exist, or its structure is another one.
+        ValueError: the folder does not exist, or has another structure.
     """
 
     def __init__(self, path):
@@ -51,7 +51,7 @@ class Folder:
                 )
 
     def fingerprint(self):
-        """Returns what identifies the data: the relative path, size and modification time of each file."""
+        """Returns values that identify the data: the relative path, size and modification time of each file."""
         found = []
         for part, files in self.files.items():
             stats = ((path, os.stat(path)) for path, _ in files)

@@ -87,9 +87,8 @@ def release_memory(images):
     array = images.stored if isinstance(images, LazyImages) else images
     while isinstance(array, np.ndarray) and isinstance(array.base, np.ndarray):
         array = array.base
-    if (
-        array is not None and isinstance(array.base, mmap.mmap) and not array.flags.writeable
-    ):  # a writable map could lose changes
+    # A writable map could lose changes.
+    if array is not None and isinstance(array.base, mmap.mmap) and not array.flags.writeable:
         array.base.madvise(mmap.MADV_DONTNEED)
 
 

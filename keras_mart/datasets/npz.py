@@ -64,8 +64,7 @@ def _memory_mapped(file, path, member):
         return np.zeros(shape, dtype)
     with open(path, "rb") as whole:
         whole.seek(member.header_offset + NAME_LENGTH)
-        lengths = np.frombuffer(
-            whole.read(LOCAL_HEADER - NAME_LENGTH), "<u2"
-        )  # of the name and of the extra field after it
+        # The lengths of the name and of the extra field after it.
+        lengths = np.frombuffer(whole.read(LOCAL_HEADER - NAME_LENGTH), "<u2")
     begin = member.header_offset + LOCAL_HEADER + int(lengths.sum()) + file.tell()
     return np.memmap(path, dtype, "r", begin, shape, "F" if is_fortran else "C")

@@ -17,7 +17,7 @@ ROTATION, SHEAR, TRANSLATION, RATIO, BITS = 30 / 360, 0.3, 0.45, 0.9, 4
 
 
 def ratios(saturation, brightness, contrast, sharpness):
-    """Changes of saturation, brightness, contrast and sharpness.
+    """Returns steps that change saturation, brightness, contrast and sharpness.
 
     Each argument is the (lowest, highest) ratio of a blend with an image without colour, light, contrast or edges.
     Saturation needs 1 or 3 channels. Contrast keeps the mean of each channel, where PIL and torchvision keep that of
@@ -37,19 +37,20 @@ def ratios(saturation, brightness, contrast, sharpness):
 
 
 def symmetric_ratios(strength):
-    """The steps of `ratios`, each with ratios from 1 - 0.9 strength to 1 + 0.9 strength."""
+    """Returns the steps of `ratios`, each with ratios from 1 - 0.9 strength to 1 + 0.9 strength."""
     return ratios(*[(1 - RATIO * strength, 1 + RATIO * strength)] * 4)
 
 
 def histograms():
-    """Autocontrast and equalisation, the latter image by image: Keras's layer treats a batch as one image."""
+    """Returns autocontrast and equalisation, the latter image by image: Keras's layer treats a batch as one image."""
     contrast, equalization = keras.layers.AutoContrast(**COLOUR), keras.layers.Equalization(**COLOUR)
     return [layer_step(contrast), lambda images, seed: tf.map_fn(equalization, images)]
 
 
 def quantisations(strength):
-    """Posterisation to fewer bits, 4 at the largest strength, and solarisation: inversion of values above a threshold.
+    """Returns posterisation and solarisation.
 
+    Posterisation keeps fewer bits, 4 at the largest strength; solarisation inverts values above a threshold.
     Keras's `Solarization` ignores the lower bound of its thresholds, and draws them from 0 on (3.15).
     """
 
@@ -62,18 +63,18 @@ def quantisations(strength):
 
 
 def shears(least, most):
-    """Shears along rows and along columns, by fractions of the image, with the upper left corner fixed."""
+    """Returns shears along rows and along columns, by fractions of the image, with the upper left corner fixed."""
     bounds = least, most
     return [layer_step(keras.layers.RandomShear(**{axis: bounds}, **SHAPE)) for axis in ("x_factor", "y_factor")]
 
 
 def rotation(most):
-    """A rotation by up to a fraction of the full circle."""
+    """Returns a rotation by up to a fraction of the full circle."""
     return layer_step(keras.layers.RandomRotation(most, **SHAPE))
 
 
 def geometric(strength):
-    """Rotation, shears and translations, filling with zeros."""
+    """Returns rotation, shears and translations, which fill with zeros."""
     most = strength * TRANSLATION
     translations = [keras.layers.RandomTranslation(*factors, **SHAPE) for factors in ((0.0, most), (most, 0.0))]
     return [rotation(strength * ROTATION), *shears(0.0, strength * SHEAR), *map(layer_step, translations)]

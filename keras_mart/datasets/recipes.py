@@ -14,7 +14,7 @@ AUGMIX_CHAINS, AUGMIX_DEPTH, AUGMIX_STRENGTH = 3, 3, 0.3
 
 
 def randaugment():
-    """Two of RandAugment's 14 operations, with strengths up to half of the largest (Cubuk et al., arXiv 1909.13719).
+    """Applies two of 14 operations, with strengths up to half of the largest (Cubuk et al., arXiv 1909.13719).
 
     `keras.layers.RandAugment` is not used: it draws two operations for a whole batch, computes all of them, rotates
     images by up to half a circle in one direction, and keeps 1 to 3 bits of a colour (3.15, its default factor).
@@ -31,7 +31,7 @@ def randaugment():
 
 
 def augmix():
-    """A mixture of the image and three chains of one to three of 9 operations (Hendrycks et al., arXiv 1912.02781).
+    """Mixes the image and three chains of one to three of 9 operations (Hendrycks et al., arXiv 1912.02781).
 
     The weights of the chains are Dirichlet(1, 1, 1), and that of the image is uniform. The paper's loss on three views
     of an image is not included. `keras.layers.AugMix` is not used: it draws its operations with Python's `random` when

@@ -48,7 +48,7 @@ class TFDSDataset:
         self.skip_decoding = {"image": tfds.decode.SkipDecoding()}
 
     def fingerprint(self):
-        """Returns what identifies the data: name, version, file format, and the size of each split."""
+        """Returns values that identify the data: name, version, file format, and the size of each split."""
         splits = [(name, self.info.splits[name].num_examples, self.info.splits[name].num_bytes) for name in self.splits]
         return self.info.full_name, self.has_random_access, splits
 

@@ -1,4 +1,4 @@
-"""Accuracy under attacks, computed stage by stage over a whole data set."""
+"""Accuracy under attacks, computed stage by stage over a whole dataset."""
 
 import numbers
 import os
@@ -64,7 +64,7 @@ def evaluate(
         stop_early: if `True`, each attack runs only on the examples classified correctly under all attacks before it.
             This saves time when only the worst case matters; an attack's row then counts the attacks before it too.
         seed: integer; the same seed gives the same table.
-        verbose: 0 for silence, 1 for a progress line, 2 for a line per round.
+        verbose: 0 for silent, 1 for a progress line, 2 for a line per round.
         state: folder in which each finished batch is saved. Called again with the same arguments (`batch_size` may
             differ), the evaluation resumes from there and ends with the same table.
         precision: "float32" evaluates a network of lower precision, such as mixed_bfloat16, through a copy that

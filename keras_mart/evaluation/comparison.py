@@ -1,13 +1,13 @@
-"""Several classifiers' evaluations side by side, as a table and in words."""
+"""Compares the evaluations of several classifiers, as a table and in sentences."""
 
 from keras_mart.evaluation.table import CUMULATIVE, WORST_CASE
 
 
 def side_by_side(tables):
-    """Text of several tables' accuracies, one row each, without the stages of compound attacks.
+    """Returns the accuracies of several tables as text, one row per table, without stages of compound attacks.
 
     Args:
-        tables: row name to `Table`; all with the same attacks.
+        tables: row name to `Table`; all must have the same attacks.
     """
     attacks = [name for name in next(iter(tables.values())).accuracy if "/" not in name]
     first = max(map(len, ["method", *tables]))
@@ -25,7 +25,7 @@ def conclusion(tables):
     """Returns two sentences on the worst case: which classifier is the most robust, and how certain that is.
 
     Args:
-        tables: name to `Table`; all with the same attacks.
+        tables: name to `Table`; all must have the same attacks.
     """
     best = max(tables, key=lambda name: tables[name][WORST_CASE])
     table, others = tables[best], [name for name in tables if name != best]

@@ -52,12 +52,12 @@ def first(data):
 
 
 def _are_arrays(data):
-    """Whether the data are (images, labels[, weights]) rather than, say, a list of two batches."""
+    """Returns whether the data are (images, labels[, weights]) rather than, say, a list of two batches."""
     return isinstance(data, (tuple, list)) and len(data) in (2, 3) and not isinstance(data[0], (tuple, list, Mapping))
 
 
 def _batches(data, limit=None):
-    """Yields (images, labels) batches as arrays, without indices and weights, `limit` examples in all at most."""
+    """Yields (images, labels) batches as arrays, without indices and weights, at most `limit` examples in all."""
     if limit is None and _is_endless(data):
         raise ValueError("Endless data need a `limit`. Received: a dataset that repeats forever.")
     if isinstance(data, keras.utils.PyDataset):  # iterating over one does not end by itself

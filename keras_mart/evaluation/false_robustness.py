@@ -70,7 +70,7 @@ def gradients(values):
     entries, examples = float(np.mean(flat == 0)), float(np.mean(np.all(flat == 0, axis=1)))
     return _check(
         "gradients_do_not_vanish", examples > ZERO_EXAMPLES or not np.isfinite(flat).all(),
-        f"gradient exactly 0: {entries:.1%} of all entries, {examples:.1%} of the examples in every entry",
+        f"gradient exactly 0 in {entries:.1%} of all entries, and in every entry of {examples:.1%} of the examples",
         "Where the gradient is 0, a gradient-based attack cannot move, and the accuracy under it means nothing. "
         "Rounding, thresholds and saturation cause this; attack a differentiable approximation (BPDA, Athalye et al.).",
     )  # fmt: skip

@@ -16,7 +16,7 @@ class Progress:
 
     Args:
         examples: number of examples.
-        verbose: 0 for silence, 1 or 2.
+        verbose: 0 for silent, 1 or 2.
     """
 
     def __init__(self, examples, verbose):

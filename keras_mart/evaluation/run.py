@@ -9,8 +9,8 @@ class Run:
     """The files of one run of one method.
 
     Training writes flags.cfg, history.csv, tensorboard/, best.keras, last.keras and checkpoints/; export writes
-    export/<version>/. The test set gives evaluation.json, best.npz and last.npz (each checkpoint's predictions),
-    diagnosis.json, gallery.npz, and evaluating/ while an evaluation is unfinished. These results belong to the
+    export/<version>/. Evaluation writes evaluation.json, best.npz and last.npz (each checkpoint's predictions), and
+    evaluating/ while it is unfinished; the report writes diagnosis.json and gallery.npz. These results belong to the
     checkpoints beside them: resumed training removes them.
 
     Args:

@@ -17,8 +17,8 @@ PART = re.compile(r"part-(\d+)-\d+\.npz")
 class State:
     """The folder of one evaluation.
 
-    It contains `arguments.json`, what is evaluated; `done.npz`, the results after the last finished round; and
-    `part-<round>-<row>.npz`, the finished batches of the current round. Every file is written atomically.
+    It contains `arguments.json`, the description of the evaluation; `done.npz`, the results after the last finished
+    round; and `part-<round>-<row>.npz`, the finished batches of the current round. Every file is written atomically.
 
     Args:
         path: str or path of the folder, created if missing.

@@ -193,21 +193,3 @@ def wilson(accuracy, examples):
     centre = (accuracy + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (accuracy * (1 - accuracy) + spread / 4)) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def side_by_side(tables):
-    """Returns the accuracies of several tables as text, one row per table, without stages of compound attacks.
-
-    Args:
-        tables: row name to `Table`; all must have the same attacks.
-    """
-    attacks = [name for name in next(iter(tables.values())).accuracy if "/" not in name]
-    first = max(map(len, ["method", *tables]))
-    widths = [max(len(attack), len("100.00%")) for attack in attacks]
-    lines = ["  ".join([f"{'method':<{first}}", *map("{:>{}}".format, attacks, widths)])]
-    for name, table in tables.items():
-        cells = [f"{table[attack]:>{width}.2%}" for attack, width in zip(attacks, widths, strict=True)]
-        lines.append("  ".join([f"{name:<{first}}", *cells]))
-    if any(table.stop_early for table in tables.values()):
-        lines.append(CUMULATIVE)
-    return "\n".join(lines)

@@ -10,13 +10,13 @@ import tensorflow as tf
 from keras_mart import distribution
 
 ON_NAN = ("stop", "skip")
-# Length of the record, and of its header: the number of steps left out, whether training has stopped, and the number of
-# the last step left out. The ranges of that step's data and the terms of its loss follow.
+# Length of the record, and of its header: the number of skipped steps, whether training has stopped, and the number of
+# the last skipped step. The ranges of that step's data and the terms of its loss follow.
 SIZE, HEADER = 32, 3
 
 
 class Guard:
-    """Records the last step that does not count in a variable, which is no weight, until the host asks for it."""
+    """Keeps a record of the last skipped step, in a variable that is not a weight, until the host asks for it."""
 
     def __init__(self):
         self._record = keras.Variable("zeros", (SIZE,), trainable=False, aggregation="only_first_replica", name="guard")
@@ -51,7 +51,7 @@ class Guard:
         return valid & finite & ~stopped_before, stopped
 
     def report(self):
-        """Prints which steps were left out since the last report.
+        """Prints which steps were skipped since the last report.
 
         Raises:
             FloatingPointError: a loss or gradient that is not finite has stopped training.
@@ -66,7 +66,7 @@ class Guard:
         text = f"{where}: {', '.join(f'{name} = {value:.6g}' for name, value in terms)}"
         others = f" (and {times - 1:.0f} before it)" if times > 1 else ""
         if not stopped or others:
-            print(f'Not finite, left out: "{text}"{others}', file=sys.stderr)
+            print(f'Not finite, skipped: "{text}"{others}', file=sys.stderr)
         highs = numbers[len(self._rules) :]
         for (message, lowest, highest), low, high in zip(self._rules, numbers, highs, strict=False):
             if not np.float32(lowest) <= low <= high <= np.float32(highest):
@@ -89,9 +89,8 @@ def revert_unless(counts, variables, compiled=lambda function: function):
         compiled: compiles a function of tensors into one program, where that pays.
     """
     variables = list({id(each): each for each in variables}.values())
-    with tf.control_dependencies(
-        [counts]
-    ):  # otherwise the copies are made early, and take memory during the whole step
+    # Without the dependency, the copies are made early, and take memory during the whole step.
+    with tf.control_dependencies([counts]):
         before = [tf.identity(each) for each in variables]
     yield
 

@@ -18,8 +18,9 @@ class Hyperparameter:
 
     A descriptor: write `gamma = Hyperparameter()` in the class and `self.gamma = 2.0` in the constructor. Inside a
     traced hook `self.gamma` is a float32 scalar tensor (int32 for an integer), elsewhere a Python number. Callbacks may
-    set it between epochs or steps. It is saved with the model's weights, and changed by `load_weights` and by whatever
-    else restores weights, such as `EarlyStopping`. A hyperparameter that the constructor sets to `None` stays `None`.
+    set it between epochs or steps. It is saved with the model's weights, and changed by `load_weights` and by anything
+    else that restores weights, such as `EarlyStopping`. A hyperparameter that the constructor sets to `None` stays
+    `None`.
 
     Args:
         rule: the condition on the number, as text that completes "must be ...".

@@ -1,9 +1,9 @@
 """The base class of all methods, and the one training step.
 
-A method is what its attack climbs (`attack_objective`) plus what its training descends (`training_loss`). A training
-step has three parts: `_compute_pass` (attack, forward passes, gradients; assigns nothing), `_all_reduce` (one message
-with everything that all replicas need), and `_apply_update` (assigns the new values if the step counts). With
-`accumulate` the first part processes the batch in several parts (`methods/parts.py`).
+A method defines the objective that its attack climbs (`attack_objective`) and the loss that its training descends
+(`training_loss`). A training step has three parts: `_compute_pass` (attack, forward passes, gradients; assigns
+nothing), `_all_reduce` (one message with everything that all replicas need), and `_apply_update` (assigns the new
+values if the step counts). With `accumulate` the first part processes the batch in several parts (`methods/parts.py`).
 """
 
 import contextlib
@@ -452,10 +452,10 @@ class AdversarialModel(keras.Model):
                 metrics require; "auto" is `True` on GPUs.
             on_nan: "stop" or "skip", how to treat a step whose loss or gradient is not finite. Such a step leaves
                 weights, optimizer, statistics, margins and metrics unchanged on all replicas. With "stop" all later
-                steps are left out too, and `fit` raises an error with the number of the step and the values of the
+                steps are skipped too, and `fit` raises an error with the number of the step and the values of the
                 loss's parts. This is checked after steps 1, 2, 4, 8, ... of an epoch and at its end, since a check of
                 every step would keep a GPU waiting. With "skip" training continues, and the same checks print which
-                steps were left out.
+                steps were skipped.
             accumulate: number of equal parts in which a step processes its batch (or each replica its share of it), one
                 after another, so that it needs the memory of only one part. There is still one update, by the mean
                 gradient of the whole batch, and results are the same up to rounding, except that BatchNormalization
@@ -711,7 +711,7 @@ def _check_adversary(model, epsilon_schedule, attack_mode, statistics):
 
 
 class _EpochCallback(keras.callbacks.Callback):
-    """Sets the model's `epoch`, from 0, and reports steps that were left out at the end of each epoch."""
+    """Sets the model's `epoch`, from 0, and at the end of each epoch reports the steps that were skipped."""
 
     def on_epoch_begin(self, epoch, logs=None):
         self.model.epoch.assign(epoch)

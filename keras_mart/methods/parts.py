@@ -19,7 +19,7 @@ def in_parts(compute, count, network, pairs=False):
         compute: function of a `Batch`, a seed, the result of the attack or `None`, weight offsets, and pairs of a
             variable and the tensor to read in its place; returns a `Pass`.
         count: number of parts.
-        network: a Keras model whose random layers, such as Dropout, shall draw different numbers in each part.
+        network: a Keras model whose random layers, such as Dropout, must draw different numbers in each part.
         pairs: whether the neighbours (0, 1), (2, 3), ... must stay in the same part.
     """
     if count == 1:

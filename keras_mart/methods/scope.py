@@ -1,4 +1,4 @@
-"""The scope in which a training step calls the network: collects what layers would assign, and assigns nothing."""
+"""The scope in which a training step calls the network: collects assignments of layers instead of making them."""
 
 import contextlib
 import threading

@@ -30,7 +30,7 @@ class WeightedModel(model.AdversarialModel):
 class PairingModel(WeightedModel):
     """Base class of methods that pair outputs, in the form of the MART paper ("mart") or their own ("original")."""
 
-    # Chosen by this package: the papers' weights are for other data sets.
+    # Chosen by this package: the papers' weights are for other datasets.
     default_beta = 0.5
 
     def __init__(

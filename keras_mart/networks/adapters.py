@@ -93,7 +93,7 @@ def with_classes(model: keras.Model, num_classes: int) -> keras.Model:
         num_classes: integer, at least 2.
 
     Raises:
-        ValueError: the number of classes differs and the last layer is no Dense layer; or as `logits_of`.
+        ValueError: the number of classes differs and the last layer is not a Dense layer; or as in `logits_of`.
     """
     bare = _without_squashing(model)
     network = _as_logits(bare, model)
@@ -221,7 +221,7 @@ def adapted(
         (network, list of sentences, one for each change).
 
     Raises:
-        ValueError: as the functions above.
+        ValueError: as in the functions above.
     """
     done, network = [], model
 

@@ -49,7 +49,7 @@ def load_torch(
     layer after a flattening are reordered to Keras's order of pixels and channels. Either all weights are loaded or
     none.
 
-    All that a file of weights does not contain must be equal: strides, padding, pooling, activations,
+    Everything that a file of weights does not contain must be equal: strides, padding, pooling, activations,
     BatchNormalization's epsilon (PyTorch's default is 1e-5, Keras's 1e-3) and a normalisation of the images. A
     difference shows in the accuracy: compare it with the published one. In training, PyTorch's running variance has the
     factor n / (n - 1), Keras's does not.

@@ -183,9 +183,8 @@ def write(path, tensors):
         parts = {"data.pkl": _pickled(tensors), "byteorder": b"little", "version": b"3\n"}
         parts |= {f"data/{number}": array.tobytes() for number, array in enumerate(tensors.values())}
         for name, data in parts.items():
-            archive.writestr(
-                zipfile.ZipInfo(f"archive/{name}"), data
-            )  # without a date, so that equal weights make equal files
+            # `ZipInfo` without the current date, so that equal weights make equal files.
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)
 
 
 def _pickled(tensors):

@@ -100,18 +100,18 @@ def _length(operation):
 def _output_positions(stand_in, inputs, given, output):
     """Returns the positions of the output of an operation without weights.
 
-    The operation is called on the positions themselves. If it only moves them into another shape, its result is the
-    positions of the output. If it computes new values in place, the positions stay the same.
+    The operation is called on the positions themselves. If it only rearranges them into another shape, its result is
+    the positions of the output. If it computes new values in place, the positions stay the same.
     """
     if not inputs or None in inputs[0].shape[1:]:
         return None
     before = _default_positions(inputs[0].shape[1:]) if given[0] is None else given[0]
     after, keeps_shape = _permuted(stand_in, before), output.shape == inputs[0].shape
-    is_one = all(_are_equal(each, given[0]) for each in given)
-    if after is not None and is_one and not keeps_shape:
+    all_equal = all(_are_equal(each, given[0]) for each in given)
+    if after is not None and all_equal and not keeps_shape:
         return None if np.array_equal(after, _default_positions(after.shape)) else after
     if after is None or np.array_equal(after, before):
-        if all(each is None for each in given) or (is_one and keeps_shape):
+        if all(each is None for each in given) or (all_equal and keeps_shape):
             return given[0]
     raise ValueError(
         "Values that a flattening or a permutation has moved must keep their positions until the next layer with "

@@ -43,7 +43,7 @@ class Parts:
             raise ValueError(f"`bn_momentum` must be at least 0 and below 1. Received: bn_momentum={self.bn_momentum}")
 
     def convolution(self, x, filters, kernel_size=3, strides=1, *, name):
-        """A convolution without bias, padded by (kernel_size - 1) / 2 on each side, or at stride 2 by `padding`."""
+        """Adds a convolution without bias, padded by (kernel_size - 1) / 2 on each side; at stride 2 by `padding`."""
         padding = "same"
         if strides != 1 and self.padding == "torch":
             padding = "valid"
@@ -55,11 +55,11 @@ class Parts:
         )(x)
 
     def normalised(self, x, *, name):
-        """BatchNormalization."""
+        """Adds BatchNormalization."""
         return BatchNormalization(momentum=self.bn_momentum, epsilon=BATCH_NORM_EPSILON, name=name)(x)
 
     def activated(self, x, *, name):
-        """BatchNormalization, which gets the name, and the activation."""
+        """Adds BatchNormalization, which gets the name, and the activation."""
         x = self.normalised(x, name=name)
         return layers.Activation(self.activation, name=name.replace("bn", self.activation))(x)
 
@@ -77,7 +77,7 @@ def stages(filters, blocks):
 
 
 def dense(x, units, *, kernel_initializer=None, bias_initializer=None, **kwargs):
-    """A dense layer, by default with PyTorch's initialisation."""
+    """Adds a dense layer, by default with PyTorch's initialisation."""
     fan_in = x.shape[-1]
     kernel_initializer = kernel_initializer or uniform(fan_in)
     bias_initializer = bias_initializer or uniform(fan_in)
@@ -85,7 +85,7 @@ def dense(x, units, *, kernel_initializer=None, bias_initializer=None, **kwargs)
 
 
 def logits(x, num_classes, **kwargs):
-    """The last layer."""
+    """Adds the last layer."""
     # In half precision, rounding would hide the differences that the losses compare.
     return dense(x, num_classes, dtype="float32", name="logits", **kwargs)
 

@@ -82,9 +82,8 @@ def wide_resnet(
 
     The stages have 16, 32 and 64 times `width` filters. A block is
     shortcut + conv(dropout(act(bn(conv(act(bn(x))))))). Its shortcut is x or, where the number of filters changes, a
-    strided 1x1 convolution of act(bn(x)).
-    Convolutions are initialised as normal(0, sqrt(2 / (k * k * filters))), the last layer's bias as 0 and its kernel
-    with PyTorch's default.
+    strided 1x1 convolution of act(bn(x)). Convolutions are initialised as normal(0, sqrt(2 / (k * k * filters))), the
+    last layer's bias as 0 and its kernel with PyTorch's default.
 
     - TRADES, MART: `wide_resnet(34, 10)`. Rice et al. (2002.11569): `wide_resnet(34, 10, normalisation="cifar10")`.
     - Gowal et al. (2010.03593, 2110.09468), Wang et al. (2302.04638): `wide_resnet(28, 10, activation="silu",

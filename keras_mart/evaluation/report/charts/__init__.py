@@ -1,1 +1,1 @@
-"""Charts as inline SVG, drawn for a screen of one width: text keeps its size, the page picks the width that fits."""
+"""Charts as inline SVG, drawn once per screen width, so that text keeps its size; the page shows the one that fits."""

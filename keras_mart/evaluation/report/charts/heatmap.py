@@ -13,7 +13,7 @@ LARGEST_CELL = 64
 LEFT, TOP, RIGHT = 46, 44, 6
 # Space for a long name beside the cells and, rotated, above them.
 NAME = 90
-# (share, opacity): a cell gets the opacity of the first level that reaches its share. There is none between 0.55 and
+# (share, opacity): a cell gets the opacity of the first level that reaches its share. No opacity is between 0.55 and
 # 0.9, where neither dark nor light text would be legible.
 LEVELS = ((0.02, 0.12), (0.05, 0.2), (0.1, 0.28), (0.2, 0.36), (0.35, 0.44), (0.6, 0.55), (0.85, 0.9), (1.0, 1.0))
 TEXT_TURNS = 0.7

@@ -14,7 +14,7 @@ PIXELATED = 96
 def picture(values, alt):
     """Returns the image element of [height, width, channels] values in [0, 1].
 
-    Unless there are three channels, their mean is shown in grey.
+    Unless there are three channels, the mean of the channels is shown in grey.
     """
     values = np.asarray(values, "float32")
     if values.shape[-1] != 3:

@@ -22,7 +22,7 @@ def gap(subjects):
 
 
 def _missing(subject):
-    """Returns the note on a missing attack; its command repeats the other attacks, as an evaluation replaces the last.
+    """Returns the note on a missing attack; its command repeats the others, since an evaluation replaces the last.
 
     Transfer attacks are left out, because they need --source.
     """
