@@ -141,7 +141,8 @@ def harden(
     settings = []
     with contextlib.nullcontext() if tf.distribute.has_strategy() else network.distribute_strategy.scope():
         if optimizer is None:
-            optimizer, text = _optimizer(learning_rate or LEARNING_RATE, epochs * _steps(train, batch_size))
+            rate = LEARNING_RATE if learning_rate is None else learning_rate
+            optimizer, text = _optimizer(rate, epochs * _steps(train, batch_size))
             settings.append(text)
         copy, done = _adapted_copy(network, shape, preprocessing)
         model = method(copy, attack, seed=seed, weight_average=weight_average, **arguments)
