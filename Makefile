@@ -40,7 +40,7 @@ compatibility:
 	$(PYTHON) tests/compatibility.py $(VERSIONS)
 
 # The paper's experiments (docs/reproduction.md). Each target resumes and skips finished runs.
-# Two CPU cores are enough for all except reproduce-cifar, which needs a GPU and is not part of `reproduce`.
+# Two CPU cores are enough for `reproduce`; reproduce-cifar, which is not part of it, needs a GPU.
 reproduce: reproduce-mnist reproduce-figures reproduce-unlabelled reproduce-large
 
 reproduce-cifar: .venv/installed

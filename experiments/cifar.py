@@ -2,12 +2,13 @@
 
 Paper: MART has the highest accuracy under FGSM, PGD-20 and CW with ResNet-18 (its white-box table).
 Ours: the official code's recipe (configs/cifar.cfg: ResNet-18, 120 epochs, a learning rate of 0.01 that drops at epochs
-75, 90 and 100) for Standard, AT, TRADES (beta 6, its own KL attack) and MART (beta 5), and the recipe that promises the
-most for its cost, AT for 30 epochs with a one-cycle learning rate (configs/cifar_at_onecycle.cfg: PreActResNet-18). All
-use mixed bfloat16 and one seed; MMA is left out. Of the 50,000 training images 5,000 are held out for validation every
-third epoch, which chooses the best checkpoint; the official code evaluates each epoch on the test set. The evaluation
-uses all 10,000 test images in float32, with the weights rounded to float16, as they are saved. 73 of the training and
-20 of the test images used here are JPEG copies; the latter change an accuracy by at most 0.2 points.
+75, 90 and 100) for Standard, AT, TRADES (beta 6, its own KL attack) and MART (beta 5), and, as a recipe with much
+robustness for its cost, AT for 30 epochs with a one-cycle learning rate (configs/cifar_at_onecycle.cfg:
+PreActResNet-18). All use mixed bfloat16 and one seed; MMA is left out. Of the 50,000 training images 5,000 are held out
+for validation every third epoch, which chooses the best checkpoint; the official code evaluates each epoch on the test
+set. The evaluation uses all 10,000 test images in float32, with the weights rounded to float16, as they are saved. 73
+of the training and 20 of the test images used here are JPEG copies; the latter change an accuracy by at most 0.2
+points.
 
     python -m experiments.cifar --dataset=npz:<path to cifar10.npz>
 

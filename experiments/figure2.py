@@ -22,7 +22,7 @@ from keras_mart.methods import MART
 FINDINGS = """Little of (a) to (c) appears at this scale. (a) Without the weight, without KL or without both,
 robustness stays within the spread of the seeds, and without KL natural accuracy is far higher. (b) CE instead of BCE
 costs nothing, and is ahead under APGD-T with every seed. BCE on natural images and KL in the attack both raise
-natural accuracy by much and lower the accuracy under PGD-20 by less than the intervals can resolve; the paper
+natural accuracy a lot and lower the accuracy under PGD-20 by less than the intervals can resolve; the paper
 expects the second, not the first. (c) The accuracy does not rise with the share: under PGD-20 it drops by a fraction
 of a point, under APGD-T it shows no trend.
 

@@ -4,8 +4,8 @@ Paper: the recipe for all methods (probably that of the same authors' earlier pa
 learning rate of 0.01 and 50 epochs, with epsilon 0.3.
 Ours: AT at that rate, for half as many steps as the white-box table's runs (about 850; the recipe has 21,500, with
 batches of 128), with their network, data and batches and a constant rate; and for 2 epochs with smaller epsilons. With
-all other settings of the table's runs: MART at ten times the rate, and AT and MART with Adam. The runs at three times
-the rate are the table's.
+the other settings of the table's runs, also MART at ten times the rate, and AT and MART with Adam. The runs at three
+times the rate are the table's.
 
     python -m experiments.start --dataset=npz:<path to mnist.npz>
 
@@ -20,8 +20,8 @@ to learn. At three times the rate it starts in the second epoch. At ten times th
 chance and stays there. Adam starts in the first epoch but is overtaken: after as many epochs of the same schedule,
 AT and MART are both far less robust with it than with SGD at three times the rate.
 
-With one seed each, these epochs are not exact. The rate was chosen by these validation accuracies of AT and MART;
-the other methods might do better with another rate."""
+With one seed each, the epochs at which learning starts are not exact. The rate was chosen by these validation
+accuracies of AT and MART; the other methods might do better with another rate."""
 RATE = 0.01  # the recipe's
 HIGHER_RATE = 0.1
 BALLS = (0.1, 0.2, 0.3)

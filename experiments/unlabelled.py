@@ -3,10 +3,10 @@
 Paper: with unlabelled images, labelled by a network that was trained on the labelled ones, MART becomes more robust
 than the other methods do (its last table, with CIFAR-10 and 500,000 images).
 Ours: MNIST and the recipe of the white-box table, one seed. Of the 6,000 labelled images 600 are held out for
-validation. A standard network trained on the others labels the remaining 54,000 images. Trainings with these take half
-of each batch from them, with the predicted labels or, for comparison, the true ones. All three trainings see the same
-number of images: without the additional images, the labelled ones are seen twice as often. A tenth of the additional
-images is drawn for each epoch, so about two thirds of them are ever seen.
+validation. A standard network trained on the other 5,400 labels the remaining 54,000 images. Trainings with these take
+half of each batch from them, with the predicted labels or, for comparison, the true ones. All three trainings see the
+same number of images: without the additional images, the labelled ones are seen twice as often. A tenth of the
+additional images is drawn for each epoch, so about two thirds of them are ever seen.
 
     python -m experiments.unlabelled --dataset=npz:<path to mnist.npz>
 
@@ -22,7 +22,7 @@ from keras_mart import datasets, serving
 FINDINGS = """No gain appears at this scale. The additional images do not help even with their true labels, so the
 predicted labels' errors are not the cause. The network trained only on the labelled images is hardly better on its
 training images than on others, and the networks trained with additional images are not better at all: after so few
-steps they lack training, not images.
+steps, they need more training rather than more images.
 
 Under AutoAttack both trainings with additional images are behind the one without by more than the choice of test
 images explains, but by no more than MART's seeds differ in the white-box table; here there is one seed. No other

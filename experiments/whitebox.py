@@ -6,7 +6,7 @@ training images, a tenth of which is held out for validation, for 10 epochs in b
 MART, one for the others. MART has beta 5 and TRADES 6; ALP and CLP are in the MART paper's forms, with this package's
 default beta of 0.5. MMA is in its own paper's form, not the MART paper's: each training image has its own epsilon, up
 to 0.45. All methods use SGD with a momentum of 0.9 and a weight decay of 0.0001, at three times the recipe's learning
-rate, since a run of this length does not get far at the recipe's (see the next section), and at a tenth of that in the
+rate, since a run of this length learns little at the recipe's (see the next section), and at a tenth of that in the
 last fifth of the epochs. Since 10 such epochs are few, AT, TRADES and MART are also trained for 30 ("longer"): at the
 same rate, with two seeds for TRADES and MART, and, since that rate turned out too high for such a long training, at the
 recipe's rate with one seed. Finally, they are trained for 10 epochs on all 60,000 images, a tenth of which is held out
@@ -29,7 +29,7 @@ as these test images can tell, and under AutoAttack level with AT and behind TRA
 
 With all images, training starts at the recipe's rate too (AT leaves chance within the first epoch, MART within the
 second), and 10 epochs bring all three methods to within two points of the paper's figures: AT and TRADES are above
-the paper's under PGD-20 and CW, MART some 1.3 points below. MART's lead of nearly two points in the paper is not
+the paper's under PGD-20 and CW, MART about 1.3 points below. MART's lead of nearly two points in the paper is not
 reproduced: AT, TRADES and MART are level under PGD-20 and under AutoAttack, as far as the test images can tell, with
 one seed each. Here AutoAttack lowers AT's accuracy the most, not MART's; that PGD-20 overestimates MART more than
 the others, as public reruns of the paper's networks show on CIFAR-10, appears only with 12,000 images.
@@ -40,8 +40,8 @@ bfloat16 is not the cause: continued from TRADES's last good checkpoint, 4 epoch
 lose accuracy, and in float32 at 0.03 the training drops to chance within an epoch (a diagnosis made once by hand,
 not among the results). The rows "longer at 0.03" therefore show that breakdown rather than the methods.
 
-We suspect these reasons for the distance to the paper: on 12,000 images, fewer images and steps; on all images, a
-fifth of the epochs. All methods except TRADES and MART have a single seed, and seeds differ by up to three points in
+We suspect these reasons for the difference from the paper: on 12,000 images, fewer images and steps; on all images,
+a fifth of the epochs. All methods except TRADES and MART have a single seed, and seeds differ by up to three points in
 the short trainings. MMA's lead among these may come from its larger epsilons, up to 0.45."""
 SEEDS = {"mart": (0, 1, 2), "trades": (0, 1, 2)}
 METHODS = ("standard", "at", "alp", "clp", "mma", "trades", "mart")
