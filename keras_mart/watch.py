@@ -178,12 +178,12 @@ class _Watch:
         self._broadcast("go")
 
     def _accept(self, link):
-        words = (link.wait(time.monotonic() + HEARTBEAT) or [""])[0].split()
-        if len(words) != 3 or words[0] != HELLO or words[2] != str(len(self.addresses)) or not words[1].isdigit():
+        fields = (link.wait(time.monotonic() + HEARTBEAT) or [""])[0].split()
+        if len(fields) != 3 or fields[0] != HELLO or fields[2] != str(len(self.addresses)) or not fields[1].isdigit():
             link.send(f"lost 0 has a cluster of {len(self.addresses)} workers")
             link.connection.close()
             return
-        worker = int(words[1])
+        worker = int(fields[1])
         if worker in self.links:
             self.links[worker].send(f"lost {worker} was started twice, or again")
         self.links[worker] = link

@@ -48,7 +48,7 @@ def same(one, other, tolerance=5e-7):
         np.testing.assert_allclose(left, right, atol=tolerance, rtol=0)
 
 
-def agree(case, scope=None, data=(), **arguments):
+def assert_equal_in_parts(case, scope=None, data=(), **arguments):
     """Fits with and without parts, and compares all variables and the metrics."""
     models, histories = [], []
     for accumulate in (1, PARTS):
@@ -62,31 +62,31 @@ def agree(case, scope=None, data=(), **arguments):
 
 @pytest.mark.parametrize("case", KINDS)
 def test_parts_equal_the_whole(case):
-    agree(case)
+    assert_equal_in_parts(case)
 
 
 def test_with_perturbed_and_averaged_weights():
-    agree("trades", options={"weight_perturbation": km.AWP(0.01), "weight_average": 0.9})
+    assert_equal_in_parts("trades", options={"weight_perturbation": km.AWP(0.01), "weight_average": 0.9})
 
 
 # XLA compiles slowly, and draws other random numbers than TensorFlow.
 @pytest.mark.parametrize("case", ["standard", *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[1:])])
 def test_compiled_by_xla(case):
-    agree(case, data=(X[:7], Y[:7]), jit_compile=True)
+    assert_equal_in_parts(case, data=(X[:7], Y[:7]), jit_compile=True)
 
 
 def test_eager():
-    agree("at", data=(X[:7], Y[:7]), run_eagerly=True)
+    assert_equal_in_parts("at", data=(X[:7], Y[:7]), run_eagerly=True)
 
 
 def test_two_replicas(two_replicas):
-    agree("mma", two_replicas.scope)
+    assert_equal_in_parts("mma", two_replicas.scope)
 
 
 def test_a_part_that_is_not_finite_skips_the_whole_step():
     weights = WEIGHTS.copy()
     weights[9] = np.nan
-    agree("mart", data=(X, Y, weights), on_nan="skip")
+    assert_equal_in_parts("mart", data=(X, Y, weights), on_nan="skip")
 
 
 def test_float16_scales_its_loss():

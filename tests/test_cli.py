@@ -610,8 +610,8 @@ def test_networks_of_recipes(monkeypatch):
     rules.check()
     options = {"activation": "silu", "bn_momentum": 0.99, "padding": "same", "normalisation": "cifar10"}
     assert build.network().to_json() == build.zoo.wide_resnet(10, 1, **options).to_json()
-    for name, taken in (("preact_resnet18", [*recipe, "--shortcut=3x3"]), ("vit_tiny", ["--depth=1", "--width=6"])):
-        parse(f"--network={name}", *taken)
+    for name, options in (("preact_resnet18", [*recipe, "--shortcut=3x3"]), ("vit_tiny", ["--depth=1", "--width=6"])):
+        parse(f"--network={name}", *options)
         rules.check()
         assert build.network().name == name
     parse("--network=resnet", "--depth=34", "--normalisation=cifar100")

@@ -56,12 +56,12 @@ def test_a_step_descends_the_loss(normalisation, jit_compile, monkeypatch):
     adversarial, _ = model.perturb(x, tf.constant(Y), model._seed(0, model.step))
     nearby = model.attack.threat.sample(x, None)
     before = [np.array(each, "float64") for each in model.trainable_variables]
-    told = model.fit(X, Y, batch_size=8, shuffle=False, verbose=0).history["loss"][0]
+    reported = model.fit(X, Y, batch_size=8, shuffle=False, verbose=0).history["loss"][0]
     gradient = [old - new for old, new in zip(before, model.trainable_variables, strict=True)]
 
     x, adversarial, nearby = (tf.cast(each, "float64") for each in (x, adversarial, nearby))
     held = image_gradient(before, x)
-    assert told == pytest.approx(loss(before, adversarial, nearby, held), rel=1e-5)
+    assert reported == pytest.approx(loss(before, adversarial, nearby, held), rel=1e-5)
     random = np.random.default_rng(0)
     for number, each in enumerate(before):
         direction = random.normal(size=each.shape)

@@ -92,16 +92,16 @@ sys.stderr.write("no end of line")
 
 
 @pytest.mark.parametrize(
-    ("end", "status", "words"),
+    ("end", "status", "message"),
     [
         ("sys.exit(3)", 3, "worker 1 failed with exit status 3"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", 139, "worker 1 was killed by SIGSEGV"),
     ],
 )
-def test_if_one_worker_fails_the_others_are_stopped(end, status, words):
+def test_if_one_worker_fails_the_others_are_stopped(end, status, message):
     result = run(f"time.sleep(60) if me != 1 else {end}", workers=3)
     assert result[0] == status
-    assert words in result[2]
+    assert message in result[2]
     assert result[3] < 10
 
 

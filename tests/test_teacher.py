@@ -34,16 +34,16 @@ def test_hat_labels_its_helper_with_the_teachers_prediction_for_the_adversarial_
     helper = X + 2 * (X[::-1] - X)
     assert helper.min() < 0  # the helper is not clipped
     np.testing.assert_allclose(seen[-1], helper, atol=1e-6)
-    told = np.argmax(teacher()(X[::-1]), axis=1)
+    target = np.argmax(teacher()(X[::-1]), axis=1)
     expected = losses.trades(Y, given.natural, given.adversarial, 2.5)
-    expected += 0.5 * losses.cross_entropy(told, model(helper, training=False))
+    expected += 0.5 * losses.cross_entropy(target, model(helper, training=False))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_rslad_follows_the_teacher_on_natural_images_and_ignores_labels():
     model = build("rslad")
-    given, told = outputs(model), teacher()(X)
-    divergences = losses.kl_divergence(told, given.natural), losses.kl_divergence(told, given.adversarial)
+    given, target = outputs(model), teacher()(X)
+    divergences = losses.kl_divergence(target, given.natural), losses.kl_divergence(target, given.adversarial)
     np.testing.assert_allclose(model.training_loss(None, given), divergences[0] / 6 + 5 * divergences[1] / 6, rtol=1e-5)
     climbed = model.attack_objective(tf.constant(X), None)(given.perturbed)
     np.testing.assert_allclose(climbed, divergences[1], rtol=1e-4)
