@@ -12,7 +12,7 @@ _held = None  # (the real stderr, the file of held-back messages), while they ar
 def by_command_line():
     """Returns whether the program is `keras-mart` or `python -m keras_mart.main`, without --verbosity."""
     program = "keras_mart.main" in sys.orig_argv or os.path.basename(sys.argv[0]) == "keras-mart"
-    return program and not any("-verbosity" in argument for argument in sys.argv)
+    return sys.stderr is not None and program and not any("-verbosity" in argument for argument in sys.argv)
 
 
 def hold():

@@ -2,10 +2,12 @@
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -36,11 +38,13 @@ from keras_mart import (
 )
 from keras_mart.cli import build, flags, help, optimizer, rules, saving, workdir
 from keras_mart.cli.flags import FLAGS
+from keras_mart.cli.train import EpochLines
 from keras_mart.evaluation import Table, state
 from keras_mart.evaluation.record import attack as parameters
 from keras_mart.methods import METHODS, model
 
 NEEDY = ("mma", "hat", "rslad")  # methods with a required flag
+PACKAGE = pathlib.Path(cli.__file__).parents[1]
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 TRAIN, TEST, CLASSES = 40, 12, 3
 VALIDATION = TRAIN // 10
@@ -400,6 +404,45 @@ def test_files_of_the_report(run):
     with np.load(run / "gallery.npz") as gallery:
         assert gallery["images"].shape == gallery["adversarial"].shape
         assert np.max(np.abs(gallery["images"] - gallery["adversarial"])) <= 8 / 255 + 1e-6
+
+
+def test_steps_and_the_time_left_are_printed(tiny, tmp_path):
+    result = command(*tiny, f"--workdir={tmp_path / 'run'}", "--epochs=3", "--method=standard", "--attacks=")
+    steps = [line[:5] for line in result.out.splitlines() if line.startswith("[")]
+    assert steps == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"], result.err
+    epochs = re.findall(r"^Epoch (\d)/3 - [\d.]+s( - \d+:\d\d:\d\d left)? - loss: .* - val_loss", result.out, re.M)
+    assert [(epoch, bool(left)) for epoch, left in epochs] == [("1", True), ("2", True), ("3", False)]
+
+
+def test_the_last_lines_are_the_result(finished):
+    path, result = finished
+    *_, heading, rule, row, blank, conclusion, certainty, space, report = result.out.splitlines()
+    assert heading.startswith("Best checkpoints on the test set")
+    assert rule.startswith("method") and row.startswith("mart") and blank == space == ""
+    assert conclusion.startswith("mart classifies ") and certainty.startswith("Stronger attacks")
+    assert report == f"Report: {path / 'report.html'}"
+
+
+def test_tensorflow_starts_in_silence():
+    """What it writes is shown only where the program ends before it has started."""
+    python = functools.partial(subprocess.run, capture_output=True, text=True)
+    quiet = python([sys.executable, "-m", "keras_mart.main", "--helpshort"], cwd=pathlib.Path(__file__).parents[1])
+    assert quiet.stdout and not quiet.stderr
+    ended = python(
+        [sys.executable, "-c", "import startup; startup.hold(); raise SystemExit('no TensorFlow')"], cwd=PACKAGE
+    )
+    assert ended.stderr == "no TensorFlow\n"
+
+
+def test_on_a_terminal_the_time_left_stands_above_the_progress_bar(monkeypatch, capsys):
+    lines = EpochLines(2)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    lines.on_train_begin()
+    lines.on_epoch_begin(0)
+    lines.on_epoch_end(0, {"loss": 1.0})  # here the bar is not finished
+    assert capsys.readouterr().out == ""
+    lines.on_epoch_begin(1)
+    assert capsys.readouterr().out == "0:00:00 left\n"
 
 
 def test_export_only(run):

@@ -71,7 +71,7 @@ def _fit(model, saver, directory):
 
 
 class EpochLines(keras.callbacks.Callback):
-    """Prints a line after each epoch: the time that is left, and the metrics where Keras's progress bar has not."""
+    """Prints the time left: on a terminal above Keras's progress bar, elsewhere in a line per epoch with its logs."""
 
     def __init__(self, epochs):
         super().__init__()
@@ -80,17 +80,23 @@ class EpochLines(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self.ends = [time.perf_counter()]
 
+    def on_epoch_begin(self, epoch, logs=None):
+        if sys.stdout.isatty() and len(self.ends) > 1:
+            print(self._left(epoch))
+
     def on_epoch_end(self, epoch, logs=None):
         self.ends.append(time.perf_counter())
-        # The first epoch includes compiling.
-        paced = self.ends[1:] if len(self.ends) > 2 else self.ends
-        left = round((self.epochs - epoch - 1) * (paced[-1] - paced[0]) / (len(paced) - 1))
-        line = f"Epoch {epoch + 1}/{self.epochs} - {self.ends[-1] - self.ends[-2]:.1f}s"
-        if epoch + 1 < self.epochs:
-            line += f" - {datetime.timedelta(seconds=left)} left"
         if not sys.stdout.isatty():
-            line += "".join(f" - {name}: {value:.4g}" for name, value in logs.items())
-        print(line, flush=True)
+            parts = [f"Epoch {epoch + 1}/{self.epochs}", f"{self.ends[-1] - self.ends[-2]:.1f}s"]
+            parts += [self._left(epoch + 1)] if epoch + 1 < self.epochs else []
+            print(" - ".join([*parts, *(f"{name}: {value:.4g}" for name, value in logs.items())]), flush=True)
+
+    def _left(self, done):
+        """Returns the time left after `done` epochs."""
+        # Without the first epoch, which includes compiling, as soon as there is another.
+        paced = self.ends[1:] if len(self.ends) > 2 else self.ends
+        pace = (paced[-1] - paced[0]) / (len(paced) - 1)
+        return f"{datetime.timedelta(seconds=round((self.epochs - done) * pace))} left"
 
 
 def _end_epoch(model, epoch, validation, callbacks):
