@@ -12,7 +12,7 @@ from keras_mart.evaluation.table import QUANTILE, wilson
 EXPLANATION = """Accuracies are percentages of the test images, which were drawn at random and are the same for all
 runs; the last row of a table gives their number. Differences are in percentage points. `95.20 [94.2, 96.1]` is one
 run with its 95% Wilson interval, which covers the choice of test images. `95.20 (94.85 to 95.60)` is the mean of
-several runs with different seeds, with the lowest and the highest of them, which shows how much trainings differ.
+several runs with different seeds, with the lowest and the highest of them, which show how much trainings differ.
 Differences are between runs with the same seed. Their 95% intervals compare image by image (Agresti and Min's
 method, applied to the mean over the seeds) and do not cover the variation between trainings. Networks and attacks
 ran in the precision of the training; between 0.5 and 1, bfloat16 represents grey values in steps of 0.0039, an

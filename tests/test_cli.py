@@ -773,7 +773,7 @@ WRONG = [
     ("--dataset=digit", "A dataset must be one of digits, tfds:<name>", "'digits'"),
     ("--start=unifrm", "`start` must be one of", "Did you mean 'uniform'?"),
     ("--mode=serve", "`mode` must be one of train, evaluate, report, export", "'serve'"),
-    ("--mode=", "--mode", "at least 1", "Received: ''"),
+    ("--mode=", "--mode", "1 or more values", "Received: ''"),
     ("--bta=6", "Unknown command line flag 'bta'"),
     ("--flagfile=none.cfg", "Unable to open flagfile", "none.cfg"),
     ("evaluate", "Arguments must be flags", "Received: evaluate"),
