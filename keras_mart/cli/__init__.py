@@ -13,7 +13,7 @@ from keras_mart.cli import build, flags, help, parsers, rules, workdir
 from keras_mart.cli.evaluate import evaluate_run
 from keras_mart.cli.export import export_run
 from keras_mart.cli.flags import FLAGS
-from keras_mart.cli.report import check_run, write_report
+from keras_mart.cli.report import check_runs, write_report
 from keras_mart.cli.stopping import STATUS, Stopped, say
 from keras_mart.cli.train import train
 from keras_mart.evaluation.comparison import conclusion, side_by_side
@@ -114,8 +114,7 @@ def _main(argv):
         for method, directory in steps(directories.items()):
             tables[method] = evaluate_run(directory, strategy)["best"]
     if "report" in FLAGS.mode and is_chief:
-        for directory in steps(directories.values()):
-            check_run(directory)
+        check_runs(steps(directories.values()))
     if "export" in FLAGS.mode and is_chief:
         for directory in steps(directories.values()):
             export_run(directory)

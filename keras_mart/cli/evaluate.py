@@ -26,13 +26,14 @@ def evaluate_run(directory, strategy):
     is_chief = distribution.is_chief(strategy)
     with _locked(directory) if is_chief else contextlib.nullcontext():
         for which, model in models.items():
+            if which == "last":
+                print()
             if which == "last" and weights["best"] == weights["last"]:
-                print("\nThe last checkpoint is the best.")
+                print("The last checkpoint is the best.")
                 tables[which] = tables["best"]
                 continue
             name = FLAGS.model or f"{which} checkpoint"
-            lead = "" if which == directory.checkpoint_names[0] else "\n"
-            print(f"{lead}{directory.path}: {name} on the test set, {build.ball()}", flush=True)
+            print(f"{directory.path}: {name} on the test set, {build.ball()}", flush=True)
             tables[which] = evaluate(
                 model, test, attacks, stop_early=FLAGS.stop_early, verbose=verbosity(attacks),
                 state=directory.evaluating / which, class_names=build.class_names(),

@@ -14,14 +14,15 @@ from keras_mart.evaluation.precision import with_precision
 IMAGES = 4
 
 
-def check_run(directory):
-    """Writes the checks for false robustness and the examples of the gallery to the run directory, for the report."""
+def check_runs(directories):
+    """Writes the checks for false robustness and the examples of the gallery to each run directory, for the report."""
     images, labels = build.test_data(FLAGS.checked_examples)
-    network = network_of(build.loaded(directory, "best"))
-    model = with_precision(network, build.evaluation_options()["precision"])
-    _check(directory, model, images, labels)
     first = slice(build.evaluation_batch_size())
-    _save_gallery(directory, model, images[first], labels[first])
+    for directory in directories:
+        network = network_of(build.loaded(directory, "best"))
+        model = with_precision(network, build.evaluation_options()["precision"])
+        _check(directory, model, images, labels)
+        _save_gallery(directory, model, images[first], labels[first])
 
 
 def write_report(directories, root):

@@ -36,9 +36,8 @@ def conclusion(tables):
     )
     if others:
         result += ", " + ", ".join(f"{name} {tables[name][WORST_CASE]:.2%}" for name in others)
-    certainty = "Stronger attacks can only lower these figures."
     close = [name for name in others if tables[name].intervals[WORST_CASE][1] >= low]
-    if close:
-        names = " and ".join([best, *close])
-        certainty = f"The intervals of {names} overlap, so their order may be chance; s{certainty[1:]}"
-    return f"{result}.\n{certainty}"
+    bound = "stronger attacks can only lower these figures."
+    if not close:
+        return f"{result}.\n{bound.capitalize()}"
+    return f"{result}.\nThe intervals of {' and '.join([best, *close])} overlap, so their order may be chance; {bound}"
