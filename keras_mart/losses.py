@@ -65,7 +65,8 @@ def hard(labels: ArrayLike) -> Tensor:
     labels = ops.convert_to_tensor(labels)
     if are_soft(labels):
         return ops.argmax(labels, axis=-1)
-    return ops.reshape(ops.cast(labels, "int32"), (-1,))
+    labels = ops.cast(labels, "int32")
+    return labels if len(labels.shape) == 1 else ops.reshape(labels, (-1,))
 
 
 def smoothed(labels: ArrayLike, classes: int, smoothing: Scalar) -> Tensor:
@@ -82,14 +83,19 @@ def shares(labels: ArrayLike, classes: int) -> Tensor:
     return ops.cast(labels, "float32") if are_soft(labels) else ops.one_hot(hard(labels), classes, dtype="float32")
 
 
-def _at_label(labels, values):
-    """Returns the [batch] entries of [batch, classes] values at the labels; for soft labels the weighted mean."""
-    return ops.sum(shares(labels, ops.shape(values)[-1]) * values, axis=-1)
+def _one_hot(labels, logits):
+    """Returns [batch, classes]: 1 at the label, for soft labels at the class with the largest share, and 0 elsewhere."""
+    return shares(hard(labels), logits.shape[-1])
 
 
-def _without_label(labels, logits):
+def _mean(label_shares, values):
+    """Returns the [batch] means of [batch, classes] values, weighted by shares of the same shape."""
+    return ops.sum(label_shares * values, axis=-1)
+
+
+def _without(one_hot, logits):
     """Returns the [batch, classes] logits with that of the label lowered, so that it is never the maximum."""
-    return logits - EXCLUDED * shares(hard(labels), ops.shape(logits)[-1])
+    return logits - EXCLUDED * one_hot
 
 
 def cross_entropy(labels: ArrayLike, logits: ArrayLike) -> Tensor:
@@ -107,7 +113,7 @@ def cross_entropy(labels: ArrayLike, logits: ArrayLike) -> Tensor:
     if not are_soft(ops.convert_to_tensor(labels)):
         return value
     logits = _float32(logits)
-    return value + _at_label(hard(labels), logits) - _at_label(labels, logits)
+    return value + _mean(_one_hot(labels, logits), logits) - _mean(shares(labels, logits.shape[-1]), logits)
 
 
 def margin(labels: ArrayLike, logits: ArrayLike) -> Tensor:
@@ -115,8 +121,9 @@ def margin(labels: ArrayLike, logits: ArrayLike) -> Tensor:
 
     The objective of Carlini and Wagner (arXiv 1608.04644, f_6), without its confidence offset.
     """
-    labels, logits = hard(labels), _float32(logits)
-    return ops.max(_without_label(labels, logits), axis=-1) - _at_label(labels, logits)
+    logits = _float32(logits)
+    label = _one_hot(labels, logits)
+    return ops.max(_without(label, logits), axis=-1) - _mean(label, logits)
 
 
 def soft_margin(labels: ArrayLike, logits: ArrayLike) -> Tensor:
@@ -124,8 +131,9 @@ def soft_margin(labels: ArrayLike, logits: ArrayLike) -> Tensor:
 
     MMA (arXiv 1812.02637, equation 8) searches for its zero by bisection.
     """
-    labels, logits = hard(labels), _float32(logits)
-    return ops.logsumexp(_without_label(labels, logits), axis=-1) - _at_label(labels, logits)
+    logits = _float32(logits)
+    label = _one_hot(labels, logits)
+    return ops.logsumexp(_without(label, logits), axis=-1) - _mean(label, logits)
 
 
 def dlr(labels: ArrayLike, logits: ArrayLike) -> Tensor:
@@ -168,7 +176,7 @@ def targeted_dlr(labels: ArrayLike, logits: ArrayLike, targets: ArrayLike) -> Te
 def logit_difference(labels: ArrayLike, logits: ArrayLike, targets: ArrayLike) -> Tensor:
     """Computes the logit difference of target and label, z_t - z_y: zero at the boundary between the two classes."""
     logits = _float32(logits)
-    return _at_label(targets, logits) - _at_label(hard(labels), logits)
+    return _mean(_one_hot(targets, logits), logits) - _mean(_one_hot(labels, logits), logits)
 
 
 def kl_divergence(natural: ArrayLike, adversarial: ArrayLike) -> Tensor:
@@ -190,16 +198,17 @@ def boosted_cross_entropy(labels: ArrayLike, adversarial: ArrayLike) -> Tensor:
     unnecessary.
     """
     probabilities = ops.softmax(_float32(adversarial))
-    top = ops.argmax(probabilities, axis=-1)
-    first, second = _at_label(top, probabilities), ops.max(_without_label(top, probabilities), axis=-1)
-    share = _at_label(top, shares(labels, ops.shape(probabilities)[-1]))
+    top = _one_hot(probabilities, probabilities)
+    first, second = _mean(top, probabilities), ops.max(_without(top, probabilities), axis=-1)
+    share = _mean(top, shares(labels, probabilities.shape[-1]))
     boost = (1.0 - share) * ops.log(BOOST_OFFSET - first) + share * ops.log(BOOST_OFFSET - second)
     return cross_entropy(labels, adversarial) - boost
 
 
 def misclassification_weight(labels: ArrayLike, natural: ArrayLike) -> Tensor:
     """Computes MART's weight: 1 - p_y, near 1 for a misclassified example; for soft labels 1 - sum of t_k p_k."""
-    return 1.0 - _at_label(labels, ops.softmax(_float32(natural)))
+    probabilities = ops.softmax(_float32(natural))
+    return 1.0 - _mean(shares(labels, probabilities.shape[-1]), probabilities)
 
 
 def mart(labels: ArrayLike, natural: ArrayLike, adversarial: ArrayLike, beta: Scalar) -> Tensor:
@@ -353,7 +362,7 @@ def weighted_pair_distance(
         natural, adversarial: [batch, classes] logits z, z'.
         class_means: [classes, classes], for each label a row m that sums to 1.
     """
-    label_shares = shares(labels, ops.shape(natural)[-1])
+    label_shares = shares(labels, class_means.shape[-1])
     mixture = ops.matmul(label_shares, class_means)
     difference = _float32(natural) - _float32(adversarial)
     centred = difference - ops.sum(mixture * difference, axis=-1, keepdims=True)
