@@ -84,7 +84,7 @@ def shares(labels: ArrayLike, classes: int) -> Tensor:
 
 
 def _one_hot(labels, logits):
-    """Returns [batch, classes]: 1 at the label, 0 elsewhere; the label of soft labels is the class of the largest share."""
+    """Returns [batch, classes]: 1 at the label, 0 elsewhere. Of soft labels the largest share counts as the label."""
     return shares(hard(labels), logits.shape[-1])
 
 
