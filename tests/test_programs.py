@@ -7,6 +7,7 @@ import sys
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from agreement import replace_random_numbers
 from conftest import conv_network, images_and_labels
@@ -76,9 +77,6 @@ model.fit(load("train"), validation_data=load("validation"), epochs=2, verbose=0
 
 
 EVALUATION = """
-import sys
-import keras, numpy as np
-import keras_mart as km
 from keras_mart.attacks import autoattack, inference, square
 
 square.ROUND = 4
@@ -97,18 +95,22 @@ assert left[0] > left[-1] > 8 and left[-1] % 4, left  # fewer batches, and an in
 """
 
 
-def programs(code, folder):
-    """Returns the number of programs that XLA compiles for some code, which is given the folder."""
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """Returns how many programs XLA compiles for each of the two, which run in one process."""
+    folder = tmp_path_factory.mktemp("programs")
+    count = "import glob; print('programs', len(glob.glob(f'{sys.argv[1]}/xla_compile_cache*')))"
     cache = {"TF_XLA_FLAGS": f"--tf_xla_persistent_cache_directory={folder}", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-c", code, str(folder)]
+    command = [sys.executable, "-c", "\n".join([PROGRAMS, count, EVALUATION, count]), str(folder)]
     ran = subprocess.run(command, env={**os.environ, **cache}, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    return sum(path.name.startswith("xla_compile_cache") for path in folder.iterdir())
+    first, both = map(int, re.findall(r"^programs (\d+)", ran.stdout, re.M))
+    return first, both - first
 
 
-def test_one_program_for_training_one_for_validation_and_one_for_each_attack(tmp_path):
-    assert programs(PROGRAMS, tmp_path) == 5  # these four, and the network on the adversarial images
+def test_one_program_for_training_one_for_validation_and_one_for_each_attack(programs):
+    assert programs[0] == 5  # these four, and the network on the adversarial images
 
 
-def test_one_program_for_each_stage_of_an_evaluation_and_one_for_predictions(tmp_path):
-    assert programs(EVALUATION, tmp_path) == 4 + 1
+def test_one_program_for_each_stage_of_an_evaluation_and_one_for_predictions(programs):
+    assert programs[1] == 4 + 1

@@ -112,11 +112,7 @@ def test_the_step_written_plainly_is_the_methods_own(monkeypatch):
         assert np.allclose(value, plain, atol=1e-5) and not np.array_equal(plain, start)
 
 
-def test_methods_of_ones_own_run(monkeypatch):
-    """As they stand there, on two small batches."""
-    load = km.datasets.load
-    small = lambda *args, **options: load(*args, **{**options, "batch_size": 8}).take(2)  # noqa: E731
-    monkeypatch.setattr(km.datasets, "load", small)
+def test_methods_of_ones_own_run(small):
     names = {}
     for example in examples("docs/methods.md"):
         exec(example, names)

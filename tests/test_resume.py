@@ -29,8 +29,7 @@ CASES = {
     ],
     # A network of the zoo, margins, and an optimizer with more state.
     "mma": [
-        "--network=wide_resnet", "--depth=10", "--width=1", "--max_epsilon=0.2", "--bisection_steps=2",
-        "--optimizer=adam", "--decay_epochs=3",
+        "--network=small_cnn", "--max_epsilon=0.2", "--bisection_steps=2", "--optimizer=adam", "--decay_epochs=3",
     ],
     "standard": ["--network={data}/network.keras"],
 }  # fmt: skip

@@ -91,7 +91,7 @@ def revert_unless(counts, variables, compiled=lambda function: function):
     variables = list({id(each): each for each in variables}.values())
     # Without the dependency, the copies are made early, and take memory during the whole step.
     with tf.control_dependencies([counts]):
-        before = [tf.identity(each) for each in variables]
+        before = [tf.convert_to_tensor(each) for each in variables]
     yield
 
     def chosen(counts, after, before):
