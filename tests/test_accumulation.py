@@ -12,10 +12,10 @@ import keras_mart as km
 from keras_mart import randomness
 from keras_mart.methods import METHODS
 
-EXAMPLES, SHAPE = 22, (6, 6, 1)
+EXAMPLES, SHAPE = 14, (6, 6, 1)
 X, Y = images_and_labels(EXAMPLES)
 WEIGHTS = np.linspace(0, 2, EXAMPLES)
-# Batches of 8, 8 and 6: three parts of 3 or 2, the last one padded; of 4, 4 and none if pairs stay together.
+# Batches of 8 and 6: three parts of 3 or 2, the last one padded; of 4, 4 and none if pairs stay together.
 BATCH, PARTS = 8, 3
 
 
@@ -43,21 +43,21 @@ def fit(model, x=X, y=Y, weights=WEIGHTS, batch=BATCH, **arguments):
     return model.fit(x, y, batch_size=batch, **arguments).history
 
 
-def same(one, other, tolerance=5e-7):
+def same(one, other, tolerance=2e-6):
     for left, right in zip(one.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_allclose(left, right, atol=tolerance, rtol=0)
 
 
 def assert_equal_in_parts(case, scope=None, data=(), **arguments):
-    """Fits with and without parts, and compares all variables and the metrics."""
+    """Fits with parts, and without them in eager execution, and compares all variables and the metrics."""
     models, histories = [], []
     for accumulate in (1, PARTS):
         with scope() if scope else tf.name_scope(""):
-            models.append(build(case, accumulate, **arguments))
+            models.append(build(case, accumulate, **{"run_eagerly": accumulate == 1, **arguments}))
         histories.append(fit(models[-1], *data))
     same(*models)
     for name, values in histories[0].items():
-        assert histories[1][name] == pytest.approx(values, abs=1e-6), name
+        assert histories[1][name] == pytest.approx(values, abs=5e-6), name
 
 
 @pytest.mark.parametrize("case", KINDS)
@@ -72,7 +72,7 @@ def test_with_perturbed_and_averaged_weights():
 # XLA compiles slowly, and draws other random numbers than TensorFlow.
 @pytest.mark.parametrize("case", ["standard", *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[1:])])
 def test_compiled_by_xla(case):
-    assert_equal_in_parts(case, data=(X[:7], Y[:7]), jit_compile=True)
+    assert_equal_in_parts(case, data=(X[:7], Y[:7]), jit_compile=True, run_eagerly=False)
 
 
 def test_eager():
@@ -85,14 +85,14 @@ def test_two_replicas(two_replicas):
 
 def test_a_part_that_is_not_finite_skips_the_whole_step():
     weights = WEIGHTS.copy()
-    weights[9] = np.nan
+    weights[4] = np.nan
     assert_equal_in_parts("mart", data=(X, Y, weights), on_nan="skip")
 
 
 def test_float16_scales_its_loss():
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        models = [build("at", accumulate) for accumulate in (1, PARTS)]
+        models = [build("at", accumulate, run_eagerly=accumulate == 1) for accumulate in (1, PARTS)]
     finally:
         keras.config.set_dtype_policy("float32")
     for model in models:
@@ -139,7 +139,7 @@ class Noise(keras.layers.Layer):
 def test_parts_draw_different_numbers_and_seeds_advance_as_without_parts():
     layers = [Noise(), Noise()]
     for accumulate, layer in zip((1, 2), layers, strict=True):
-        fit(build("mart", accumulate, [layer]), X[:8], Y[:8])
+        fit(build("mart", accumulate, [layer], run_eagerly=accumulate == 1), X[:8], Y[:8])
         assert float(layer.change) == 0  # both forward passes of a part draw the same
     alone, mean = (float(layer.drawn) for layer in layers)
     assert abs(mean - alone) > 1e-3

@@ -12,8 +12,7 @@ from keras_mart.attacks.inference import inference
 DECAY = 0.2
 SHAPE, CLASSES = (6, 6, 1), 3
 X, Y = images_and_labels(12)
-# Without a random start, since replicas draw other random numbers than one device.
-ATTACK = km.PGD(km.Linf(0.1), steps=1, step_size=0.05, start="zero")
+ATTACK = km.PGD(km.Linf(0.1), steps=1, step_size=0.05)
 
 
 def unbuilt():
@@ -42,8 +41,9 @@ class Subclassed(keras.Model):
         return {**super().get_config(), "units": self.units}
 
 
-def build(network=None, average=DECAY, **compile_arguments):
-    model = km.AT(network or conv_network(), ATTACK, seed=0, weight_average=average)
+def build(network=None, average=DECAY, attack=None, **compile_arguments):
+    arguments = {"seed": 0, "weight_average": average} | ({"attack": attack} if attack else {})
+    model = (km.AT if attack else km.Standard)(network or conv_network(), **arguments)
     model.compile(km.optimizers.SGD(0.1, momentum=0.9), **compile_arguments)
     return model
 
@@ -93,7 +93,7 @@ def test_the_average_after_each_step(arguments):
 
 
 def test_training_uses_the_raw_weights():
-    plain, averaging = build(average=None), build()
+    plain, averaging = build(average=None, attack=ATTACK), build(attack=ATTACK)
     assert plain.averaged_network is None
     assert fit(plain, epochs=2) == fit(averaging, epochs=2)
     close(averaging.network, plain.network.get_weights(), rtol=0, atol=0)
@@ -103,7 +103,7 @@ def test_training_uses_the_raw_weights():
 
 
 def test_evaluation_uses_the_average(tmp_path):
-    model = build()
+    model = build(attack=ATTACK)
     fit(model)
 
     def say(model):
@@ -116,7 +116,7 @@ def test_evaluation_uses_the_average(tmp_path):
 
     assert (model.predict(X, verbose=0).argmax(1) == 1).all()
     assert (np.argmax(model(X), axis=1) == 1).all()
-    judged = model.evaluate(X, Y, verbose=0, return_dict=True)
+    judged = model.evaluate(X, Y, batch_size=4, verbose=0, return_dict=True)
     assert judged["natural_accuracy"] == judged["adversarial_accuracy"] == pytest.approx(share)
     again = keras.callbacks.LambdaCallback(on_test_begin=lambda logs: say(model))  # after the epoch's steps
     history = fit(model, validation_data=(X, Y), callbacks=[again])
@@ -141,7 +141,7 @@ def called():
 
 @pytest.mark.parametrize("network", [unbuilt, called])
 def test_saved_and_loaded(network, tmp_path):
-    model = build(network())
+    model = build(network(), run_eagerly=True)
     fit(model)
     model.save(tmp_path / "run.keras")
     loaded = keras.saving.load_model(tmp_path / "run.keras")
@@ -154,14 +154,14 @@ def test_saved_and_loaded(network, tmp_path):
 
 
 def test_two_replicas_equal_one_device(two_replicas):
-    def run(strategy):
+    def run(strategy, **arguments):
         keras.utils.set_random_seed(0)
         with strategy.scope():
             network = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(CLASSES)])
-            model = build(network)
+            model = build(network, **arguments)
         return model, fit(model, batch_size=7, epochs=2)
 
-    one, two = run(tf.distribute.get_strategy()), run(two_replicas)
+    one, two = run(tf.distribute.get_strategy(), run_eagerly=True), run(two_replicas)
     close(two[0].averaged_network, one[0].averaged_network.get_weights(), atol=1e-5)
     for variable in two[0].averaged_network.weights:
         held = two_replicas.experimental_local_results(variable.value)
@@ -178,17 +178,15 @@ def test_two_replicas_equal_one_device(two_replicas):
 )
 def test_a_network_not_built_yet(network, first):
     model = build(network(), on_nan="skip")
-    wrong = np.full(len(X), np.nan, "float32")
+    wrong, options = np.full(len(X), np.nan, "float32"), {"batch_size": len(X), "verbose": 0}
     if first == "predict":
         model.predict(X, verbose=0)
     else:
-        getattr(model, first)(
-            X, Y, sample_weight=wrong, **({"batch_size": len(X), "verbose": 0} if first == "fit" else {})
-        )
+        getattr(model, first)(X, Y, sample_weight=wrong, **options if first == "fit" else {})
     close(model.averaged_network, model.network.get_weights(), rtol=0, atol=0)
     for variable in model.optimizer.variables:  # `skip` reverted all updates
         assert np.isfinite(np.asarray(variable.value)).all()
-    assert np.isfinite(fit(model)["loss"]).all()
+    assert np.isfinite(fit(model, sample_weight=np.ones_like(wrong), **options)["loss"]).all()
 
 
 def test_counters_are_copied():
@@ -229,6 +227,7 @@ LEVELS, L = np.arange(10), keras.layers
 KEEPERS = {
     "normalization": lambda: [adapted(L.Normalization())],
     "normalization inside": lambda: [keras.Sequential([keras.Input(SHAPE), adapted(L.Normalization(axis=None))])],
+    "given normalization": lambda: [L.Normalization(mean=0.4, variance=0.09)],
     "inverse normalization": lambda: [adapted(L.Normalization(invert=True))],
     "discretization": lambda: [adapted(L.Discretization(num_bins=4)), L.Rescaling(1.0)],
     "integer lookup": lambda: [Levels(), adapted(L.IntegerLookup(), LEVELS[2:7]), L.Rescaling(1.0)],
@@ -268,7 +267,7 @@ def test_the_copy_has_the_networks_outputs(name, tmp_path):
 
 
 def test_the_copy_of_a_network_of_keras_applications():
-    network = keras.applications.EfficientNetV2B0(
+    network = keras.applications.MobileNetV3Small(
         weights=None, classes=CLASSES, classifier_activation=None, input_shape=(32, 32, 3)
     )
     images = images_and_labels(2, (32, 32, 3))[0]

@@ -106,7 +106,7 @@ def test_what_is_frozen_stays_under_every_method(method):
     network = with_head(base_network())
     names = freeze(network, KINDS)
     model = wrapped(network, method, weight_perturbation=km.AWP(0.05), weight_average=0.5)
-    assert_trains_all_but(names, compiled(model, run_eagerly=method != "mart"))
+    assert_trains_all_but(names, compiled(model, run_eagerly=method != "mart"), batch_size=len(X))
     of_average = model.averaged_network.get_layer("base")
     for name in names:  # they were never anything else
         assert_kept(weights(network), of_average.get_layer(name))
@@ -121,14 +121,15 @@ def test_what_is_frozen_stays_in_any_precision(policy, folded):
     network = with_head(base_network())
     names = freeze(network)
     # In float16 the first steps overflow, until the loss's scale fits.
-    assert_trains_all_but(names, compiled(wrapped(network, weight_average=0.5)), epochs=5 if "16" in policy else 1)
+    model = compiled(wrapped(network, "standard", weight_average=0.5))
+    assert_trains_all_but(names, model, epochs=5 if policy == "mixed_float16" else 1)
 
 
 def test_what_is_frozen_stays_on_two_replicas(two_replicas):
     with two_replicas.scope():
         network = with_head(base_network())
         names = freeze(network, KINDS)
-        model = compiled(wrapped(network, weight_perturbation=km.AWP(0.05), weight_average=0.5))
+        model = compiled(wrapped(network, "standard", weight_average=0.5))
     before = weights(network)
     assert_trains_all_but(names, model)
     for variable in [each for name in names for each in network.get_layer("base").get_layer(name).weights]:
@@ -140,17 +141,17 @@ def test_what_is_frozen_stays_on_two_replicas(two_replicas):
 
 
 def test_a_base_is_frozen_and_freed_between_two_fits():
-    model = compiled(wrapped(with_head(base_network()), "standard", weight_average=0.5))
+    model = compiled(wrapped(with_head(base_network()), "standard", weight_average=0.5), run_eagerly=True)
     fit(model)
     names = freeze(model.network)
-    compiled(model)
+    compiled(model, run_eagerly=True)
     assert len(model.optimizer.variables) == 2 + 2  # iterations, learning rate; the head's velocities
     base, mean = (each.get_layer("base") for each in (model.network, model.averaged_network))
     apart = np.abs(mean.get_layer("free").kernel - base.get_layer("free").kernel).max()
     assert_trains_all_but(names, model)
     assert 0 < np.abs(mean.get_layer("free").kernel - base.get_layer("free").kernel).max() < apart
     base.trainable = True
-    compiled(model)
+    compiled(model, run_eagerly=True)
     assert_trains_all_but([], model)
 
 
@@ -238,7 +239,7 @@ def test_a_network_and_its_average_have_their_weights_in_one_order(when, is_buil
 def test_a_saved_model_stays_frozen(tmp_path):
     network = with_head(base_network(), training=False)  # no Dropout then, whose seeds are not saved
     names = freeze(network, KINDS)
-    model = compiled(wrapped(network, "standard", weight_average=0.5))
+    model = compiled(wrapped(network, "standard", weight_average=0.5), run_eagerly=True)
     fit(model)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -386,7 +387,7 @@ def test_a_base_that_is_called_in_evaluation_mode_keeps_its_statistics_and_train
     network = with_head(base_network(), training=False)
     model = wrapped(network, "trades", weight_perturbation=km.AWP(0.05), weight_average=0.5)
     before = weights(network)
-    fit(compiled(model, run_eagerly=True))
+    fit(compiled(model, run_eagerly=True), batch_size=len(X))
     for path, value in {**weights(network), **weights(model.averaged_network)}.items():
         assert (value == before[path]).all() == ("moving" in path), path
 
@@ -395,13 +396,14 @@ def test_a_base_that_is_called_in_evaluation_mode_keeps_its_statistics_and_train
 
 
 def test_the_guide_runs(tmp_path, monkeypatch, capsys):
-    """Its Python as it stands there, on two small batches of each split and for one epoch."""
+    """Its Python as it stands there, but for one eager epoch of two small batches, by attacks of one step."""
     monkeypatch.chdir(tmp_path)
     load = km.datasets.load
     monkeypatch.setattr(km.datasets, "load", lambda *args, **_: load(*args, batch_size=8).take(2))
     names = {}
     for example in re.findall(r"```python\n(.+?)```", GUIDE.read_text(), flags=re.DOTALL):
-        exec(compile(re.sub(r"epochs=\d+", "epochs=1", example), GUIDE.name, "exec"), names)
+        example = re.sub(r"compile\((.+)\)\n", r"compile(\1, run_eagerly=True)\n", example)
+        exec(compile(re.sub(r"(epochs|steps)=\d+", r"\1=1", example), GUIDE.name, "exec"), names)
     said = capsys.readouterr().out
     assert said.count("pgd20") == 4 and "before" in said and "robust" in said
     assert names["wrappable"].input_shape == (None, 16, 16, 3)

@@ -379,8 +379,8 @@ def test_disabled_and_enabled(enabled):
 
 
 def test_the_view_is_no_part_of_the_model(tmp_path):
-    model = km.MART(functional(conv_bn), km.PGD(km.L2(0.5), 1), seed=0)
-    model.compile("sgd")
+    model = km.AT(functional(conv_bn), km.PGD(km.L2(0.5), 1), seed=0)
+    model.compile("sgd", run_eagerly=True)
     paths = [variable.path for variable in model.variables]
     model.fit(X, Y, batch_size=4, verbose=0)
     model.attack(model, X, Y)

@@ -28,12 +28,15 @@ def all_of_it(case, model):
 @pytest.mark.parametrize("case", KINDS)
 def test_every_method_trains_with_all_options_and_resumes(case, tmp_path):
     model = build(case, metrics=["accuracy"], **all_of_it(case, build(case, compiled=False)))
-    x, y = X[:16], ONE_HOT[:16]
-    history = fit(case, model, x, y, validation_data=(x, y))
+    # Validation, and that a loaded model is compiled, depend on the method only in having an attack.
+    x, y, more = X[:16], ONE_HOT[:16], case in ("standard", "mart")
+    history = fit(case, model, x, y, validation_data=(x, y) if more else None)
     assert history["accuracy"] == history["natural_accuracy"]
     assert np.isfinite(list(history.values())).all()
     model.save(tmp_path / "run.keras")
     loaded = keras.saving.load_model(tmp_path / "run.keras")
+    for each in () if more else (model, loaded):
+        each.compile(each.optimizer, **EAGER)
     assert fit(case, model, x, y) == fit(case, loaded, x, y)
     same_weights(model, loaded)
 
@@ -150,14 +153,15 @@ class Thrice(km.TRADES):
 @pytest.mark.parametrize("options", [{"accumulate": 2}, {"jit_compile": True}])
 def test_a_loss_may_ask_for_further_forwards(options):
     layers = [keras.layers.Flatten(), keras.layers.Dropout(0.5), keras.layers.Dense(3)]
-    model = Thrice(keras.Sequential([keras.Input(X.shape[1:]), *layers]), ATTACK, seed=0)
+    model = Thrice(keras.Sequential([keras.Input(X.shape[1:]), *layers]), km.PGD(km.Linf(0.1), 1), seed=0)
     model.compile(keras.optimizers.SGD(0.1), **options)
     before = model.network.get_weights()[0]
     # All forward passes of a step draw the same random numbers: otherwise the loss would be in the thousands.
     assert fit("at", model, batch_size=11)["loss"][0] < 10
     assert not np.array_equal(model.network.get_weights()[0], before)
-    logits = model.predict(X, verbose=0)
-    assert model.evaluate(X, Y, verbose=0)[0] == pytest.approx(np.mean(logits**2), rel=1e-5)
+    if "accumulate" in options:  # which evaluation ignores; one program of XLA is enough
+        logits = model.predict(X, verbose=0)
+        assert model.evaluate(X, Y, verbose=0)[0] == pytest.approx(np.mean(logits**2), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def after_one_step(kind, decay, path, precision, strategy):
         model = km.Standard(keras.Sequential([*features, keras.layers.Dense(3, dtype=precision)]), seed=0)
         for variable in model.trainable_variables:
             variable.assign_add(tf.ones_like(variable.value))  # a bias of 0 would not decay
-        model.compile(kind(0.1, weight_decay=decay), decay_all=False)
+        model.compile(kind(0.1, weight_decay=decay), decay_all=False, run_eagerly=strategy is None)
         assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (precision == "mixed_float16")
         model.save(path / "model.keras")
         model = keras.saving.load_model(path / "model.keras")
@@ -217,7 +217,7 @@ def after_one_step(kind, decay, path, precision, strategy):
 
 @pytest.mark.parametrize(
     ("kind", "precision", "replicas"),
-    [(SGD, "float32", 2), (keras.optimizers.AdamW, "float32", 2), (keras.optimizers.Lion, "mixed_float16", 1)],
+    [(SGD, "float32", 2), (keras.optimizers.AdamW, "float32", 1), (keras.optimizers.Lion, "mixed_float16", 1)],
 )
 def test_biases_and_batch_normalisation_do_not_decay(kind, precision, replicas, request, tmp_path):
     strategy = request.getfixturevalue("two_replicas") if replicas == 2 else None

@@ -64,11 +64,10 @@ def test_parameter_counts_are_those_of_the_originals():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("num_classes", [2, 10])
-def test_output_is_one_logit_a_class(name, num_classes):
-    network = NETWORKS[name](num_classes=num_classes)
+def test_output_is_one_logit_a_class(name):
+    network = NETWORKS[name](num_classes=3)
     assert network.name.startswith(name)
-    assert network(images_for(network, count=1)).shape == (1, num_classes)
+    assert network(images_for(network, count=1)).shape == (1, 3)
 
 
 def test_defaults():
@@ -326,13 +325,17 @@ def test_larger_images_work():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_normalisation_comes_first(name):
+def test_normalisation_comes_first_and_is_saved_without_custom_objects(name, tmp_path):
     normalised, plain = NETWORKS[name](normalisation=CIFAR10), NETWORKS[name]()
     shake(normalised)
     plain.set_weights(normalised.get_weights())
     images = images_for(normalised)
     by_hand = (images - np.float32(CIFAR10[0])) / np.float32(CIFAR10[1])
     np.testing.assert_allclose(normalised(images), plain(by_hand), rtol=1e-3)
+    normalised.save(tmp_path / "network.keras")
+    again = keras.saving.load_model(tmp_path / "network.keras")
+    np.testing.assert_array_equal(normalised(images), again(images))
+    assert again.to_json() == normalised.to_json()
 
 
 def test_normalisation_takes_arrays_and_names():
@@ -351,17 +354,6 @@ def test_half_precision_gives_float32_logits(name):
     assert network(images_for(network)).dtype == "float32"
     assert all(variable.dtype == "float32" for variable in network.trainable_variables)
     assert network.layers[-2].compute_dtype == "bfloat16"
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_saved_and_loaded_without_custom_objects(name, tmp_path):
-    network = NETWORKS[name](normalisation=CIFAR10)
-    shake(network)
-    network.save(tmp_path / "network.keras")
-    again = keras.saving.load_model(tmp_path / "network.keras")
-    images = images_for(network)
-    np.testing.assert_array_equal(network(images), again(images))
-    assert again.to_json() == network.to_json()
 
 
 def with_keras_own(layer):
