@@ -29,13 +29,13 @@ ATTACKS = {
     "fgsm": km.FGSM,
     "pgd-uniform": pgd(),
     "pgd-gaussian": pgd(start="gaussian"),
-    "pgd-zero": pgd(start="zero"),
     "pgd-restarts": pgd(restarts=3),
-    "cw": pgd(km.CW),
+    "cw-zero": pgd(km.CW, start="zero"),
     "nfgsm": km.NFGSM,
 }
-RANDOM = ("nfgsm", "pgd-uniform", "pgd-gaussian", "pgd-restarts", "cw")
-THREATS = [km.Linf(0.1), km.L2(0.5)]
+RANDOM = ("nfgsm", "pgd-uniform", "pgd-gaussian", "pgd-restarts")
+THREAT = km.Linf(0.1)
+THREATS = [THREAT, km.L2(0.5)]
 every_threat = pytest.mark.parametrize("threat", THREATS, ids=repr)
 
 
@@ -49,6 +49,14 @@ def network():
     return keras.Sequential([keras.Input(X.shape[1:]), Counting(), conv_network()])
 
 
+@pytest.fixture
+def eagerly():
+    """Runs functions eagerly: tracing does not pay for a few steps on one network."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 # --- the contract of every attack ---
 
 
@@ -57,7 +65,7 @@ def test_stays_in_the_ball_and_the_box(name, threat, network):
     adversarial = ATTACKS[name](threat)(network, X, Y, seed=1)
     distance = threat.distance(adversarial, X)
     assert np.all(distance <= threat.epsilon + ROUNDING) and np.all(distance > threat.epsilon / 2)
-    assert np.min(adversarial) >= 0 and np.max(adversarial) <= 1
+    assert adversarial.dtype == "float32" and np.min(adversarial) >= 0 and np.max(adversarial) <= 1
 
 
 @every_attack
@@ -132,7 +140,7 @@ def test_new_weights_are_seen():
 
 def test_a_network_is_collected_after_an_attack():
     network = conv_network()
-    km.PGD(km.L2(0.5), 2, restarts=2)(network, X, Y)
+    km.PGD(km.Linf(0.1), 2, restarts=2)(network, X, Y)
     km.evaluate(network, (X, Y), {}, verbose=0)
     reference = weakref.ref(network)
     del network
@@ -154,11 +162,10 @@ class Subclassed(keras.Model):
         return self.dense(self.flatten(images))
 
 
-@every_threat
-def test_every_kind_of_network_gives_the_same_examples(threat):
+def test_every_kind_of_network_gives_the_same_examples():
     random = np.random.default_rng(0)
     weights, bias = random.normal(size=(36, 3)), random.normal(size=3)
-    attack = km.PGD(threat, 3)
+    attack = km.PGD(THREATS[0], 3)
     sequential = linear_network(weights, bias, X.shape[1:])
     functional = keras.Model(sequential.inputs, sequential.outputs)
     expected = attack(sequential, X, Y, seed=1)
@@ -200,9 +207,6 @@ def test_a_network_must_return_logits(ending):
         km.FGSM(THREATS[0])(network, X, Y)
 
 
-THREAT = km.Linf(0.1)
-
-
 @pytest.mark.parametrize(
     "build, message",
     [
@@ -230,11 +234,10 @@ INTERIOR, BINARY = images_and_labels(8, (12,), classes=2, low=0.3, high=0.7)  # 
 WEIGHTS = np.random.default_rng(1).normal(size=(12, 2)).astype("float32")
 CONVERGED = {
     "fgsm": km.FGSM,
-    "pgd-uniform": pgd(steps=40),
-    "pgd-gaussian": pgd(steps=40, start="gaussian"),
-    "pgd-zero": pgd(steps=40, start="zero"),
-    "pgd-restarts": pgd(steps=40, restarts=2),
-    "cw": pgd(km.CW, steps=40),
+    "pgd-uniform": lambda threat: km.PGD(threat, 10, step_size=threat.epsilon),
+    "pgd-gaussian": lambda threat: km.PGD(threat, 10, step_size=threat.epsilon, start="gaussian"),
+    "pgd-restarts": lambda threat: km.PGD(threat, 10, step_size=threat.epsilon, restarts=2),
+    "cw-zero": lambda threat: km.CW(threat, 10, step_size=threat.epsilon, start="zero"),
 }
 
 
@@ -245,7 +248,7 @@ def uphill(labels, weights=WEIGHTS):
 
 @pytest.mark.parametrize("threat", [km.Linf(0.1), km.L2(0.2)], ids=repr)
 @pytest.mark.parametrize("name", CONVERGED)
-def test_reaches_the_best_margin_of_a_linear_network(name, threat):
+def test_reaches_the_best_margin_of_a_linear_network(name, threat, eagerly):
     network = linear_network(WEIGHTS, [0.1, -0.1])
     adversarial = CONVERGED[name](threat)(network, INTERIOR, BINARY, seed=1)
     # The margin rises by epsilon times the dual norm of its gradient: L1 for Linf, L2 for L2.
@@ -290,7 +293,7 @@ def test_n_fgsm_steps_from_noise_and_is_projected_only_outside_training():
 
 @pytest.mark.parametrize("confidence, steepness", [(30, 1), (0, 200)], ids=["underflow", "overflow"])
 @pytest.mark.parametrize("name", CONVERGED)
-def test_a_float16_gradient_neither_underflows_nor_overflows(name, confidence, steepness):
+def test_a_float16_gradient_neither_underflows_nor_overflows(name, confidence, steepness, eagerly):
     # Logits (confidence, 0) on a grey image: at scale 1 the gradient of 30 underflows, at 1024 that of 200 overflows.
     weights = steepness * WEIGHTS[:, 1]
     network = linear_network(
@@ -310,13 +313,13 @@ def test_a_gradient_that_is_not_finite_counts_as_none(threat):
     np.testing.assert_allclose(threat.distance(found, grey), moved, atol=ROUNDING)
 
 
-def test_cw_climbs_the_margin_and_pgd_the_cross_entropy():
+def test_cw_climbs_the_margin_and_pgd_the_cross_entropy(eagerly):
     # At 0.5 the other classes have logits 0.5 and 0.4 and slopes 1 and -3: the larger logit rises to the right, their
     # sum of exponentials to the left.
     network = linear_network([[0, 1, -3]], [0, 0, 1.9])
     threat, images, labels = km.Linf(0.01), [[0.5]], [0]
-    np.testing.assert_allclose(km.CW(threat, start="zero")(network, images, labels), [[0.51]], atol=ROUNDING)
-    for attack in (km.FGSM(threat), km.PGD(threat, start="zero")):
+    np.testing.assert_allclose(km.CW(threat, 5, start="zero")(network, images, labels), [[0.51]], atol=ROUNDING)
+    for attack in (km.FGSM(threat), km.PGD(threat, 5, start="zero")):
         np.testing.assert_allclose(attack(network, images, labels), [[0.49]], atol=ROUNDING)
 
 
@@ -350,7 +353,7 @@ def test_restarts_keep_the_worst_of_each_example():
         return losses.cross_entropy(labels, network(candidates))
 
     def found(restarts):
-        attack = km.PGD(km.Linf(0.4), restarts=restarts)
+        attack = km.PGD(km.Linf(0.4), 5, restarts=restarts)
         return objective(attack.maximise(objective, tf.constant(images), seed=1))
 
     one, two, many = map(found, (1, 2, 10))
@@ -407,7 +410,7 @@ def test_default_steps_reach_the_far_side(kind, steps, share):
 
 @every_threat
 @pytest.mark.parametrize("steps", [2, 3, 7, 10, 20])
-def test_from_any_start_the_default_ends_in_the_worst_corner(steps, threat):
+def test_from_any_start_the_default_ends_in_the_worst_corner(steps, threat, eagerly):
     """On two classes that differ in one direction, where the worst image of the ball is known."""
     normal = np.float32([[0.5, -0.5]] * 5)
     network = linear_network(normal, [0, 0])
@@ -452,7 +455,7 @@ def fitted(model):
     return model.fit(X, Y, verbose=0)
 
 
-def test_the_largest_lengths_are_accepted():
+def test_the_largest_lengths_are_accepted(eagerly):
     for threat in (km.Linf(1), km.L2(6.0)):
         assert km.PGD(threat, 2, step_size=2 * threat.epsilon)(conv_network(), X, Y).shape == X.shape
     assert km.PGD(km.Linf(0), step_size=0.1).step_size == 0.1  # in a ball of radius 0 the step size does not matter
@@ -481,7 +484,7 @@ def test_a_changed_network_is_traced_again(change):
         )
 
     alter, classes = CHANGES[change]
-    attack = {"pgd": km.PGD(km.Linf(0.2), 2)}
+    attack = {"fgsm": km.FGSM(km.Linf(0.2))}
     network, fresh = build(), build()
     km.evaluate(network, (X, Y), attack, verbose=0)
     alter(network), alter(fresh)
@@ -492,7 +495,7 @@ def test_a_changed_network_is_traced_again(change):
     for name, predicted in expected.predictions.items():
         np.testing.assert_array_equal(table.predictions[name], predicted)
     with pytest.raises(ValueError, match=rf"Labels must lie in \[0, {classes}\)"):
-        attack["pgd"](network, X, labels + 1)
+        attack["fgsm"](network, X, labels + 1)
 
 
 def test_the_cache_of_a_network_is_dropped_with_its_variables():
@@ -511,11 +514,11 @@ def test_the_cache_of_a_network_is_dropped_with_its_variables():
 
 @pytest.mark.parametrize("threat", [km.Linf(0.05), km.L2(0.5)], ids=repr)
 def test_square_on_images_with_their_channels_first(threat):
-    shape = (12, 10, 3)
-    network = conv_network(shape)
+    shape = (7, 6, 3)
+    network = linear_network(np.random.default_rng(1).normal(size=(126, 3)), np.zeros(3), shape)
     images, _ = images_and_labels(shape=shape, examples=16)
     labels = np.argmax(network(images), -1)
-    turned = keras.Input((3, 12, 10))
+    turned = keras.Input((3, 7, 6))
     first = keras.Model(turned, network(keras.layers.Permute((2, 3, 1))(turned)))
     attack = km.Square(threat, 150)
     expected = np.asarray(attack(network, images, labels, seed=1))
@@ -527,10 +530,9 @@ def test_square_on_images_with_their_channels_first(threat):
 # --- rounding ---
 
 
-@pytest.mark.parametrize("off", [-2.98e-8, -9e-7, 1 + 1.2e-7, 1 + 9e-7])
-def test_rounding_is_clipped(off):
+def test_rounding_is_clipped():
     images = X.copy()
-    images[0, 0, 0, 0] = off
+    images[:4, 0, 0, 0] = [-2.98e-8, -9e-7, 1 + 1.2e-7, 1 + 9e-7]
     network = conv_network()
     adversarial = np.asarray(km.PGD(km.Linf(0.1), 1)(network, images, Y, seed=0))
     assert adversarial.min() >= 0 and adversarial.max() <= 1
@@ -564,7 +566,7 @@ def test_more_than_rounding_is_refused_with_enough_digits(off, shown):
 # Name to (attack, number of loops, number of loops of unknown length: FAB's projections end when they have converged).
 LOOPS = {
     "pgd": (km.PGD(km.Linf(0.1), 7, restarts=3), 2, 0),
-    "l2": (km.PGD(km.L2(0.5), 7), 1, 0),
+    "l2": (km.PGD(km.L2(0.5), 7, start="zero"), 1, 0),
     "apgd-ce": (km.APGDCE(km.Linf(0.1), 7, gradient_samples=2), 3, 0),
     "apgd-t": (km.APGDT(km.Linf(0.1), 7), 1, 0),
     "fab-t": (km.FABT(km.Linf(0.1), 7), 3, 2),
@@ -602,12 +604,10 @@ class NotCompilable(keras.layers.Layer):
     """Calls Python, which XLA cannot compile."""
 
     def call(self, images):
-        images = tf.ensure_shape(tf.numpy_function(lambda each: each, [images], "float32"), images.shape)
-        return images
+        return tf.ensure_shape(tf.numpy_function(lambda each: each, [images], "float32"), images.shape)
 
 
-@pytest.mark.parametrize("preferred", [False, True])
-@pytest.mark.parametrize("choice", ["auto", True, False])
+@pytest.mark.parametrize(("choice", "preferred"), [("auto", False), ("auto", True), (True, False), (False, True)])
 def test_xla_compiles_attacks_as_compile_says(choice, preferred, monkeypatch):
     monkeypatch.setattr("keras_mart.distribution.prefers_xla", lambda: preferred)
     layers = [NotCompilable(), keras.layers.Flatten(), keras.layers.Dense(3)]

@@ -17,15 +17,14 @@ KEYS = ["val_fgsm_accuracy", "val_start_accuracy"]
 
 
 class Recorder(keras.callbacks.Callback):
-    """Keeps each epoch's logs as seen at its position in the list, and the result of `evaluate` at that time."""
+    """Keeps each epoch's logs as seen at its position in the list."""
 
     def __init__(self):
         super().__init__()
-        self.logs, self.tables = [], []
+        self.logs = []
 
     def on_epoch_end(self, epoch, logs=None):
         self.logs.append(dict(logs))
-        self.tables.append(km.evaluate(self.model, (IMAGES, LABELS), ATTACKS, seed=3, verbose=0))
 
 
 def fit(*callbacks, epochs, wrapped=False):
@@ -37,9 +36,7 @@ def fit(*callbacks, epochs, wrapped=False):
     return model.fit(IMAGES, LABELS, epochs=epochs, batch_size=10, verbose=0, callbacks=list(callbacks))
 
 
-@pytest.mark.parametrize(
-    "every, epochs, measured", [(1, 3, [1, 2, 3]), (2, 5, [1, 2, 4, 5]), (3, 7, [1, 3, 6, 7]), (5, 1, [1])]
-)
+@pytest.mark.parametrize("every, epochs, measured", [(3, 7, [1, 3, 6, 7]), (5, 1, [1])])
 def test_measures_after_the_first_epoch_every_nth_and_the_last(every, epochs, measured):
     recorder = Recorder()
     fit(km.RobustAccuracy((IMAGES, LABELS), ATTACKS, every, verbose=0), recorder, epochs=epochs)
@@ -59,11 +56,14 @@ def test_measures_when_an_earlier_callback_stops_training():
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_the_value_equals_that_of_evaluate(wrapped):
-    recorder = Recorder()
+    tables, evaluating = [], keras.callbacks.Callback()
+    evaluating.on_epoch_end = lambda epoch, logs: tables.append(
+        km.evaluate(evaluating.model, (IMAGES, LABELS), ATTACKS, seed=3, verbose=0)
+    )
     robust_accuracy = km.RobustAccuracy((IMAGES, LABELS), ATTACKS, seed=3, verbose=0)
-    history = fit(robust_accuracy, recorder, epochs=8, wrapped=wrapped).history
+    history = fit(robust_accuracy, evaluating, epochs=8, wrapped=wrapped).history
     for name in ATTACKS:
-        assert history[f"val_{name}_accuracy"] == [table[name] for table in recorder.tables]
+        assert history[f"val_{name}_accuracy"] == [table[name] for table in tables]
         assert len(set(history[f"val_{name}_accuracy"])) > 2  # it changes with the weights
 
 

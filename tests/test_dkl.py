@@ -13,10 +13,10 @@ from keras_mart import losses
 UNIFORM = np.full((CLASSES, CLASSES), 1 / CLASSES)
 
 
-def still(wrapped):
+def still(wrapped, **arguments):
     """Returns a model that does not change: its learning rate is 0."""
     model = km.DKL(wrapped, ATTACK, seed=0)
-    model.compile(keras.optimizers.SGD(0.0))
+    model.compile(keras.optimizers.SGD(0.0), **arguments)
     return model
 
 
@@ -73,6 +73,6 @@ def test_a_subclassed_network_gets_its_class_means_when_it_is_built(called):
     wrapped = Plain()
     if called:
         wrapped(X)
-    model = still(wrapped)
+    model = still(wrapped, run_eagerly=True)
     fit("dkl", model)
     assert model.class_sums.shape == (CLASSES, CLASSES)

@@ -170,15 +170,16 @@ def test_shows_each_round_on_a_terminal(monkeypatch, capsys):
 
 
 def test_the_seed_decides(threshold):
-    # The steps are too small to matter: the result depends on the random start, which differs in 40 equal batches.
-    data, attacks = (np.full((40, 1), 0.45), np.zeros(40, int)), {"start": km.PGD(km.Linf(0.1), 1, step_size=1e-9)}
+    # The steps are too small to matter: the result depends on the random start, which differs in 20 equal batches.
+    data, attacks = (np.full((20, 1), 0.45), np.zeros(20, int)), {"start": km.PGD(km.Linf(0.1), 1, step_size=1e-9)}
 
     def accuracy(**seed):
         return km.evaluate(threshold, data, attacks, batch_size=1, verbose=0, **seed)["start"]
 
-    assert accuracy(seed=1) == accuracy(seed=1) and accuracy() == accuracy(seed=0)
-    assert len({accuracy(seed=seed) for seed in range(5)}) > 1
-    assert 0 < accuracy() < 1
+    first, *others = (accuracy(seed=seed) for seed in range(3))
+    assert accuracy(seed=1) == others[0] and accuracy() == first
+    assert {first} < {first, *others}
+    assert 0 < first < 1
 
 
 # --- the table ---
@@ -395,9 +396,8 @@ def test_an_epsilon_of_0_gives_the_natural_accuracy(threat):
     images = np.random.default_rng(0).random((12, *shape), "float32")
     labels = np.argmax(network(images), axis=1)
     labels[:3] = (labels[:3] + 1) % 4
-    names = ["paper", "apgd", "square", "autoattack"]
-    attacks = presets(names, threat)
+    attacks = presets(["pgd20", "apgd"], threat)
     attacks["square"] = km.Square(threat, 3)
-    attacks["autoattack"] = km.AutoAttack(threat, ["apgd-ce", "apgd-t", "fab-t"])
+    attacks["autoattack"] = km.AutoAttack(threat, ["apgd-ce", "fab-t"])
     table = km.evaluate(network, (images, labels), attacks, verbose=0)
     assert set(table.accuracy.values()) == {9 / 12}

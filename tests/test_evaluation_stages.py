@@ -81,8 +81,8 @@ def test_replicas_share_the_batches(two_replicas, network, labels):
     with two_replicas.scope():
         copy = conv_network()
     copy.set_weights(network.get_weights())
-    for size in (128, 4, 1):
-        assert same(evaluate(copy, labels, batch_size=size), evaluate(network, labels, batch_size=size))
+    for size in (128, 1):  # 13 examples do not divide evenly; one leaves a replica without any
+        assert same(evaluate(copy, labels, batch_size=size), evaluate(network, labels))
 
 
 def test_every_replica_works(two_replicas):
@@ -156,7 +156,7 @@ def other_weights():
 CHANGES = {
     "architecture_sha256": lambda given: given.update(network=km.networks.on_unit_images(given["network"], scale=2)),
     "weights_sha256": lambda given: given.update(network=other_weights()),
-    "data_sha256": lambda given: given.update(data=(X * 0.5, given["data"][1])),
+    "data_sha256": lambda given: given.update(data=(X[:2] * 0.5, given["data"][1])),
     "attacks": lambda given: given.update(attacks=attacks(km.Linf(0.08))),
     "seed": lambda given: given.update(seed=1),
     "stop_early": lambda given: given.update(stop_early=True),
@@ -165,7 +165,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_state_of_another_evaluation_is_refused(name, network, labels, tmp_path):
-    given = {"network": network, "data": (X, labels), "attacks": attacks(LINF), "seed": 0}
+    given = {"network": network, "data": (X[:2], labels[:2]), "attacks": attacks(LINF), "seed": 0}
     record = km.evaluate(network, given["data"], given["attacks"], seed=0, verbose=0).record
     (tmp_path / states.ARGUMENTS).write_text(json.dumps(record))
     CHANGES[name](given)
@@ -207,14 +207,14 @@ def half(policy="mixed_bfloat16"):
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "bfloat16"])
 def test_a_network_of_lower_precision_is_evaluated_in_float32(policy, network, labels):
-    lower, expected = half(policy), evaluate(network, labels)
+    lower, pgd = half(policy), {"pgd": km.PGD(LINF, 2)}
     lower.set_weights(network.get_weights())
     assert precision_of(lower) == policy.removeprefix("mixed_")
-    table = evaluate(lower, labels)
+    table = km.evaluate(lower, (X, labels), pgd, verbose=0)
     assert table.record["precision"] == "float32" and with_precision(lower, None) is lower
     if policy.startswith("mixed"):  # the weights are float32
-        assert same(table, expected)
-    unchanged = km.evaluate(lower, (X, labels), {"pgd": km.PGD(LINF, 2)}, verbose=0, precision=None)
+        assert same(table, km.evaluate(network, (X, labels), pgd, verbose=0))
+    unchanged = km.evaluate(lower, (X, labels), pgd, verbose=0, precision=None)
     assert unchanged.record["precision"] == policy.removeprefix("mixed_")
 
 

@@ -57,7 +57,7 @@ def test_the_teacher_stays_in_evaluation_mode_and_is_saved(case, tmp_path):
     student.trainable = False
     student.trainable = True  # unfreezes the teacher's layers too
     student.compile(km.optimizers.SGD(0.1, weight_decay=0.1), run_eagerly=True)
-    fit(case, student, epochs=2)
+    fit(case, student)
     same_weights(student.teacher, learned)
     assert student.teacher is not learned and not student.teacher.trainable_variables
     np.testing.assert_allclose(student.teacher_logits(X), learned(X, training=False), atol=1e-5)

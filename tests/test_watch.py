@@ -104,7 +104,7 @@ def test_a_failure_is_forwarded_with_its_reason(victim, after, cluster):
 @pytest.mark.parametrize("first", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_ends_at_different_times_are_no_loss(first, cluster):
     workers = cluster(3)
-    workers.run(f"time.sleep(0 if me == {first} else 4)\nsys.exit(3 if me == {first} else 0)")
+    workers.run(f"time.sleep(0 if me == {first} else 3)\nsys.exit(3 if me == {first} else 0)")
     assert [workers.end(index)[0] for index in range(3)] == [3 if index == first else 0 for index in range(3)]
 
 
@@ -116,13 +116,13 @@ def test_the_end_of_a_worker_is_passed_on_once(cluster):
 
 def test_a_busy_worker_is_no_loss(cluster):
     workers = cluster(2)
-    workers.run("end = time.monotonic() + 4\nwhile time.monotonic() < end: sum(range(1000))")
+    workers.run("end = time.monotonic() + 3\nwhile time.monotonic() < end: sum(range(1000))")
     assert [workers.end(index)[0] for index in range(2)] == [0, 0]
 
 
 def test_an_error_of_a_collective_operation_waits_for_the_loss(cluster):
     workers = cluster(2)
-    workers.run("if me: sys.exit(0)\ntime.sleep(1)\nraise UnavailableError('something went away')")
+    workers.run("if me: sys.exit(0)\ntime.sleep(0.3)\nraise UnavailableError('something went away')")
     status, err = workers.end(0)
     assert status == watch.WORKER_LOST
     assert f"worker 1 ({workers.addresses[1]}) ended before this one" in err
@@ -153,7 +153,7 @@ def test_a_worker_that_does_not_connect_is_named(absent, cluster):
 def test_a_late_start_is_waited_for(last, cluster):
     workers = cluster(2)
     workers.start(1 - last, CONNECT)
-    time.sleep(1.5)
+    time.sleep(0.8)
     workers.start(last, CONNECT)
     assert [workers.end(index)[0] for index in range(2)] == [0, 0]
 
@@ -161,7 +161,7 @@ def test_a_late_start_is_waited_for(last, cluster):
 def test_the_port_is_free_again_for_tensorflow(cluster):
     workers = cluster(2)
     workers.run(
-        "import socket\nif me == 0: socket.create_server(('', watch.split(addresses[0])[1])).close()\ntime.sleep(1)"
+        "import socket\nif me == 0: socket.create_server(('', watch.split(addresses[0])[1])).close()\ntime.sleep(0.3)"
     )
     assert [workers.end(index)[0] for index in range(2)] == [0, 0]
 
