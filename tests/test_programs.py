@@ -68,9 +68,10 @@ labels = {name.replace("x", "y"): np.arange(len(images)) % 3 for name, images in
 np.savez(f"{sys.argv[1]}/data.npz", **data, **labels)  # 56 to train on, 6 for validation
 load = lambda split: km.datasets.load(f"npz:{sys.argv[1]}/data.npz", split, batch_size=10 if split == "train" else 4)
 network = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
-model = km.MART(network, km.PGD(km.Linf(0.1), steps=2), seed=0)
+pgd = km.PGD(km.Linf(0.1), steps=2, start="zero")
+model = km.MART(network, pgd, seed=0)
 model.compile("sgd", jit_compile=True)
-attacks = {"pgd": km.PGD(km.Linf(0.1), steps=2), "fgsm": km.FGSM(km.Linf(0.1))}
+attacks = {"pgd": pgd, "fgsm": km.FGSM(km.Linf(0.1))}
 robust = km.RobustAccuracy(load("validation"), attacks, verbose=0)
 model.fit(load("train"), validation_data=load("validation"), epochs=2, verbose=0, callbacks=[robust])
 """
