@@ -83,9 +83,14 @@ def shares(labels: ArrayLike, classes: int) -> Tensor:
     return ops.cast(labels, "float32") if are_soft(labels) else ops.one_hot(hard(labels), classes, dtype="float32")
 
 
+def _shares_for(labels, values):
+    """Returns the `shares` of labels for [batch, classes] values, whose number of classes may be unknown in a graph."""
+    return shares(labels, values.shape[-1] or ops.shape(values)[-1])
+
+
 def _one_hot(labels, logits):
     """Returns [batch, classes]: 1 at the label, 0 elsewhere. Of soft labels the largest share counts as the label."""
-    return shares(hard(labels), logits.shape[-1])
+    return _shares_for(hard(labels), logits)
 
 
 def _mean(label_shares, values):
@@ -113,7 +118,7 @@ def cross_entropy(labels: ArrayLike, logits: ArrayLike) -> Tensor:
     if not are_soft(ops.convert_to_tensor(labels)):
         return value
     logits = _float32(logits)
-    return value + _mean(_one_hot(labels, logits), logits) - _mean(shares(labels, logits.shape[-1]), logits)
+    return value + _mean(_one_hot(labels, logits), logits) - _mean(_shares_for(labels, logits), logits)
 
 
 def margin(labels: ArrayLike, logits: ArrayLike) -> Tensor:
@@ -200,7 +205,7 @@ def boosted_cross_entropy(labels: ArrayLike, adversarial: ArrayLike) -> Tensor:
     probabilities = ops.softmax(_float32(adversarial))
     top = _one_hot(probabilities, probabilities)
     first, second = _mean(top, probabilities), ops.max(_without(top, probabilities), axis=-1)
-    share = _mean(top, shares(labels, probabilities.shape[-1]))
+    share = _mean(top, _shares_for(labels, probabilities))
     boost = (1.0 - share) * ops.log(BOOST_OFFSET - first) + share * ops.log(BOOST_OFFSET - second)
     return cross_entropy(labels, adversarial) - boost
 
@@ -208,7 +213,7 @@ def boosted_cross_entropy(labels: ArrayLike, adversarial: ArrayLike) -> Tensor:
 def misclassification_weight(labels: ArrayLike, natural: ArrayLike) -> Tensor:
     """Computes MART's weight: 1 - p_y, near 1 for a misclassified example; for soft labels 1 - sum of t_k p_k."""
     probabilities = ops.softmax(_float32(natural))
-    return 1.0 - _mean(shares(labels, probabilities.shape[-1]), probabilities)
+    return 1.0 - _mean(_shares_for(labels, probabilities), probabilities)
 
 
 def mart(labels: ArrayLike, natural: ArrayLike, adversarial: ArrayLike, beta: Scalar) -> Tensor:

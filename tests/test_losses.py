@@ -236,6 +236,13 @@ def test_low_precision_logits_are_computed_in_float32(formula, dtype):
     np.testing.assert_array_equal(values, loss(formula, labels, *(tf.cast(each, "float32") for each in logits)))
 
 
+@pytest.mark.parametrize("formula", TERMS, ids=lambda formula: formula.__name__)
+def test_the_number_of_classes_may_be_unknown_in_a_graph(formula):
+    labels, *logits = labels_and_logits(5)
+    traced = tf.function(lambda *logits: loss(formula, labels, *logits), [tf.TensorSpec([None, None])] * 2)
+    np.testing.assert_allclose(traced(*logits), loss(formula, labels, *logits), rtol=1e-6)
+
+
 # --- the objectives of AutoAttack, which take targets ---
 
 
