@@ -389,7 +389,8 @@ def test_auto_pgd_takes_an_epsilon_for_each_example(norm):
 
 
 def test_a_gradient_is_the_mean_of_its_samples():
-    slopes, calls = [1.0, 2.0, 6.0], []
+    slopes = [1.0, 2.0, 6.0]
+    calls = []
 
     def objective(images):
         calls.append(slopes[len(calls) % 3])
@@ -628,7 +629,8 @@ def test_each_round_of_an_attack_has_other_seeds(monkeypatch, eagerly):
     monkeypatch.setattr(apgd, "adversarial", recording)
     network, images, labels = linear(3)
     km.APGDT(LINF, 1)(network, images, labels, seed=1)
-    assert np.all(seeds[0][:, 0] != seeds[1][:, 0]) and np.all(seeds[0][:, 1] == seeds[1][:, 1])
+    first, second = seeds
+    assert np.all(first[:, 0] != second[:, 0]) and np.all(first[:, 1] == second[:, 1])
 
 
 class Creeping(Recording):

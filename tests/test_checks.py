@@ -200,10 +200,8 @@ def test_a_sequence_is_evaluated_whole():
 def test_dictionaries_of_tensorflow_datasets_are_taken_everywhere():
     usual = build(km.Standard)
     expected = usual.fit(batches(), validation_data=batches(), epochs=2, verbose=0).history
-    values, expected_table = (
-        usual.evaluate(batches(), verbose=0),
-        km.evaluate(usual, batches(), {"p": ATTACK}, verbose=0),
-    )
+    values = usual.evaluate(batches(), verbose=0)
+    expected_table = km.evaluate(usual, batches(), {"p": ATTACK}, verbose=0)
     for more in ({}, {"id": np.arange(12)}):
         data = tf.data.Dataset.from_tensor_slices({"image": X, "label": Y, **more}).batch(4)
         model = build(km.Standard)

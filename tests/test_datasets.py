@@ -311,6 +311,7 @@ def test_an_augmentation_is_a_function_of_the_seed_the_epoch_and_the_batch(npz, 
     other = next(whole.as_numpy_iterator())[0]
     now = 1
     elements = list(whole.as_numpy_iterator())
+    np.testing.assert_array_equal(next(whole.as_numpy_iterator())[0], elements[0][0])
     assert np.any(other != elements[0][0])
     for expected, got in zip(elements[2:], rest.as_numpy_iterator(), strict=True):
         tf.nest.map_structure(np.testing.assert_array_equal, expected, got)

@@ -35,8 +35,9 @@ def test_every_method_trains_with_all_options_and_resumes(case, tmp_path):
     assert np.isfinite(list(history.values())).all()
     model.save(tmp_path / "run.keras")
     loaded = keras.saving.load_model(tmp_path / "run.keras")
-    for each in () if more else (model, loaded):
-        each.compile(each.optimizer, **EAGER)
+    if not more:
+        for each in (model, loaded):
+            each.compile(each.optimizer, **EAGER)
     assert fit(case, model, x, y) == fit(case, loaded, x, y)
     same_weights(model, loaded)
 

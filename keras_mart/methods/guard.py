@@ -89,7 +89,7 @@ def revert_unless(counts, variables, compiled=lambda function: function):
         compiled: compiles a function of tensors into one program, where that pays.
     """
     variables = list({id(each): each for each in variables}.values())
-    # Without the dependency, the copies are made early, and take memory during the whole step.
+    # Without the dependency, the values are read early, and take memory during the whole step.
     with tf.control_dependencies([counts]):
         before = [tf.convert_to_tensor(each) for each in variables]
     yield
