@@ -25,7 +25,8 @@ def train():
     print(km.distribution.describe(strategy), flush=True)
     keras.utils.set_random_seed(0)  # gives all workers the same initial weights
     with strategy.scope():
-        network = km.zoo.wide_resnet(10, 1, input_shape=(8, 8, 1))
+        layers = [keras.layers.Flatten(), keras.layers.Dense(128, "relu"), keras.layers.Dense(10)]
+        network = keras.Sequential([keras.Input((8, 8, 1)), *layers])
         model = km.TRADES(network, km.PGD(km.Linf(0.15), steps=5), beta=6.0)
         model.compile(km.optimizers.SGD(0.1, momentum=0.9))
     data = km.datasets.load("digits", "train", batch_size=64)  # 64 images for all workers together
