@@ -20,7 +20,7 @@ quickstart: .venv/installed
 	$(BIN)/python -m keras_mart.main --flagfile=configs/digits.cfg --resume
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n auto --dist=worksteal
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .

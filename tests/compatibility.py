@@ -53,7 +53,7 @@ def row(versions):
     folder = python.parents[1]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
     found = subprocess.run([python, "-c", INSTALLED], capture_output=True, text=True, check=True, env=variables)
-    command = [python, "-m", "pytest", "-n", "auto", f"--junitxml={folder}/tests.xml", *CORE]
+    command = [python, "-m", "pytest", "-n", "auto", "--maxprocesses=4", f"--junitxml={folder}/tests.xml", *CORE]
     (folder / "tests.xml").unlink(missing_ok=True)  # from an earlier run, in case this one is interrupted
     with open(folder / "tests.log", "w") as log:
         subprocess.run(command, cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT, check=False)

@@ -19,11 +19,6 @@ CPU = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(CPU, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 
-def pytest_xdist_auto_num_workers():
-    """Returns the number of workers for `-n auto`: one more than there are cores, as tests wait for processes."""
-    return min((os.cpu_count() or 1) + 1, 4)
-
-
 @pytest.fixture(scope="session")
 def two_replicas():
     """A strategy over both devices; one for the session, since the collectives of two strategies collide."""
